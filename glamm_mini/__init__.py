@@ -1,0 +1,56 @@
+"""GLaMM in small: a model that answers in words and pixels, as a library you can read and a course you can run.
+
+    import glamm_mini
+
+    glamm = glamm_mini.load("tiny")
+    answer = glamm.describe("picture.png")
+    answer.save("answer.png")
+
+The public names below are imported when first used, so that `import glamm_mini` itself takes no time.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from glamm_mini.assistant import Assistant, GroundedAnswer, GroundedPhrase, Request, load
+    from glamm_mini.config import GlammConfig
+    from glamm_mini.model.glamm import GlammForConditionalGeneration
+    from glamm_mini.processor import GlammProcessor
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "load": "glamm_mini.assistant",
+    "Assistant": "glamm_mini.assistant",
+    "GroundedAnswer": "glamm_mini.assistant",
+    "GroundedPhrase": "glamm_mini.assistant",
+    "Request": "glamm_mini.assistant",
+    "GlammConfig": "glamm_mini.config",
+    "GlammForConditionalGeneration": "glamm_mini.model.glamm",
+    "GlammProcessor": "glamm_mini.processor",
+}
+
+__all__ = [
+    "Assistant",
+    "GlammConfig",
+    "GlammForConditionalGeneration",
+    "GlammProcessor",
+    "GroundedAnswer",
+    "GroundedPhrase",
+    "Request",
+    "__version__",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"glamm_mini has no name {name!r}; it offers {', '.join(sorted(_HOMES))}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(_HOMES))

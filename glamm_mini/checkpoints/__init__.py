@@ -1,0 +1,1 @@
+"""Saved models: the official checkpoints' names and shapes beside ours."""

@@ -1,0 +1,1 @@
+"""The command `glamm-mini`: main.py lists the commands, one file holds each."""

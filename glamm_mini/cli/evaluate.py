@@ -1,0 +1,229 @@
+"""`glamm-mini predict`, `score` and `evaluate`: ask a model about a whole split, and measure the answers."""
+
+import contextlib
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from glamm_mini.evaluation import SIMILARITIES, TASKS, predict_samples, score_folder
+from glamm_mini.evaluation.predict import fingerprint
+from glamm_mini.evaluation.processes import Processes, find_processes
+from glamm_mini.evaluation.records import check_task
+from glamm_mini.evaluation.score import PROTOCOLS
+
+Task = Annotated[str, typer.Argument(help=f"One of: {', '.join(TASKS)}.")]
+Model = Annotated[str, typer.Option(help="A size, a checkpoint folder or a hub id.")]
+Data = Annotated[str, typer.Option(help="The data set: storybook.")]
+Split = Annotated[str, typer.Option(help="The split, such as val, test or compositional.")]
+Seed = Annotated[int, typer.Option(help="Seed of the pictures, and of the expressions drawn by official refseg.")]
+Limit = Annotated[int, typer.Option(min=1, help="How many pictures.")]
+LongSide = Annotated[int, typer.Option(min=32, help="Longer side of the pictures, in pixels.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="How many questions to ask at once.")]
+Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda:0; chosen for you if left out.")]
+Protocol = Annotated[str, typer.Option(help=f"One of: {', '.join(PROTOCOLS)}.")]
+SimilarityName = Annotated[
+    str | None,
+    typer.Option(
+        "--similarity",
+        help=f"When two phrases mean the same, one of: {', '.join(SIMILARITIES)}. By default storybook for "
+        "storybook, else bert.",
+    ),
+]
+Json = Annotated[str | None, typer.Option("--json", help="Write the figures as one line of JSON to this file, or -.")]
+NoMeteor = Annotated[bool, typer.Option("--no-meteor", help="Leave METEOR out: its Java start takes ten seconds.")]
+
+
+def predict(
+    task: Task,
+    out: Annotated[Path, typer.Option(help="Folder for the predictions; run again to go on.")],
+    model: Model = "tiny",
+    data: Data = "storybook",
+    split: Split = "test",
+    seed: Seed = 0,
+    limit: Limit = 100,
+    long_side: LongSide = 256,
+    batch_size: BatchSize = 16,
+    device: Device = None,
+) -> None:
+    """Write a model's predictions for a task, with the ground truth beside them in OUT/ground_truth."""
+    check_arguments(task, data, split)
+    _predict(find_processes(), task, out, model, data, split, seed, limit, long_side, batch_size, device)
+
+
+def score(
+    task: Task,
+    predictions: Annotated[Path, typer.Option(help="Folder that `predict` wrote, or predictions in its formats.")],
+    split: Split,
+    ground_truth: Annotated[
+        Path | None, typer.Option(help="Folder of the ground truth; by default PREDICTIONS/ground_truth.")
+    ] = None,
+    protocol: Protocol = "both",
+    similarity: SimilarityName = None,
+    json_file: Json = None,
+    no_meteor: NoMeteor = False,
+) -> None:
+    """Score written predictions by the official and the fixed protocol, side by side."""
+    with _clean_stdout(json_file):
+        ground_truth = ground_truth or predictions / "ground_truth"
+        figures = _score(task, predictions, ground_truth, split, protocol, similarity, no_meteor)
+    report(figures, json_file)
+
+
+def evaluate(
+    task: Task,
+    model: Model = "tiny",
+    data: Data = "storybook",
+    split: Split = "test",
+    seed: Seed = 0,
+    limit: Limit = 100,
+    long_side: LongSide = 256,
+    batch_size: BatchSize = 16,
+    device: Device = None,
+    protocol: Protocol = "both",
+    similarity: SimilarityName = None,
+    json_file: Json = None,
+    no_meteor: NoMeteor = False,
+    out: Annotated[Path | None, typer.Option(help="Keep the predictions in this folder.")] = None,
+) -> None:
+    """Predict and score in one go."""
+    check_arguments(task, data, split, protocol, similarity)
+    processes = find_processes()
+    figures = None
+    with _clean_stdout(json_file), contextlib.ExitStack() as stack:
+        if out is None and processes.is_first:
+            out = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="glamm-mini-")))
+        out = processes.share(out)
+        _predict(processes, task, out, model, data, split, seed, limit, long_side, batch_size, device)
+        if processes.is_first:
+            figures = _score(task, out, out / "ground_truth", split, protocol, similarity, no_meteor)
+    if figures is not None:
+        report(figures, json_file)
+
+
+def check_arguments(
+    task: str, data: str, split: str, protocol: str = "both", similarity: str | None = None
+) -> None:
+    """Raises ValueError for what can be known to be wrong before a model is loaded."""
+    from glamm_mini.datasets.storybook.vocabulary import SPLITS
+
+    check_task(task)
+    if data != "storybook":
+        raise ValueError(
+            f"Unknown data {data!r}: predictions can be made on 'storybook'. For predictions and ground truth that "
+            "you already have as files, use `glamm-mini score`."
+        )
+    if split not in SPLITS:
+        raise ValueError(f"Unknown split {split!r} of storybook; choose one of: {', '.join(SPLITS)}.")
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"Unknown protocol {protocol!r}; choose one of: {', '.join(PROTOCOLS)}.")
+    if similarity is not None and similarity not in SIMILARITIES:
+        raise ValueError(f"Unknown similarity {similarity!r}; choose one of: {', '.join(SIMILARITIES)}.")
+
+
+def _predict(
+    processes: Processes, task: str, out: Path, model: str, data: str, split: str, seed: int, limit: int,
+    long_side: int, batch_size: int, device: str | None,
+) -> None:  # fmt: skip
+    from glamm_mini.assistant import load
+    from glamm_mini.datasets.storybook.dataset import evaluation_samples
+    from glamm_mini.datasets.storybook.vocabulary import WORLD_VERSION
+
+    settings = {"task": task, "model": model, "data": data, "world": WORLD_VERSION, "split": split, "seed": seed}
+    settings |= {"limit": limit, "long_side": long_side}
+    glamm = load(model, device=device or processes.device)
+    settings["weights"] = fingerprint(glamm)
+    own = len(range(processes.rank, limit, processes.world))
+    with _progress(f"predict {task}", own, processes.is_first) as advance:
+        samples = evaluation_samples(task, split, seed, limit, long_side=long_side)
+        predict_samples(
+            task, glamm, samples, out, split, settings, seed=seed, batch_size=batch_size,
+            rank=processes.rank, world=processes.world, wait=processes.wait, advance=advance,
+        )  # fmt: skip
+
+
+def _score(
+    task: str, predictions: Path, ground_truth: Path, split: str, protocol: str, similarity: str | None,
+    no_meteor: bool,
+) -> dict:  # fmt: skip
+    def shown(items: list) -> Iterator:
+        with _progress(f"score {task}", len(items)) as advance:
+            for item in items:
+                yield item
+                advance(1)
+
+    return score_folder(
+        task, predictions, ground_truth, split, protocol, similarity, meteor=not no_meteor, progress=shown
+    )
+
+
+@contextlib.contextmanager
+def _progress(title: str, total: int, show: bool = True):
+    """A bar on standard error; gives a function that moves it on."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    columns += (TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not show) as bar:
+        work = bar.add_task(title, total=total)
+        yield lambda count: bar.advance(work, count)
+
+
+@contextlib.contextmanager
+def _clean_stdout(json_file: str | None):
+    """With `--json -` standard output holds the JSON line alone; all that libraries print goes to standard error."""
+    with contextlib.redirect_stdout(sys.stderr) if json_file == "-" else contextlib.nullcontext():
+        yield
+
+
+def report(figures: dict, json_file: str | None) -> None:
+    """Show a table (on standard error where standard output is for the JSON line) and write the JSON line."""
+    console = Console(stderr=json_file == "-")
+    for task, values in figures.items():
+        console.print(result_table(task, values))
+        console.print(counted(values), markup=False, highlight=False, soft_wrap=True)
+        for note in values["notes"]:
+            console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+    if json_file is None:
+        return
+    line = json.dumps(figures, allow_nan=False)
+    if json_file == "-":
+        print(line)
+    else:
+        Path(json_file).parent.mkdir(parents=True, exist_ok=True)
+        Path(json_file).write_text(line + "\n", "utf-8")
+
+
+COUNTS = ("images", "regions", "expressions", "questions", "missing_predictions")
+
+
+def counted(values: dict) -> str:
+    """What the figures stand on: "300 images, 0 missing predictions, similarity storybook"."""
+    parts = [f"{values[name]} {name.replace('_', ' ')}" for name in COUNTS if name in values]
+    return ", ".join(parts + ([f"similarity {values['similarity']}"] if "similarity" in values else []))
+
+
+def result_table(task: str, values: dict) -> Table:
+    """The figures of a task: a row a figure, official and fixed side by side."""
+    official = values.get("official") or {}
+    others = (*COUNTS, "notes", "similarity", "official", "fixed")
+    fixed = values.get("fixed") or {name: value for name, value in values.items() if name not in others}
+    columns = {name: column for name, column in (("official", official), ("fixed", fixed)) if column}
+    table = Table("figure", title=task)
+    for name in columns:
+        table.add_column(name, justify="right")
+    for figure in dict.fromkeys([*fixed, *official]):
+        cells = (_cell(column[figure]) if figure in column else "" for column in columns.values())
+        table.add_row(figure, *cells)
+    return table
+
+
+def _cell(value: float | int | None) -> str:
+    if value is None:
+        return "-"
+    return str(value) if isinstance(value, int) else f"{value:.4f}"

@@ -1,0 +1,77 @@
+"""Samples to one batch for the model: one row an image, all its conversations packed behind it."""
+
+import numpy as np
+import torch
+
+from glamm_mini.datasets.sample import Sample, Turn
+from glamm_mini.processor import GlammProcessor, pad_rows
+from glamm_mini.text.tokens import BBOX, IGNORE_INDEX, SEG
+
+
+class Collate:
+    """Callable: list of Samples to the keyword arguments of the model, with counts for the `fixed` losses.
+
+    pack: conversations of an image share one row and the image's features (see model.splice.packed_attention).
+    Official training gives each conversation a row of its own, as pack=False does.
+    """
+
+    def __init__(self, processor: GlammProcessor, pack: bool = True):
+        self.processor = processor
+        self.pack = pack
+
+    def __call__(self, samples: list[Sample]) -> dict:
+        for sample in samples:
+            for turns in sample.conversations:
+                for turn in turns:
+                    _check(sample, turn)
+        with_image = [s for s in samples if s.image is not None]
+        rows, image_index, boxes, masks = [], [], [], []
+        for sample in samples:
+            image = len(masks) if sample.image is not None else -1
+            kept = self._rows_of(sample, rows)
+            image_index += [image] * len(kept)
+            boxes += [self._boxes(sample, turns) for turns in kept]
+            if image >= 0:
+                masks.append(_masks(sample, [t for turns in kept for t in turns]))
+        ids, labels, segments = zip(*rows, strict=True)
+        pad = self.processor.tokenizer.pad_token_id
+        batch = pad_rows(ids, labels, segments if self.pack else None, pad)
+        batch |= {"image_index": torch.tensor(image_index), "boxes": boxes}
+        if with_image:
+            batch |= self.processor.images([s.image for s in with_image])
+            batch["masks"] = masks
+        batch["num_tokens"] = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
+        batch["num_masks"] = sum(len(m) for m in masks)
+        return batch
+
+    def _rows_of(self, sample: Sample, rows: list) -> list[list[Turn]]:
+        """Append the sample's rows; return, per row, the turns that it holds."""
+        texts = [[(t.question, t.answer) for t in turns] for turns in sample.conversations]
+        if self.pack and sample.image is not None:
+            ids, labels, segments = self.processor.encode_packed(texts)
+            rows.append((ids, labels, segments))
+            return [[t for turns in sample.conversations[: max(segments)] for t in turns]]
+        for turns in texts:
+            ids, labels = self.processor.encode(turns, sample.image is not None)
+            # Text alone has no shared beginning, so that the whole row is one segment.
+            rows.append((ids, labels, [0] * len(ids)))
+        return sample.conversations
+
+    def _boxes(self, sample: Sample, turns: list[Turn]):
+        boxes = [t.boxes for t in turns if len(t.boxes)]
+        return self.processor.normalise_boxes(np.concatenate(boxes), sample.image.shape[:2]) if boxes else None
+
+
+def _masks(sample: Sample, turns: list[Turn]) -> torch.Tensor:
+    found = [t.masks for t in turns if len(t.masks)]
+    return torch.from_numpy(np.concatenate(found) if found else np.zeros((0, *sample.image.shape[:2]), bool))
+
+
+def _check(sample: Sample, turn: Turn) -> None:
+    """Counts must agree by construction; a mismatch names the sample instead of training on shifted masks."""
+    for what, have, want in (
+        (f"masks for {SEG} of the answer", len(turn.masks), turn.answer.count(SEG)),
+        (f"boxes for {BBOX} of the question", len(turn.boxes), turn.question.count(BBOX)),
+    ):
+        if have != want:
+            raise ValueError(f"sample {sample.image_id!r}: {have} {what}, which holds {want}: {turn.question!r}")

@@ -1,0 +1,1 @@
+"""The storybook world: procedural picture-book scenes with masks, and everything that people say about them."""

@@ -1,0 +1,167 @@
+"""Grounded conversation generation (and phrase grounding): caption, masks and phrases scored together.
+
+`official_grounding` gives what the official scripts print, mistakes included, because published numbers were
+made with them; `fixed_grounding` gives numbers that charge every miss and reward every hit.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from glamm_mini.evaluation.masks import coco_stats, decode_masks, iou_matrix
+from glamm_mini.evaluation.records import GroundedPrediction, GroundedTruth
+from glamm_mini.evaluation.similarity import THRESHOLD, Similarity
+
+
+@dataclass
+class GroundedImage:
+    """One image ready to be scored. similarities: (G, P') of all labels and phrases; P' may differ from P."""
+
+    truth: GroundedTruth
+    prediction: GroundedPrediction
+    ious: np.ndarray  # (G, P) in 0..1, nan for two empty masks
+    similarities: np.ndarray  # (G, P')
+
+
+def prepare(
+    truths: list[GroundedTruth], predictions: dict, similarity: Similarity, progress=lambda items: items
+) -> list[GroundedImage]:
+    """Decode masks and compare all pairs once; a missing prediction is no masks and an empty caption."""
+    images = []
+    for truth in progress(truths):
+        prediction = predictions.get(truth.image_id) or GroundedPrediction()
+        name = f"image {truth.image_id}"
+        true_masks = decode_masks(truth.masks, truth.size, f"{name}, ground truth")
+        predicted_masks = decode_masks(prediction.masks, truth.size, f"{name}, prediction")
+        similarities = np.zeros((len(truth.labels), len(prediction.phrases)))
+        for i, (label, attributes) in enumerate(zip(truth.labels, truth.attributes, strict=True)):
+            for j, phrase in enumerate(prediction.phrases):
+                similarities[i, j] = similarity(label, phrase, attributes)
+        ious = iou_matrix(true_masks, predicted_masks, empty=np.nan)
+        images.append(GroundedImage(truth, prediction, ious, similarities))
+    return images
+
+
+# --- official -----------------------------------------------------------------------------------------------------
+
+
+def official_grounding(images: list[GroundedImage], coco_truth: dict) -> dict:
+    """ap50 (every score 1.0), miou and recall as the official scripts print them; and what they count."""
+    hits = sum(len(official_matches(image) or ()) for image in images)
+    labels = sum(len(image.truth.labels) for image in images)
+    return {
+        "ap50": _average_precision(images, coco_truth, scored=False),
+        "miou": float(np.mean([official_miou(image) for image in images])) if images else 0.0,
+        "recall": hits / labels if labels else 0.0,
+        "true_positives": hits,
+        "actual_positives": labels,
+        "swallowed_errors": sum(official_matches(image) is None for image in images),
+    }
+
+
+def official_miou(image: GroundedImage) -> float:
+    """Mean IoU over greedily paired masks. Only pairs count: misses and surplus masks cost nothing."""
+    ious = image.ious.T.copy()  # predictions first, as ties go to the earlier prediction
+    paired = []
+    while ious.size and np.max(ious) > 0:  # a nan (two empty masks) makes this False and ends the pairing
+        row, column = np.unravel_index(np.argmax(ious), ious.shape)
+        paired.append(ious[row, column])
+        ious = np.delete(np.delete(ious, row, axis=0), column, axis=1)
+    return float(np.mean(paired)) if paired else 0.0
+
+
+def official_matches(image: GroundedImage) -> list[tuple[int, int]] | None:
+    """Pairs (truth, prediction) that the official recall counts, best IoU first.
+
+    The search stops at the first pair that fails, although later ones might pass. Where the best pair has no
+    phrase (more masks than phrases) the official script raises an IndexError and swallows it, which loses the
+    image's hits while its labels still count: None.
+    """
+    ious, similarities = image.ious.copy(), image.similarities.copy()
+    matches: list[tuple[int, int]] = []
+    while ious.size:
+        row, column = (int(index) for index in np.unravel_index(np.argmax(ious), ious.shape))
+        if ious[row, column] < 0.5:
+            break
+        if column >= similarities.shape[1]:
+            return None
+        if similarities[row, column] < THRESHOLD:
+            break
+        matches.append((row, column))
+        for matrix in (ious, similarities):
+            matrix[row, :] = 0
+            matrix[:, column] = 0
+    return matches
+
+
+# --- fixed --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Pair:
+    """One true and one predicted mask that the optimal assignment put together."""
+
+    truth: int
+    prediction: int
+    iou: float
+    right: bool  # the phrase says what the truth says
+
+
+def optimal_pairs(image: GroundedImage) -> list[Pair]:
+    """One-to-one pairs with the largest sum of IoU; pairs of IoU 0 are dropped. A mask without words is never right."""
+    ious = np.nan_to_num(image.ious, nan=1.0)  # two empty masks agree
+    pairs = []
+    for row, column in zip(*linear_sum_assignment(ious, maximize=True), strict=True):
+        if ious[row, column] > 0:
+            phrases = image.prediction.phrases
+            said = column < len(phrases) and bool(phrases[column].strip())
+            right = said and bool(image.similarities[row, column] >= THRESHOLD)
+            pairs.append(Pair(int(row), int(column), float(ious[row, column]), right))
+    return pairs
+
+
+def fixed_grounding(images: list[GroundedImage], coco_truth: dict) -> dict:
+    """ap50 (with the answers' scores), miou, recall, precision, pq, phrase_accuracy; fractions, None for 0 / 0."""
+    mious, true, predicted = [], 0, 0
+    found, right, segments, quality = 0, 0, 0, 0.0
+    for image in images:
+        pairs = optimal_pairs(image)
+        true += len(image.truth.masks)
+        predicted += len(image.prediction.masks)
+        if image.truth.masks:
+            mious.append(sum(pair.iou for pair in pairs) / len(image.truth.masks))
+        good = [pair for pair in pairs if pair.iou >= 0.5]
+        found += len(good)
+        right += sum(pair.right for pair in good)
+        strict = [pair.iou for pair in pairs if pair.iou > 0.5]
+        segments += len(strict)
+        quality += sum(strict)
+    # pairs + half of the unpaired predictions + half of the unpaired truths
+    charged = segments + (predicted - segments) / 2 + (true - segments) / 2
+    return {
+        "ap50": _average_precision(images, coco_truth, scored=True),
+        "miou": float(np.mean(mious)) if mious else None,
+        "recall": right / true if true else None,
+        "precision": right / predicted if predicted else (0.0 if true else None),
+        "pq": quality / charged if charged else None,
+        "phrase_accuracy": right / found if found else (0.0 if true else None),
+        "images_without_masks": len(images) - len(mious),
+    }
+
+
+def _average_precision(images: list[GroundedImage], coco_truth: dict, scored: bool) -> float | None:
+    detections = [
+        {
+            "image_id": image.truth.image_id,
+            "category_id": 1,
+            "segmentation": mask,
+            "score": score if scored else 1.0,
+        }
+        for image in images
+        for mask, score in zip(image.prediction.masks, image.prediction.scores, strict=True)
+    ]
+    if not any(image.truth.masks for image in images):
+        return None
+    stats = coco_stats(coco_truth, detections)
+    return 0.0 if stats is None else float(stats[1])

@@ -1,0 +1,173 @@
+"""Ask a model about samples and write its answers, image by image, so that a stopped run goes on where it was.
+
+Several processes share the work: process `rank` of `world` answers samples rank, rank + world, ...
+"""
+
+import zlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+
+from glamm_mini.datasets.sample import Sample
+from glamm_mini.evaluation.masks import encode_mask
+from glamm_mini.evaluation.records import LIST_TASKS, SETTINGS, check_task, read_json, read_results, write_json
+from glamm_mini.evaluation.segmentation import draw_expressions
+from glamm_mini.evaluation.truth import TruthWriter, expressions, single_turns
+
+
+def predict_samples(
+    task: str,
+    glamm,
+    samples: Iterable[Sample],
+    folder: str | Path,
+    split: str,
+    settings: dict,
+    seed: int = 0,
+    batch_size: int = 8,
+    rank: int = 0,
+    world: int = 1,
+    wait: Callable[[], None] = lambda: None,
+    advance: Callable[[int], None] = lambda count: None,
+) -> None:
+    """Write predictions to `folder` and, in process 0, the ground truth to `folder/ground_truth`.
+
+    glamm: an Assistant, or anything with its answer_batch (and teacher_force, for refseg).
+    settings: what the predictions depend on; kept beside them, and compared before a run goes on.
+    batch_size: questions asked at once; the questions about one image are never split.
+    wait: returns when all processes have called it. advance: told how many samples are done.
+    Raises ValueError for an unknown task or a folder made with other settings.
+    """
+    check_task(task)
+    folder = Path(folder)
+    check_settings(folder, settings)
+    wait()  # nobody writes settings before everybody has compared them
+    if rank == 0:
+        write_json(folder / SETTINGS, settings)
+    answers = _Answers(task, glamm, folder, seed, rank)
+    truth = TruthWriter(task, split, settings.get("data", ""))
+    wait()  # nobody writes results before everybody knows which were there
+    batch: list[tuple[Sample, list]] = []
+    regions = 0
+    for number, sample in enumerate(samples):
+        ids = [sample.image_id]
+        if task == "regcap":  # one result a region, numbered over the whole set
+            ids = list(range(regions + 1, regions + 1 + len(sample.conversations)))
+            regions += len(ids)
+        if rank == 0:
+            truth.add(sample)
+        if number % world != rank or answers.are_known(ids):
+            advance(number % world == rank)
+            continue
+        batch.append((sample, ids))
+        if sum(len(one.conversations) for one, _ in batch) >= batch_size:
+            answers.ask(batch)
+            advance(len(batch))
+            batch = []
+    if batch:
+        answers.ask(batch)
+        advance(len(batch))
+    if rank == 0:
+        truth.write(folder / "ground_truth")
+    wait()
+
+
+def check_settings(folder: str | Path, settings: dict) -> None:
+    """Raises ValueError if `folder` was made with other settings, or holds something else altogether."""
+    path = Path(folder) / SETTINGS
+    if not path.is_file():
+        if Path(folder).is_dir() and any(Path(folder).glob("*.json")):
+            raise ValueError(f"{folder} holds JSON files but no {SETTINGS}; choose an empty folder for --out.")
+        return
+    before = read_json(path)
+    before = before if isinstance(before, dict) else {}
+    different = [key for key in {**before, **settings} if before.get(key) != settings.get(key)]
+    if different:
+        changes = "; ".join(f"{key} was {before.get(key)!r}, is {settings.get(key)!r}" for key in different)
+        raise ValueError(
+            f"{folder} holds predictions made with other settings ({changes}). "
+            "Choose another --out, or delete the folder to start anew."
+        )
+
+
+def fingerprint(glamm) -> str | None:
+    """A short name of a model's weights, so that predictions of two trainings are never mixed; None without weights."""
+    model = getattr(glamm, "model", None)
+    if not hasattr(model, "named_parameters"):
+        return None
+    check = 0
+    for name, parameter in model.named_parameters():
+        piece = parameter.detach().reshape(-1)[:64].float().cpu().numpy()
+        check = zlib.crc32(piece.tobytes(), zlib.crc32(name.encode(), check))
+    return f"{check:08x}"
+
+
+class _Answers:
+    """Asks, and keeps what came back in the files of one task."""
+
+    def __init__(self, task: str, glamm, folder: Path, seed: int, rank: int):
+        self.task, self.glamm, self.folder, self.seed = task, glamm, folder, seed
+        self.results: list[dict] = []
+        self.known: set = set()
+        if task in LIST_TASKS:
+            self.path = folder / f"results_{rank}.json"
+            if any(folder.glob("results_*.json")):
+                self.known = set(read_results(folder))
+            if self.path.is_file():
+                self.results = read_json(self.path)
+
+    def are_known(self, ids: list) -> bool:
+        if self.task in LIST_TASKS:
+            return self.known.issuperset(ids)
+        return (self.folder / f"{ids[0]}.json").is_file()
+
+    def ask(self, batch: list[tuple[Sample, list]]) -> None:
+        from glamm_mini.assistant import Request
+
+        requests = [
+            Request(sample.image, turn.question, boxes=turn.boxes if len(turn.boxes) else None)
+            for sample, _ in batch
+            for turn in single_turns(sample)
+        ]
+        answers = iter(self.glamm.answer_batch(requests))
+        for sample, ids in batch:
+            self._keep(sample, ids, [next(answers) for _ in sample.conversations])
+        if self.task in LIST_TASKS:
+            write_json(self.path, self.results)
+
+    def _keep(self, sample: Sample, ids: list, answers: list) -> None:
+        if self.task in LIST_TASKS:
+            pairs = zip(ids, answers, strict=False)  # caption: one result an image, the first answer
+            self.results += [{"image_id": image_id, "caption": answer.caption} for image_id, answer in pairs]
+            return
+        if self.task == "refseg":
+            record = self._refseg_record(sample, answers)
+        elif self.task == "vqa":
+            turns = single_turns(sample)
+            questions = [
+                {"question_id": k, "question": turn.question, "text": answer.caption}
+                for k, (turn, answer) in enumerate(zip(turns, answers, strict=True))
+            ]
+            record = {"image_id": sample.image_id, "questions": questions}
+        else:
+            record = answers[0].to_dict(image_id=sample.image_id)
+            record["text"] = answers[0].text
+        write_json(self.folder / f"{sample.image_id}.json", record)
+
+    def _refseg_record(self, sample: Sample, answers: list) -> dict:
+        turns = single_turns(sample)
+        said = []
+        for truth, answer in zip(expressions(sample), answers, strict=True):
+            mask = np.zeros(sample.image.shape[:2], bool)  # stays empty where no mask came
+            for phrase in answer.phrases:
+                mask |= phrase.mask
+            said.append({**truth, "text": answer.text, "mask": encode_mask(mask)})
+        # The official variant: the true answers are given, their [SEG] states make the masks, and all drawn
+        # expressions stand in one conversation, so that later ones see the earlier ones.
+        drawn = draw_expressions(sample.image_id, len(turns), self.seed)
+        forced = self.glamm.teacher_force(sample.image, [(turns[k].question, turns[k].answer) for k in drawn])
+        counts = [len(turns[k].masks) for k in drawn]
+        ends = np.cumsum(counts)
+        masks = [np.any(forced[end - count : end], axis=0) for count, end in zip(counts, ends, strict=True)]
+        record = {"sent_ids": drawn, "masks": [encode_mask(mask) for mask in masks]}
+        return {"image_id": sample.image_id, "expressions": said, "teacher_forced": record}

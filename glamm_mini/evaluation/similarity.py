@@ -1,0 +1,125 @@
+"""Do two phrases name the same thing? Three answers: `bert`, `storybook`, `trigram`.
+
+Each is a function `(truth, phrase, attributes) -> float`; a value of THRESHOLD or more means "the phrase is right".
+`attributes` is what a data set knows beyond the words (storybook: cls, colour, pattern, size), or None.
+"""
+
+import functools
+import re
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+
+THRESHOLD = 0.5
+SIMILARITIES = ("bert", "trigram", "storybook")
+Similarity = Callable[[str, str, dict | None], float]
+
+
+def get_similarity(name: str) -> Similarity:
+    """The similarity called `name`: one of SIMILARITIES. Raises ValueError for another name, or BERT offline."""
+    if name == "trigram":
+        return trigram_similarity
+    if name == "storybook":
+        return storybook_similarity
+    if name == "bert":
+        _bert()  # fail now, not after an hour of decoding masks
+        return bert_similarity
+    raise ValueError(f"Unknown similarity {name!r}; choose one of: {', '.join(SIMILARITIES)}.")
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    """Cosine of two vectors (D,), 0 where one of them is zero."""
+    length = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(a @ b) / length if length else 0.0
+
+
+# --- trigram: needs nothing, used in tests ------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=65536)
+def trigram_vector(text: str) -> np.ndarray:
+    """Counts of the three-letter pieces of " text ", hashed by CRC-32 into 512 places."""
+    padded = f" {text.lower()} "
+    vector = np.zeros(512)
+    for start in range(len(padded) - 2):
+        vector[zlib.crc32(padded[start : start + 3].encode("utf-8")) % 512] += 1
+    return vector
+
+
+def trigram_similarity(truth: str, phrase: str, attributes: dict | None = None) -> float:
+    """Cosine of letter trigrams: a stand-in for BERT that depends on nothing."""
+    return cosine(trigram_vector(truth), trigram_vector(phrase))
+
+
+# --- bert: what the official scripts use --------------------------------------------------------------------------
+
+
+@functools.cache
+def _bert():
+    """Tokenizer and model of BERT-base-uncased, from the local cache first, so that offline fails fast."""
+    from transformers import AutoModel, AutoTokenizer
+
+    name = "google-bert/bert-base-uncased"
+    for local_only in (True, False):
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local_only)
+            return tokenizer, AutoModel.from_pretrained(name, local_files_only=local_only).eval()
+        except Exception as problem:
+            last = problem  # offline shows as OSError, or as one of several network errors
+    raise ValueError(
+        f"The similarity 'bert' needs {name} (440 MB), which is neither in the Hugging Face cache nor reachable. "
+        "Run it once with network access, or choose --similarity trigram or storybook."
+    ) from last
+
+
+@functools.lru_cache(maxsize=65536)
+def bert_vector(text: str) -> np.ndarray:
+    """Mean of BERT's last hidden states over all tokens, [CLS] and [SEP] included, as officially done: (768,)."""
+    import torch
+
+    tokenizer, model = _bert()
+    with torch.no_grad():
+        states = model(**tokenizer(text, return_tensors="pt", max_length=512, truncation=True)).last_hidden_state
+    return states[0].mean(0).float().numpy()
+
+
+def bert_similarity(truth: str, phrase: str, attributes: dict | None = None) -> float:
+    """Cosine of the two BERT embeddings. Unrelated phrases easily reach 0.5: the published threshold is lenient."""
+    return cosine(bert_vector(truth), bert_vector(phrase))
+
+
+# --- storybook: exact, because the world knows its own words ------------------------------------------------------
+
+
+def storybook_similarity(truth: str, phrase: str, attributes: dict | None = None) -> float:
+    """1.0 if the phrase names the truth's class and states no wrong colour, pattern, size or count; else 0.0.
+
+    What the picture's record knows (`attributes`) counts; what it leaves open is read from the truth's own words.
+    """
+    said = describe(phrase)
+    meant = {key: value for key, value in describe(truth).items()}
+    meant.update({key: value for key, value in (attributes or {}).items() if key in meant and value is not None})
+    if meant["cls"] is None:  # words outside the world: only the same words are right
+        return float(_words(truth) == _words(phrase) != [])
+    if said["cls"] != meant["cls"]:
+        return 0.0
+    stated = [key for key in ("colour", "pattern", "size", "count") if said[key] is not None]
+    return float(all(meant[key] is None or said[key] == meant[key] for key in stated))
+
+
+@functools.lru_cache(maxsize=65536)
+def _described(text: str) -> tuple:
+    from glamm_mini.datasets.storybook.words import parse_phrase
+
+    description = parse_phrase(text)
+    return tuple(getattr(description, key, None) for key in ("cls", "colour", "pattern", "size", "count"))
+
+
+def describe(text: str) -> dict:
+    """What a storybook phrase states: cls, colour, pattern, size, count; None where it is silent."""
+    return dict(zip(("cls", "colour", "pattern", "size", "count"), _described(text), strict=True))
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())

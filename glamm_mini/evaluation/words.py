@@ -1,0 +1,79 @@
+"""What captions and answers say, against what storybook's record knows: classes, attributes, short answers."""
+
+import re
+
+from glamm_mini.evaluation.similarity import describe
+
+NUMBERS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+    "seventeen eighteen nineteen twenty"
+).split()
+DIGITS = {word: str(number) for number, word in enumerate(NUMBERS)}
+ATTRIBUTES = ("cls", "colour", "pattern", "size")
+
+
+def region_accuracy(attributes: list[dict], descriptions: list[str]) -> dict:
+    """Of region descriptions, the share with the right class, and with all of class, colour, pattern, size right.
+
+    attributes: what the record knows of each region. An attribute the record leaves open (stuff has no pattern)
+    isn't asked for. Returns class_accuracy and exact in 0..1, None without regions.
+    """
+    if not attributes:
+        return {"class_accuracy": None, "exact": None}
+    right_class = right_all = 0
+    for truth, text in zip(attributes, descriptions, strict=True):
+        said = describe(text)
+        right_class += said["cls"] == truth["cls"]
+        right_all += all(said[key] == truth[key] for key in ATTRIBUTES if truth.get(key) is not None)
+    return {"class_accuracy": right_class / len(attributes), "exact": right_all / len(attributes)}
+
+
+def mentioned_classes(text: str) -> set[str]:
+    """All storybook classes and kinds of stuff that a sentence names, synonyms resolved."""
+    words = re.findall(r"[a-z]+", text.lower())
+    found, position = set(), 0
+    while position < len(words):
+        alone = describe(words[position])["cls"]
+        if position + 1 < len(words):
+            following = describe(words[position + 1])["cls"]
+            together = describe(f"{words[position]} {words[position + 1]}")["cls"]
+            if together not in (alone, following, None):  # a name of two words, such as "night sky"
+                found.add(together)
+                position += 2
+                continue
+        if alone:
+            found.add(alone)
+        position += 1
+    return found
+
+
+def mention_scores(references: list[list[str]], present: list[set[str]], captions: list[str]) -> dict:
+    """Do captions name what is there? Shares over all images of a set; None for 0 / 0.
+
+    class_recall: of the classes that the references name, those the caption names too.
+    class_precision: of the classes that the caption names, those that are in the picture.
+    """
+    wanted = hit = named = right = 0
+    for texts, there, caption in zip(references, present, captions, strict=True):
+        said = mentioned_classes(caption)
+        expected = set().union(*(mentioned_classes(text) for text in texts))
+        wanted += len(expected)
+        hit += len(expected & said)
+        named += len(said)
+        right += len(said & (there | expected))
+    precision = right / named if named else (0.0 if wanted else None)
+    return {"class_recall": hit / wanted if wanted else None, "class_precision": precision}
+
+
+def normalise_answer(text: str) -> str:
+    """Lower case, no punctuation, single blanks, number words as digits: " Three!" and "3" are equal."""
+    words = re.sub(r"[^\w\s]", " ", text.lower()).split()
+    return " ".join(DIGITS.get(word, word) for word in words)
+
+
+def answer_accuracy(truths: list[str], answers: list[str]) -> float | None:
+    """Share of answers that equal the truth after `normalise_answer`; None without questions."""
+    if not truths:
+        return None
+    pairs = zip(truths, answers, strict=True)
+    return sum(normalise_answer(truth) == normalise_answer(answer) for truth, answer in pairs) / len(truths)

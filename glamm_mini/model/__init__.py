@@ -1,0 +1,1 @@
+"""The model, in the order in which data flows: encoders, projectors, language model, pixel decoder."""

@@ -1,0 +1,64 @@
+"""The three losses of GLaMM (paper section 3.1): words, and pixels twice.
+
+Every function returns a SUM over tokens or masks; the caller divides. Official training divides by what one
+micro-batch holds; `fixed` by what the whole optimizer step holds, over processes and accumulation, so that the way a
+batch is cut does not change the training.
+"""
+
+import torch
+from torch.nn import functional as F
+
+from glamm_mini.text.tokens import IGNORE_INDEX
+
+
+def cross_entropy_sum(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Summed cross-entropy of logits (N, V) against labels (N,); ignored labels add nothing."""
+    return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE_INDEX, reduction="sum")
+
+
+def mask_bce_sum(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Sum over masks of the mean binary cross-entropy per pixel; logits and target (M, H, W), target 0..1."""
+    per_pixel = F.binary_cross_entropy_with_logits(logits.float(), target.float(), reduction="none")
+    return per_pixel.flatten(1).mean(1).sum()
+
+
+def mask_dice_sum(logits: torch.Tensor, target: torch.Tensor, scale: float, eps: float) -> torch.Tensor:
+    """Sum over masks of 1 - dice; logits and target (M, H, W).
+
+    `scale` divides both areas before the smoothing `eps` is added (officially 1000 and 1e-6): with it an empty pair
+    costs 0 and no area overflows in half precision.
+    """
+    p, t = logits.float().sigmoid().flatten(1), target.float().flatten(1)
+    overlap = 2 * (p * t / scale).sum(1)
+    area = (p / scale).sum(1) + (t / scale).sum(1)
+    return (1 - (overlap + eps) / (area + eps)).sum()
+
+
+def check_masks(masks, mask_logits) -> None:
+    """True masks need predicted ones to be compared with, image by image; a ValueError says what is missing."""
+    if masks is None:
+        return
+    if mask_logits is None:
+        if any(len(m) for m in masks):
+            raise ValueError(
+                "masks were given, but the loss of masks also needs grounding_images, resized and original"
+            )
+    elif len(masks) != len(mask_logits):
+        raise ValueError(
+            f"masks has {len(masks)} entries for {len(mask_logits)} images; give one (M, H, W) for each image"
+        )
+
+
+def match_truth(image: int, logits: torch.Tensor, truth: torch.Tensor, cut_surplus: bool) -> torch.Tensor:
+    """True masks (M, H, W) of one image, one for each of its predicted ones; ValueError where the counts differ.
+
+    cut_surplus: drop true masks beyond the last [SEG], as the official code does after a truncated answer.
+    """
+    if cut_surplus:
+        truth = truth[: len(logits)]
+    if len(truth) != len(logits):
+        raise ValueError(
+            f"image {image} of the batch has {len(logits)} [SEG] in its answers but {len(truth)} true masks; "
+            "give one mask for each [SEG], in order"
+        )
+    return truth.to(logits.device)

@@ -1,0 +1,87 @@
+"""Pixel decoder: segment-anything's prompt encoder and mask decoder, prompted by the language model."""
+
+import torch
+from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
+from torch import nn
+from torch.nn import functional as F
+
+from glamm_mini.config import GlammConfig
+
+
+class PromptedMaskDecoder(MaskDecoder):
+    """The library's decoder for masks of several images in one call: one image embedding per prompt.
+
+    The library repeats a single image embedding for all prompts; here each prompt brings its own. Only the first
+    mask token is read out, since GLaMM never asks for several proposals.
+    """
+
+    def predict_masks(self, image_embeddings, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings):
+        """As the library's, with image_embeddings (N, C, h, w), one for each of N prompts. Returns (N, 1, 4h, 4w)."""
+        n, c, h, w = image_embeddings.shape
+        own = torch.cat([self.iou_token.weight, self.mask_tokens.weight]).expand(n, -1, -1)
+        tokens = torch.cat([own, sparse_prompt_embeddings], dim=1)
+        positions = image_pe.expand(n, -1, -1, -1)
+        states, source = self.transformer(image_embeddings + dense_prompt_embeddings, positions, tokens)
+        source = source.transpose(1, 2).reshape(n, c, h, w)  # (N, h * w, C) -> (N, C, h, w)
+        upscaled = self.output_upscaling(source)  # (N, C / 8, 4h, 4w)
+        kernel = self.output_hypernetworks_mlps[0](states[:, 1])  # (N, C / 8); state 0 belongs to the IoU token
+        masks = torch.einsum("nc,nchw->nhw", kernel, upscaled).unsqueeze(1)
+        return masks, self.iou_prediction_head(states[:, 0])
+
+
+class PixelDecoder(nn.Module):
+    """Image embeddings and prompts to mask logits (paper section 3.1, pixel decoder)."""
+
+    def __init__(self, config: GlammConfig):
+        super().__init__()
+        c = config.grounding
+        self.image_size = c.image_size
+        self.prompt_encoder = PromptEncoder(
+            embed_dim=c.prompt_dim,
+            image_embedding_size=(c.grid, c.grid),
+            input_image_size=(c.image_size, c.image_size),
+            mask_in_chans=c.mask_in_channels,
+        )
+        self.mask_decoder = PromptedMaskDecoder(
+            transformer_dim=c.prompt_dim,
+            transformer=TwoWayTransformer(
+                depth=c.decoder_depth,
+                embedding_dim=c.prompt_dim,
+                num_heads=c.decoder_heads,
+                mlp_dim=c.decoder_hidden,
+            ),
+            iou_head_hidden_dim=c.iou_hidden,
+        )
+
+    def forward(self, embeddings: torch.Tensor, prompts: torch.Tensor, image_index: torch.Tensor):
+        """One mask per prompt.
+
+        embeddings: (I, C, h, w), one per image. prompts: (N, K, C), K vectors a mask (one [SEG], or points and boxes
+        of the prompt encoder). image_index: (N,), the image of each prompt.
+        Returns mask logits (N, 4h, 4w) and the predicted quality (N,), which GLaMM does not use.
+        """
+        c = self.prompt_encoder
+        dense = c.no_mask_embed.weight.reshape(1, -1, 1, 1)  # (1, C) -> (1, C, 1, 1)
+        masks, quality = self.mask_decoder(
+            image_embeddings=embeddings[image_index],
+            image_pe=c.get_dense_pe(),
+            sparse_prompt_embeddings=prompts,
+            dense_prompt_embeddings=dense,
+            multimask_output=False,
+        )
+        return masks[:, 0], quality[:, 0]
+
+
+def upscale_logits(
+    logits: torch.Tensor, image_size: int, resized: tuple[int, int], original: tuple[int, int]
+) -> torch.Tensor:
+    """Mask logits (N, m, m) of the padded square to (N, H, W) of the picture, by the official two steps.
+
+    Bilinear to the encoder's input size, the padding cut off (`resized` is height, width inside the square), then
+    bilinear to the picture's own height and width. A mask is where the result is above 0.
+    """
+    x = F.interpolate(logits[:, None].float(), size=(image_size, image_size), mode="bilinear", align_corners=False)
+    x = x[..., : resized[0], : resized[1]]
+    if tuple(original) != tuple(x.shape[-2:]):
+        x = F.interpolate(x, size=tuple(original), mode="bilinear", align_corners=False)
+    return x[:, 0]

@@ -1,0 +1,121 @@
+"""Region encoder: a box and four levels of image features become one vector, put in place of `<bbox>`.
+
+After GPT4RoI, as the official code runs it: a pyramid from four layers of one ViT, mixed across neighbouring levels,
+cut out by RoIAlign, summed over levels, with an embedding of the box's own coordinates.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torchvision.ops import roi_align
+
+from glamm_mini.config import GlammConfig
+
+
+class LevelMixer(nn.Module):
+    """One round of mixing. Every level keeps half of its channels and takes a quarter from each neighbour.
+
+    The convolution is shared by all levels. A level at the end of the pyramid is its own missing neighbour.
+    """
+
+    def __init__(self, channels: int, groups: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm = nn.GroupNorm(groups, channels)
+
+    def forward(self, levels: list[torch.Tensor]) -> list[torch.Tensor]:
+        """levels: tensors (B, C, h, w), finest first; the same shapes come back."""
+        last = len(levels) - 1
+        half, quarter = levels[0].shape[1] // 2, levels[0].shape[1] // 4
+        mixed = []
+        for i, own in enumerate(levels):
+            coarser = levels[min(i + 1, last)][:, half + quarter :]
+            finer = levels[max(i - 1, 0)][:, half : half + quarter]
+            size = own.shape[-2:]
+            parts = [own[:, :half], _resize(coarser, size), _resize(finer, size)]
+            mixed.append(F.relu(self.norm(self.conv(torch.cat(parts, dim=1)))))
+        return mixed
+
+
+class RegionEncoder(nn.Module):
+    """Boxes (normalised x0 y0 x1 y1) and feature levels to one language-model vector a box."""
+
+    def __init__(self, config: GlammConfig):
+        super().__init__()
+        c = config.region
+        self.config = c
+        self.image_size = config.vision.image_size
+        self.box_size = c.box_image_size or self.image_size
+        levels = len(c.scales)
+        # Two more channels hold the x and y coordinates of each position.
+        self.inputs = nn.ModuleList(nn.Conv2d(config.vision.hidden_size + 2, c.channels, 1) for _ in range(levels))
+        self.mixers = nn.ModuleList(LevelMixer(c.channels, c.groups) for _ in range(c.rounds))
+        self.roi_convs = nn.ModuleList(nn.Conv2d(c.channels, c.channels, 3, padding=1) for _ in range(levels))
+        self.flatten = nn.Linear(c.channels * c.roi_size**2, c.hidden)
+        self.position = nn.Sequential(
+            nn.Linear(4, c.position_hidden),
+            nn.ReLU(),
+            nn.LayerNorm(c.position_hidden),
+            nn.Linear(c.position_hidden, c.hidden),
+            nn.ReLU(),
+            nn.LayerNorm(c.hidden),
+        )
+        self.out = nn.Linear(c.hidden, config.text.hidden_size)
+
+    def pyramid(self, levels: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Feature grids (B, C, h, w), shallowest first, to inputs of the mixing: the shallowest becomes the finest."""
+        maps = []
+        for level, scale, conv in zip(levels, self.config.scales, self.inputs, strict=True):
+            h, w = level.shape[-2] * scale, level.shape[-1] * scale
+            level = _resize(level, (h, w))
+            maps.append(conv(torch.cat([level, _coordinates(level)], dim=1)))
+        return maps
+
+    def fuse(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        """All rounds of mixing."""
+        for mixer in self.mixers:
+            maps = mixer(maps)
+        return maps
+
+    def cut_out(self, maps: list[torch.Tensor], boxes: list[torch.Tensor]) -> list[torch.Tensor]:
+        """RoIAlign of every box on every level: one (N, C, roi, roi) a level, N boxes of all images in order."""
+        pixels = [b.to(maps[0].dtype) * self.box_size for b in boxes]
+        return [
+            roi_align(
+                level,
+                pixels,
+                output_size=self.config.roi_size,
+                spatial_scale=level.shape[-1] / self.image_size,
+                sampling_ratio=self.config.sampling_ratio,
+                aligned=True,
+            )
+            for level in maps
+        ]
+
+    def read_out(self, rois: list[torch.Tensor], boxes: torch.Tensor) -> torch.Tensor:
+        """Cut-out levels and their boxes (N, 4) to vectors (N, D)."""
+        summed = F.relu(sum(conv(roi) for conv, roi in zip(self.roi_convs, rois, strict=True)))
+        vectors = self.flatten(summed.flatten(1))  # (N, C, roi, roi) -> (N, C * roi * roi) -> (N, hidden)
+        return self.out(vectors + self.position(boxes.to(vectors.dtype)))
+
+    def forward(self, levels: list[torch.Tensor], boxes: list[torch.Tensor]) -> torch.Tensor:
+        """levels: (B, C, h, w) each; boxes: per image (N_i, 4), normalised. Returns (sum of N_i, D)."""
+        maps = self.fuse(self.pyramid(levels))
+        return self.read_out(self.cut_out(maps, boxes), torch.cat(boxes))
+
+
+def _resize(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    if x.shape[-2:] == tuple(size):
+        return x
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
+
+
+def _coordinates(x: torch.Tensor) -> torch.Tensor:
+    """(B, 2, h, w): x, then y, each from -1 to 1."""
+    b, _, h, w = x.shape
+    ys, xs = torch.meshgrid(
+        torch.linspace(-1, 1, h, device=x.device, dtype=x.dtype),
+        torch.linspace(-1, 1, w, device=x.device, dtype=x.dtype),
+        indexing="ij",
+    )
+    return torch.stack([xs, ys]).expand(b, 2, h, w)

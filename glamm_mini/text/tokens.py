@@ -1,0 +1,22 @@
+"""The special tokens of GLaMM, in the order in which official checkpoints number them.
+
+Ids are always asked of the tokenizer (`convert_tokens_to_ids`), never by encoding the text of a token:
+encoding "[SEG]" may put another piece in front of it and hand back the wrong id.
+"""
+
+IM_START = "<im_start>"
+IM_END = "<im_end>"
+BBOX = "<bbox>"
+POINT = "<point>"
+SEG = "[SEG]"
+PHRASE_START = "<p>"
+PHRASE_END = "</p>"
+
+ADDED_TOKENS = (IM_START, IM_END, BBOX, POINT, SEG, PHRASE_START, PHRASE_END)
+"""Added behind the language model's own vocabulary, in this order (32000..32006 on the official base of 32000)."""
+
+IMAGE = "<image>"
+"""Stands in a prompt where the image features go; it has no embedding, only the index below."""
+
+IMAGE_TOKEN_INDEX = -200
+IGNORE_INDEX = -100

@@ -1,0 +1,102 @@
+"""Which samples make up which step: a function of step, micro-batch, process and seed; resuming needs no state."""
+
+import hashlib
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from glamm_mini.training.settings import TrainSettings
+
+COUNTS = {"tokens": "num_tokens", "masks": "num_masks"}
+"""What losses are divided by -> the key under which a micro-batch brings its count along."""
+
+
+def keyed_seed(*parts: object) -> int:
+    """A seed of 63 bits that depends on all `parts`, equal on every machine."""
+    digest = hashlib.sha256("/".join(str(part) for part in parts).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def permuted(place: int, size: int, key: int) -> int:
+    """Where a keyed permutation of `range(size)` sends `place`; needs no table, however large `size` is.
+
+    A Feistel network permutes the next larger square of a power of two; walking on until the result lies below
+    `size` makes it a permutation of the range (Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002).
+    """
+    bits = max(1, ((size - 1).bit_length() + 1) // 2)
+    mask = (1 << bits) - 1
+    while True:
+        left, right = place >> bits, place & mask
+        for turn in range(4):
+            left, right = right, left ^ (keyed_seed(key, turn, right) & mask)
+        place = left << bits | right
+        if place < size:
+            return place
+
+
+def sample_index(position: int, size: int | None, seed: int) -> int:
+    """Index of the sample at `position` of the endless sequence that training reads.
+
+    Every epoch is a permutation of its own. Data without a length (`size` None) is read straight through.
+    """
+    if size is None:
+        return position
+    epoch, place = divmod(position, size)
+    return permuted(place, size, keyed_seed("order of samples", seed, epoch))
+
+
+def length(data: Any) -> int | None:
+    """`len(data)`, or None when data is endless.
+
+    Raises:
+        ValueError: data is empty.
+    """
+    try:
+        size = len(data)
+    except TypeError:
+        return None
+    if size == 0:
+        raise ValueError("the training data is empty: no sample was found")
+    return size
+
+
+class Batches(Dataset):
+    """Micro-batch k of one process, collated; k counts micro-batches from the start of the run.
+
+    One process with batch 2B, two processes with batch B, and two micro-batches of B each see the same samples
+    per step.
+    """
+
+    def __init__(
+        self, data: Any, collate: Callable[[list], dict], settings: TrainSettings, process: int = 0, processes: int = 1
+    ) -> None:
+        self.data, self.collate, self.seed = data, collate, settings.seed
+        self.batch_size, self.process, self.processes = settings.batch_size, process, processes
+        self.size = length(data)
+
+    def indices(self, k: int) -> list[int]:
+        """Indices into the data of micro-batch `k`."""
+        start = (k * self.processes + self.process) * self.batch_size
+        return [sample_index(start + i, self.size, self.seed) for i in range(self.batch_size)]
+
+    def __getitem__(self, k: int) -> dict:
+        return self.collate([self.data[i] for i in self.indices(k)])
+
+
+def _start_worker(_: int) -> None:
+    # Ctrl-C reaches the whole process group: the training process decides when its workers end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def micro_batches(batches: Batches, settings: TrainSettings, first_step: int, pin: bool = False) -> Iterator[dict]:
+    """The micro-batches from `first_step` to the end of the run, prepared ahead by worker processes."""
+    a = settings.accumulation
+    order = range(first_step * a, settings.steps * a)
+    workers = min(settings.workers, len(order))
+    ahead = {"prefetch_factor": settings.prefetch, "worker_init_fn": _start_worker} if workers else {}
+    return iter(DataLoader(batches, batch_size=None, sampler=order, num_workers=workers, pin_memory=pin, **ahead))

@@ -1,0 +1,94 @@
+"""Dense labels of storybook scenes: what lies under every patch. They teach the small encoder to see."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from glamm_mini.datasets.storybook.vocabulary import CLASSES, COLOURS, PATTERNS, SIZES, STUFF
+
+KINDS = (*CLASSES, *STUFF)
+ATTRIBUTES = {"kind": KINDS, "colour": tuple(COLOURS), "pattern": PATTERNS, "size": tuple(SIZES)}
+IGNORE = -100
+COVERED = 0.3
+"""A patch belongs to a thing that covers this share of it, else to the stuff that covers most of it."""
+
+
+@dataclass
+class DenseLabels:
+    """Per patch: indices (B, g, g) for each attribute, -100 where nothing is said, and boxes (B, g, g, 4) as fractions
+    of the padded square, with has_box (B, g, g)."""
+
+    attributes: dict[str, torch.Tensor]
+    boxes: torch.Tensor
+    has_box: torch.Tensor
+
+    def to(self, device) -> "DenseLabels":
+        """The same labels on another device (accelerate calls this)."""
+        moved = {k: v.to(device) for k, v in self.attributes.items()}
+        return DenseLabels(moved, self.boxes.to(device), self.has_box.to(device))
+
+
+def dense_labels(samples: list, grid: int) -> DenseLabels:
+    """Labels of storybook samples, whose extras hold `things`, `thing_masks`, `stuff` and `stuff_masks`."""
+    rows = [_one(sample.extras, sample.image.shape[:2], grid) for sample in samples]
+    attributes = {name: torch.stack([r[0][name] for r in rows]) for name in ATTRIBUTES}
+    return DenseLabels(attributes, torch.stack([r[1] for r in rows]), torch.stack([r[2] for r in rows]))
+
+
+def _one(extras: dict, size: tuple[int, int], grid: int):
+    things, side = extras["things"], max(size)
+    masks = np.concatenate([extras["thing_masks"], extras["stuff_masks"]])
+    square = torch.zeros(len(masks), 1, side, side)
+    square[:, 0, : size[0], : size[1]] = torch.from_numpy(masks)
+    cover = F.adaptive_avg_pool2d(square, grid)[:, 0]  # (N, g, g): share of each patch
+    n = len(things)
+    best, thing = cover[:n].max(0)
+    on_thing = best >= COVERED
+    on_stuff = ~on_thing & (cover.sum(0) > 0.5)
+    out = {}
+    for name, values in ATTRIBUTES.items():
+        key = "cls" if name == "kind" else name
+        table = torch.tensor([values.index(t[key]) for t in things])
+        out[name] = torch.where(on_thing, table[thing], IGNORE)
+    stuff = torch.tensor([KINDS.index(kind) for kind in extras["stuff"]])
+    out["kind"] = torch.where(on_stuff, stuff[cover[n:].argmax(0)], out["kind"])
+    boxes = torch.tensor(np.array([t["box"] for t in things], np.float32) / side)
+    return out, boxes[thing], on_thing
+
+
+class DenseHeads(nn.Module):
+    """One linear head per attribute and one for the box, on patch features (B, P, C)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.heads = nn.ModuleDict({name: nn.Linear(width, len(values)) for name, values in ATTRIBUTES.items()})
+        self.box = nn.Linear(width, 4)
+
+    def forward(self, tokens: torch.Tensor, labels: DenseLabels) -> dict[str, torch.Tensor]:
+        """Mean loss per attribute, and the mean absolute error of the boxes."""
+        x = self.norm(tokens)
+        losses = {}
+        for name, head in self.heads.items():
+            target = labels.attributes[name].flatten()
+            logits = head(x).flatten(0, 1).float()  # (B, P, K) -> (B * P, K)
+            count = (target != IGNORE).sum().clamp(min=1)
+            losses[name] = F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="sum") / count
+        error = (self.box(x).float().sigmoid() - labels.boxes.flatten(1, 2)).abs().sum(-1)  # (B, P)
+        inside = labels.has_box.flatten(1)
+        losses["box"] = (error * inside).sum() / inside.sum().clamp(min=1)
+        return losses
+
+    @torch.no_grad()
+    def accuracy(self, tokens: torch.Tensor, labels: DenseLabels) -> dict[str, float]:
+        """Share of labelled patches that each head gets right."""
+        x = self.norm(tokens)
+        out = {}
+        for name, head in self.heads.items():
+            target = labels.attributes[name].flatten()
+            right = head(x).flatten(0, 1).argmax(-1) == target
+            out[name] = float(right[target != IGNORE].float().mean())
+        return out

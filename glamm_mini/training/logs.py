@@ -1,0 +1,123 @@
+"""The training log: mean losses between two lines, one JSON line per record, and TensorBoard when installed."""
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+LOG_NAME = "log.jsonl"
+
+
+class LossWindow:
+    """Sums of the losses since the last log line, on the device, so that no step waits for a copy to the CPU."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, torch.Tensor] = {}
+        self.steps = 0
+
+    def add(self, losses: Mapping[str, Any], scale: float = 1.0) -> None:
+        """Adds `scale` times the losses of one micro-batch; `steps` is counted by the caller."""
+        for name, value in losses.items():
+            value = torch.as_tensor(value).detach().double() * scale
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def means(self, reduce: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, float]:
+        """Means over the steps; `reduce` averages over processes. Every process must hold the same names."""
+        if not self.steps:
+            return {}
+        names = sorted(self.sums)
+        values = reduce(torch.stack([self.sums[name] for name in names]) / self.steps)
+        return dict(zip(names, values.tolist(), strict=True))
+
+    def load(self, means: Mapping[str, float], steps: int, device: torch.device) -> None:
+        """Takes the state that `means` and `steps` describe."""
+        self.steps = steps
+        self.sums = {n: torch.tensor(m * steps, dtype=torch.float64, device=device) for n, m in means.items()}
+
+
+class TrainingLog:
+    """Appends records to `folder/log.jsonl`; a resumed run first cuts what lies behind its checkpoint.
+
+    Args:
+        folder: where the run writes.
+        resumed_step: records of later steps are dropped.
+        enabled: False on processes other than the first: every call does nothing.
+        tensorboard: also write events to `folder/tensorboard` if TensorBoard is installed.
+    """
+
+    def __init__(self, folder: Path, resumed_step: int = 0, enabled: bool = True, tensorboard: bool = True) -> None:
+        self.path = Path(folder) / LOG_NAME
+        self.file = self.writer = None
+        if not enabled:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [record for record in read_log(self.path) if record["step"] <= resumed_step]
+        text = "".join(json.dumps(record) + "\n" for record in kept)
+        temporary = self.path.with_name(LOG_NAME + ".new")
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, self.path)
+        self.file = open(self.path, "a", encoding="utf-8")
+        if tensorboard:
+            self.writer = _tensorboard(Path(folder) / "tensorboard", resumed_step)
+
+    def write(self, step: int, record: dict[str, Any]) -> None:
+        """Appends one record; numbers that are not finite become null."""
+        if self.file is None:
+            return
+        self.file.write(json.dumps({"step": step, **_finite(record)}) + "\n")
+        self.file.flush()
+        if self.writer is not None:
+            for name, value in _flat(record):
+                self.writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Closes the files; later calls of `write` do nothing."""
+        if self.file is not None:
+            self.file.close()
+        if self.writer is not None:
+            self.writer.close()
+        self.file = self.writer = None
+
+
+def read_log(path: str | Path) -> list[dict[str, Any]]:
+    """The records of a log; a line that a kill left half written is skipped. No file gives an empty list."""
+    path = Path(path)
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            records.append(record)
+    return records
+
+
+def _tensorboard(folder: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder), purge_step=step + 1)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _flat(record: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+    pairs = []
+    for key, value in record.items():
+        if isinstance(value, dict):
+            pairs += _flat(value, f"{prefix}{key}/")
+        elif isinstance(value, (int, float)):
+            pairs.append((prefix + key, value))
+    return pairs

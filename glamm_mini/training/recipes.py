@@ -1,0 +1,137 @@
+"""Recipes: what is trained on what, in which order, with which settings. `glamm-mini train NAME` runs one."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from glamm_mini import paths
+from glamm_mini.checkpoints.folder import load_weights, save_model
+from glamm_mini.config import GlammConfig
+from glamm_mini.datasets.storybook import tasks
+from glamm_mini.datasets.storybook.dataset import StorybookDataset
+from glamm_mini.model.glamm import GlammForConditionalGeneration
+from glamm_mini.processor import GlammProcessor
+from glamm_mini.text.wordpiece import build_wordpiece
+from glamm_mini.training import backbones as parts
+from glamm_mini.training.dense import DenseHeads
+from glamm_mini.training.joint import JointCollate, JointTraining
+from glamm_mini.training.settings import TrainSettings
+from glamm_mini.training.trainer import Trainer
+
+ENDLESS = 10_000_000
+"""Storybook scenes are drawn when they are asked for, so that no scene is ever seen twice."""
+
+BACKBONE_SETTINGS = {
+    "encoder": TrainSettings(
+        steps=800, batch_size=32, lr=1.5e-3, muon_lr=0.02, precision="bf16", threads=1, save_every=200, seed=1
+    ),
+    "segmenter": TrainSettings(
+        steps=900, batch_size=16, lr=1.5e-3, muon_lr=0.02, precision="bf16", threads=1, save_every=200, seed=2
+    ),
+    "language": TrainSettings(
+        steps=400, batch_size=8, lr=1.5e-3, muon_lr=0.02, precision="bf16", threads=1, save_every=200, seed=3
+    ),
+}
+STORYBOOK_SETTINGS = TrainSettings(
+    steps=3600, batch_size=16, lr=1.5e-3, muon_lr=0.015, precision="bf16", threads=2, save_every=300, seed=4
+)
+"""Muon's rates are for matrices (see training/optimiser.py); lr is AdamW's, for all else."""
+
+
+def untrained(size: str) -> tuple[GlammForConditionalGeneration, GlammProcessor]:
+    """A GLaMM of the tiny size without any training, and its processor with the storybook tokenizer.
+
+    Raises ValueError for a size whose parts come from the hub instead.
+    """
+    if size != "tiny":
+        raise ValueError(f"size {size!r} starts from pretrained parts of the hub; the storybook recipes make size tiny")
+    tokenizer = build_wordpiece(tasks.corpus_words())
+    config = GlammConfig.of_size(size)
+    config.text.vocab_size = len(tokenizer)
+    config.text.pad_token_id, config.text.bos_token_id, config.text.eos_token_id = 0, 1, 2
+    processor = GlammProcessor(config, tokenizer)
+    torch.manual_seed(0)
+    return GlammForConditionalGeneration(config), processor
+
+
+def train_backbones(size: str, data: str, out: Path, resume: bool, overrides: list[str]) -> Path:
+    """The three backbones, one after the other; `OUT/model` then holds one safetensors file each.
+
+    An override such as `encoder.steps=100` reaches one stage, `steps=100` all of them, and `only=encoder` trains one:
+    the stages do not need each other, so that two can run side by side on two cores.
+    """
+    own, overrides = _split(overrides, ("only",))
+    if own.get("only", "encoder") not in BACKBONE_SETTINGS:
+        raise ValueError(f"only={own['only']} names no backbone; expected one of {', '.join(BACKBONE_SETTINGS)}")
+    glamm, processor = untrained(size)
+    side = processor.config.grounding.image_size
+    no_talk = partial(StorybookDataset, "train", size=ENDLESS, long_side=side)
+    stages = {
+        "encoder": (parts.EncoderTraining, parts.collate_encoder, no_talk(conversations=1, mixture={"gcg": 1})),
+        "segmenter": (parts.SegmenterTraining, parts.collate_segmenter, no_talk(conversations=1, mixture={"gcg": 1})),
+        "language": (parts.LanguageTraining, parts.collate_language, no_talk(conversations=6)),
+    }
+    model_folder = Path(out) / "model"
+    for name in [own["only"]] if own else stages:
+        module, collate, dataset = stages[name]
+        torch.manual_seed(0)
+        stage = module(glamm)
+        settings = BACKBONE_SETTINGS[name].with_overrides(_for_stage(name, overrides))
+        Trainer(stage, dataset, partial(collate, processor=processor), settings, Path(out) / name).fit(resume=resume)
+        model_folder.mkdir(parents=True, exist_ok=True)
+        state = {k: v.detach().to(torch.bfloat16).contiguous() for k, v in stage.state_dict().items()}
+        save_file(state, model_folder / f"{name}.safetensors", metadata={"format": "pt"})
+    processor.save_pretrained(model_folder)
+    return model_folder
+
+
+def load_backbones(folder: Path, glamm: GlammForConditionalGeneration) -> DenseHeads:
+    """Put the trained backbones into a GLaMM; returns the heads that the encoder was trained with."""
+    stages = {
+        "encoder": parts.EncoderTraining(glamm),
+        "segmenter": parts.SegmenterTraining(glamm),
+        "language": parts.LanguageTraining(glamm),
+    }
+    for name, stage in stages.items():
+        load_weights(stage, folder / f"{name}.safetensors")
+    return stages["encoder"].heads
+
+
+def train_storybook(size: str, data: str, out: Path, resume: bool, overrides: list[str]) -> Path:
+    """GLaMM from the bundled backbones on the mixture of storybook tasks; `OUT/model` then holds the model."""
+    glamm, processor = untrained(size)
+    own, rest = _split(overrides, ("backbones",))
+    folder = Path(own["backbones"]) if "backbones" in own else paths.checkpoint_folder("backbones")
+    heads = load_backbones(folder, glamm)
+    torch.manual_seed(0)
+    stage = JointTraining(glamm, heads)
+    settings = STORYBOOK_SETTINGS.with_overrides(rest)
+    dataset = StorybookDataset("train", size=ENDLESS, long_side=processor.config.grounding.image_size)
+    Trainer(stage, dataset, JointCollate(processor), settings, Path(out)).fit(resume=resume)
+    return save_model(Path(out) / "model", glamm, processor)
+
+
+RECIPES: dict[str, Callable[..., Path]] = {"backbones": train_backbones, "storybook": train_storybook}
+
+
+def run(recipe: str, size: str, data: str, out: Path, resume: bool = False, overrides: list[str] | None = None) -> Path:
+    """Run a recipe; returns the folder of the trained weights. Raises ValueError for an unknown recipe or data."""
+    if recipe not in RECIPES:
+        raise ValueError(f"recipe {recipe!r} is unknown; expected one of {', '.join(RECIPES)}")
+    if data != "storybook":
+        raise ValueError(f"data {data!r} is unknown to recipe {recipe!r}; it trains on storybook")
+    return RECIPES[recipe](size, data, Path(out), resume, list(overrides or []))
+
+
+def _for_stage(name: str, overrides: list[str]) -> list[str]:
+    """Overrides of one stage: those without a prefix, and those with its own."""
+    stages = tuple(f"{stage}." for stage in BACKBONE_SETTINGS)
+    return [o.removeprefix(f"{name}.") for o in overrides if o.startswith(f"{name}.") or not o.startswith(stages)]
+
+
+def _split(overrides: list[str], names: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
+    own = dict(o.split("=", 1) for o in overrides if o.split("=", 1)[0] in names and "=" in o)
+    return own, [o for o in overrides if o.split("=", 1)[0] not in own]

@@ -1,0 +1,297 @@
+"""One trainer for all sizes: a tiny model on two CPU cores and a 7B model on many GPUs run the same loop."""
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, send_to_device, set_seed
+from torch import nn
+from tqdm import tqdm
+
+from glamm_mini.training import resume as checkpoint
+from glamm_mini.training.averaging import MovingAverage
+from glamm_mini.training.batches import COUNTS, Batches, keyed_seed, micro_batches
+from glamm_mini.training.logs import LossWindow, TrainingLog
+from glamm_mini.training.optimiser import build_optimiser, learning_rate_factor, set_learning_rate
+from glamm_mini.training.settings import TrainSettings
+from glamm_mini.training.stopping import StopRequest, TrainingInterrupted
+from glamm_mini.training.validation import held_out_loss
+
+
+class Trainer:
+    """Trains `model` on `data`; killed at any moment, it goes on from `out/last` with the same losses.
+
+    Args:
+        model: `model(**batch)` returns a dataclass (a transformers ModelOutput is one; DistributedDataParallel looks
+            for tensors in no other object) with `loss`, a scalar, and, if it has several, `losses`, a dict.
+        data: `data[i]` is a sample, the same for the same i; `len(data)` may be absent (endless data).
+        collate: list of samples -> the batch, a dict. The ints `num_tokens` and `num_masks` in it are taken out; the
+            model then gets `normalisers={"tokens": ..., "masks": ...}`, the totals of the whole optimizer step
+            divided by the number of processes (whose gradients are averaged), and losses of micro-batches are summed.
+            Without them, the mean over micro-batches is taken.
+        settings: see TrainSettings.
+        out: folder for `last/`, `log.jsonl`, `settings.json`.
+        validate: model in evaluation mode -> figures; runs on the first process.
+        evaluation_loss_data: samples whose mean loss is logged with the validation.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Any,
+        collate: Callable[[list], dict],
+        settings: TrainSettings,
+        out: Path | str,
+        validate: Callable[[nn.Module], dict[str, float]] | None = None,
+        evaluation_loss_data: Any = None,
+    ) -> None:
+        self.model, self.data, self.collate, self.settings = model, data, collate, settings
+        self.out, self.validate, self.evaluation_loss_data = Path(out), validate, evaluation_loss_data
+
+    def fit(self, resume: bool = False) -> dict[str, Any]:
+        """Trains to `settings.steps`, from the last checkpoint if `resume` and there is one.
+
+        Returns:
+            The last figures (`step`, `loss`, the parts of the loss, `validation`). The model holds the trained
+            weights (their moving average if `settings.ema`), in evaluation mode.
+
+        Raises:
+            ValueError: `out` holds a run and `resume` is False; settings differ from those of the run to resume; its
+                checkpoint is damaged; the loss is not finite.
+            OSError: a checkpoint could not be written.
+            TrainingInterrupted: Ctrl-C or SIGTERM; the state was saved.
+        """
+        self._start(resume)
+        try:
+            with StopRequest(announce=self.accelerator.is_main_process) as self.stop:
+                self._train()
+        finally:
+            self.log.close()
+            self.bar.close()
+            self.batches = None
+        if self.average:
+            self.average.swap()
+        self.model = self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
+        self.model.eval()
+        return self.metrics
+
+    # ---- start ----
+
+    def _start(self, resume: bool) -> None:
+        settings = self.settings
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        # An earlier stage of this process may have used another precision or device.
+        AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
+        unused = DistributedDataParallelKwargs(find_unused_parameters=settings.find_unused)
+        self.accelerator = Accelerator(
+            mixed_precision=settings.precision, cpu=settings.cpu or None, kwargs_handlers=[unused]
+        )
+        self.sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        if self.sharded and (settings.ema or settings.muon_lr):
+            raise ValueError("ema and muon_lr need whole matrices: set both to 0 when the model is sharded")
+        resume = self._check_folder(resume)
+        self.step, self.metrics, self.window = 0, {}, LossWindow()
+        state = checkpoint.load_weights(self.model, self.out, self._saved_names()) if resume else {}
+        optimiser = build_optimiser(self.model, settings)
+        self.wrapped, self.optimiser = self.accelerator.prepare(self.model, optimiser)
+        self.average = MovingAverage(self.model, settings.ema) if settings.ema else None
+        if resume:
+            self._load_state(state)
+        self._open_outputs()
+
+    def _check_folder(self, resume: bool) -> bool:
+        """Whether there is a checkpoint to resume from; writes the settings of a new run."""
+        accelerator, out = self.accelerator, self.out
+        if accelerator.is_main_process:
+            out.mkdir(parents=True, exist_ok=True)
+            checkpoint.recover(out)
+        accelerator.wait_for_everyone()
+        found = (out / checkpoint.LAST).exists()
+        described = {**self.settings.to_dict(), "processes": accelerator.num_processes}
+        if found and not resume:
+            raise ValueError(
+                f"{out} already holds a run, saved at step {checkpoint.read_manifest(out)['step']}. "
+                "Resume it (resume=True, --resume), choose another folder, or delete this one"
+            )
+        if found:
+            checkpoint.check_settings(out, described)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process and not found:
+            checkpoint.write_settings(out, described)
+            if resume:
+                print(f"no checkpoint in {out} yet: starting from the first step", file=sys.stderr)
+        return found
+
+    def _saved_names(self) -> set[str] | None:
+        """Names of the tensors in a checkpoint; None when accelerate writes shards in its own form."""
+        if self.sharded:
+            return None
+        frozen = {name for name, p in self.model.named_parameters(remove_duplicate=False) if not p.requires_grad}
+        return set(self.model.state_dict()) - (set() if self.settings.save_frozen else frozen)
+
+    def _load_state(self, state: dict[str, Any]) -> None:
+        manifest = checkpoint.read_manifest(self.out)
+        self.step, self.metrics = manifest["step"], manifest["metrics"]
+        self.window.load(manifest["window"], manifest["window_steps"], self.accelerator.device)
+        if self.sharded:
+            self.accelerator.load_state(str(self.out / checkpoint.LAST / checkpoint.SHARDED))
+            return
+        self.optimiser.load_state_dict(state["optimiser"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
+
+    def _open_outputs(self) -> None:
+        accelerator, settings = self.accelerator, self.settings
+        main = accelerator.is_main_process
+        batches = Batches(self.data, self.collate, settings, accelerator.process_index, accelerator.num_processes)
+        self.batches = micro_batches(batches, settings, self.step, pin=accelerator.device.type == "cuda")
+        self.log = TrainingLog(self.out, self.step, enabled=main, tensorboard=settings.tensorboard)
+        often = 0.5 if sys.stderr.isatty() else 30  # seconds; a log file needs fewer lines than a terminal
+        look = {"unit": "step", "dynamic_ncols": True, "mininterval": often}
+        self.bar = tqdm(total=settings.steps, initial=self.step, disable=not main, **look)
+
+    # ---- the loop ----
+
+    def _train(self) -> None:
+        settings = self.settings
+        self.wrapped.train()
+        self.clock = time.perf_counter()
+        while self.step < settings.steps:
+            batches = [next(self.batches) for _ in range(settings.accumulation)]
+            normalisers, stopping = self._agree(batches)
+            if stopping:
+                self._save()
+                raise TrainingInterrupted(
+                    f"stopped after step {self.step} of {settings.steps}; saved to {self.out / checkpoint.LAST}. "
+                    "Run the same again with resume=True (--resume on the command line) to go on"
+                )
+            norm, lr = self._optimise(batches, normalisers)
+            self.step += 1
+            self.bar.update()
+            finished = self.step == settings.steps
+            if self.step % settings.log_every == 0 or finished:
+                self._log(norm, lr)
+            if finished or (settings.validate_every and self.step % settings.validate_every == 0):
+                self._validate()
+            if self.step % settings.save_every == 0 or finished:
+                self._save()
+
+    def _agree(self, batches: list[dict]) -> tuple[dict[str, float] | None, bool]:
+        """Totals over micro-batches and processes, and whether any process was asked to stop."""
+        counts = {name: [batch.pop(key, None) for batch in batches] for name, key in COUNTS.items()}
+        counts = {name: values for name, values in counts.items() if None not in values}
+        totals = [sum(int(v) for v in values) for values in counts.values()] + [int(self.stop.asked)]
+        processes = self.accelerator.num_processes
+        if processes > 1:
+            vector = torch.tensor(totals, dtype=torch.int64, device=self.accelerator.device)
+            totals = self.accelerator.reduce(vector, "sum").tolist()
+        normalisers = {name: max(1, total) / processes for name, total in zip(counts, totals[:-1], strict=True)}
+        return normalisers or None, bool(totals[-1])
+
+    def _optimise(self, batches: list[dict], normalisers: dict[str, float] | None) -> tuple[Any, float]:
+        """One optimizer step; returns the norm of the gradient before clipping, and the learning rate."""
+        accelerator, settings = self.accelerator, self.settings
+        lr = set_learning_rate(self.optimiser, learning_rate_factor(self.step, settings))
+        # Dropout depends on the step alone, so that a resumed run repeats it without a stored random state.
+        set_seed(keyed_seed("dropout", settings.seed, self.step, accelerator.process_index) % 2**32)
+        scale = 1.0 if normalisers else 1.0 / len(batches)
+        for i, batch in enumerate(batches):
+            batch = send_to_device(batch, accelerator.device, non_blocking=True)
+            if normalisers:
+                batch["normalisers"] = normalisers
+            with nullcontext() if i == len(batches) - 1 else accelerator.no_sync(self.wrapped):
+                output = self.wrapped(**batch)
+                accelerator.backward(output.loss * scale)
+            self.window.add({"loss": output.loss, **(getattr(output, "losses", None) or {})}, scale)
+        self.window.steps += 1
+        norm = accelerator.clip_grad_norm_(self.wrapped.parameters(), settings.clip or math.inf)
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        if self.average:
+            self.average.update(self.step)
+        return norm, lr
+
+    def _means(self) -> dict[str, float]:
+        return self.window.means(lambda values: self.accelerator.reduce(values, "mean"))
+
+    def _log(self, norm: Any, lr: float) -> None:
+        losses, steps = self._means(), self.window.steps
+        if not math.isfinite(losses["loss"]):
+            raise ValueError(
+                f"the loss is {losses['loss']} at step {self.step}: use a lower lr (now {lr:.2g}) or another precision "
+                f"(now {self.settings.precision}). The last checkpoint in {self.out} is kept"
+            )
+        seconds = time.perf_counter() - self.clock
+        samples = self.settings.batch_size * self.settings.accumulation * self.accelerator.num_processes * steps
+        record = {"lr": lr, **losses, "grad_norm": None if norm is None else float(norm), "seconds": round(seconds, 3)}
+        self.log.write(self.step, {**record, "samples_per_second": round(samples / seconds, 2)})
+        self.metrics = {"step": self.step, **losses}
+        self.bar.set_postfix({name: f"{value:.3g}" for name, value in losses.items()}, refresh=False)
+        self.window, self.clock = LossWindow(), time.perf_counter()
+
+    # ---- validation and saving ----
+
+    def _validate(self) -> None:
+        if self.validate is None and self.evaluation_loss_data is None:
+            return
+        started = time.perf_counter()
+        if self.average:
+            self.average.swap()
+        if self.accelerator.is_main_process:
+            model = self.accelerator.unwrap_model(self.wrapped)
+            model.eval()
+            figures: dict[str, float] = {}
+            with torch.no_grad():
+                if self.evaluation_loss_data is not None:
+                    data, size = self.evaluation_loss_data, self.settings.batch_size
+                    figures["loss"] = held_out_loss(model, data, self.collate, size, self.accelerator.device)
+                if self.validate is not None:
+                    figures.update(self.validate(model))
+            self.metrics["validation"] = figures
+            self.log.write(self.step, {"validation": figures})
+        self.accelerator.wait_for_everyone()
+        if self.average:
+            self.average.swap()
+        self.wrapped.train()
+        self.clock += time.perf_counter() - started
+
+    def _save(self) -> None:
+        accelerator, names = self.accelerator, self._saved_names()
+        window, steps = self._means(), self.window.steps
+        manifest = {"step": self.step, "metrics": self.metrics, "window": window, "window_steps": steps}
+        if self.sharded:
+            accelerator.save_state(str(self.out / checkpoint.SHARDED))
+        failure = None
+        if accelerator.is_main_process:
+            try:
+                if self.sharded:
+                    checkpoint.save(self.out, manifest)
+                else:
+                    state = self.model.state_dict()
+                    weights = {name: tensor for name, tensor in state.items() if name in names}
+                    checkpoint.save(self.out, manifest, weights, self._training_state())
+            except OSError as error:
+                failure = error
+        failed = torch.tensor([int(failure is not None)], device=accelerator.device)
+        if int(accelerator.reduce(failed, "sum")):
+            raise failure or OSError("the first process could not save the checkpoint; its message says why")
+        # Go on from the same rounding of the sums as a resumed run will.
+        self.window.load(window, steps, accelerator.device)
+
+    def _training_state(self) -> dict[str, Any]:
+        scaler = self.accelerator.scaler
+        return {
+            "optimiser": self.optimiser.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else {},
+            "average": self.average.state_dict() if self.average else {},
+        }

@@ -1,0 +1,57 @@
+"""The one palette of the project: twelve colours that stay apart for colour-blind readers.
+
+The first colours and their neighbours are Okabe and Ito's (https://jfly.uni-koeln.de/color/), the others were chosen
+for the largest distance to them in CIELAB, as seen by normal eyes and with protanopia, deuteranopia and tritanopia.
+"""
+
+RGB = tuple[int, int, int]
+
+PALETTE: tuple[RGB, ...] = (
+    (0, 114, 178),  # blue
+    (230, 159, 0),  # orange
+    (170, 51, 119),  # purple
+    (0, 158, 115),  # green
+    (240, 228, 66),  # yellow
+    (213, 94, 0),  # vermillion
+    (51, 34, 136),  # indigo
+    (86, 180, 233),  # sky blue
+    (204, 121, 167),  # pink
+    (102, 17, 0),  # brown
+    (255, 170, 187),  # rose
+    (68, 68, 68),  # grey
+)
+
+DARK_INK: RGB = (0, 0, 0)
+LIGHT_INK: RGB = (255, 255, 255)
+
+
+def colour(index: int) -> RGB:
+    """The colour of phrase or mask number `index`, from 0; after twelve the colours begin again."""
+    return PALETTE[index % len(PALETTE)]
+
+
+def colours(count: int) -> list[RGB]:
+    """The colours of `count` phrases or masks, in order."""
+    return [colour(index) for index in range(count)]
+
+
+def hex_colour(rgb: RGB) -> str:
+    """(0, 114, 178) to "#0072b2"."""
+    return "#{:02x}{:02x}{:02x}".format(*rgb)
+
+
+def luminance(rgb: RGB) -> float:
+    """Relative luminance 0..1 of an sRGB colour, as WCAG 2 defines it."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (v / 255 for v in rgb)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(first: RGB, second: RGB) -> float:
+    """WCAG contrast ratio of two colours, 1 (same) to 21 (black on white); text needs 4.5."""
+    low, high = sorted((luminance(first), luminance(second)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def ink_on(background: RGB) -> RGB:
+    """Black or white, whichever is easier to read on `background`."""
+    return max((DARK_INK, LIGHT_INK), key=lambda ink: contrast(ink, background))

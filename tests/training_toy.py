@@ -1,0 +1,105 @@
+"""A toy model and toy data for the tests of the trainer; as a program, one training run in a process of its own.
+
+python training_toy.py OUT [--resume] [--sleep SECONDS] [--dropout P] [KEY=VALUE ...]
+"""
+
+import argparse
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from glamm_mini.training.settings import TrainSettings
+from glamm_mini.training.trainer import Trainer
+
+BASE = TrainSettings(
+    steps=24, batch_size=4, lr=1e-2, save_every=5, log_every=1, threads=1, workers=0, tensorboard=False, cpu=True
+)
+
+
+@dataclass
+class ToyOutput:
+    loss: torch.Tensor
+    losses: dict
+
+
+class Toy(nn.Module):
+    """A regression on a sequence: loss over all tokens plus, where a sample has masks, a loss over masks."""
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(7, 16)
+        self.hidden = nn.Linear(16, 32)
+        self.inner = nn.Linear(32, 32)
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(32, 1)
+        self.decoder = nn.Linear(32, 1)
+
+    def forward(self, ids, target, lengths, has_mask, normalisers=None):
+        x = self.embed(ids) + 0.1 * target[..., None]  # (B, T, C)
+        x = self.dropout(self.inner(self.hidden(x).relu()).relu())
+        real = torch.arange(ids.shape[1])[None] < lengths[:, None]  # (B, T)
+        tokens = ((self.head(x)[..., 0] - target) ** 2)[real].sum()
+        losses = {"ce": tokens / (normalisers["tokens"] if normalisers else real.sum())}
+        masks = x.sum() * 0.0
+        if has_mask.any():  # the decoder stays unused in a micro-batch without masks
+            pooled = (x * real[..., None]).sum(1) / lengths[:, None]  # (B, C)
+            masks = ((self.decoder(pooled[has_mask])[:, 0] - 1.0) ** 2).sum()
+        losses["mask"] = masks / (normalisers["masks"] if normalisers else has_mask.sum().clamp(min=1))
+        return ToyOutput(loss=losses["ce"] + losses["mask"], losses=losses)
+
+
+class ToyData:
+    """Sequences of 2 to 5 tokens; every third sample has a mask."""
+
+    def __init__(self, size: int | None = 37, sleep: float = 0.0) -> None:
+        self.size, self.sleep, self.seen = size, sleep, []
+
+    def __len__(self) -> int:
+        if self.size is None:
+            raise TypeError("endless")
+        return self.size
+
+    def __getitem__(self, i: int):
+        time.sleep(self.sleep)
+        self.seen.append(i)
+        generator = torch.Generator().manual_seed(i)
+        count = 2 + i % 4
+        return torch.randint(0, 7, (count,), generator=generator), torch.randn(count, generator=generator), i % 3 == 0
+
+
+def collate(samples: list) -> dict:
+    """Pads; counts tokens and masks."""
+    batch = collate_without_counts(samples)
+    return {**batch, "num_tokens": int(batch["lengths"].sum()), "num_masks": int(batch["has_mask"].sum())}
+
+
+def collate_without_counts(samples: list) -> dict:
+    """Pads."""
+    lengths = torch.tensor([len(ids) for ids, _, _ in samples])
+    return {
+        "ids": nn.utils.rnn.pad_sequence([ids for ids, _, _ in samples], batch_first=True),
+        "target": nn.utils.rnn.pad_sequence([target for _, target, _ in samples], batch_first=True),
+        "lengths": lengths,
+        "has_mask": torch.tensor([mask for _, _, mask in samples]),
+    }
+
+
+def trainer(out, settings: TrainSettings = BASE, data=None, model=None, **more) -> Trainer:
+    """A trainer of the toy."""
+    return Trainer(model or Toy(), data or ToyData(), more.pop("collate", collate), settings, out, **more)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("out")
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--sleep", type=float, default=0.0)
+    parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("settings", nargs="*")
+    arguments = parser.parse_intermixed_args()
+    settings = BASE.with_overrides(arguments.settings)
+    run = trainer(arguments.out, settings, ToyData(sleep=arguments.sleep), Toy(arguments.dropout))
+    run.fit(resume=arguments.resume)
