@@ -45,6 +45,6 @@ def _child(parent: Path, name: str, what: str, fix: str) -> Path:
         return folder
     there = sorted(p.name for p in parent.iterdir() if p.is_dir()) if parent.is_dir() else []
     raise FileNotFoundError(
-        f"there is no bundled {what} {name!r} in {parent}; it holds {', '.join(there) or 'none'}. "
-        f"Use one of those, or {fix}."
+        f"there is no bundled {what} {name!r} in {parent}; it holds {', '.join(there) or 'none yet'}. "
+        f"Check the name, or {fix}."
     )

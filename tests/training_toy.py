@@ -6,10 +6,12 @@ python training_toy.py OUT [--resume] [--sleep SECONDS] [--dropout P] [KEY=VALUE
 import argparse
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from glamm_mini.training.logs import read_log
 from glamm_mini.training.settings import TrainSettings
 from glamm_mini.training.trainer import Trainer
 
@@ -90,6 +92,16 @@ def collate_without_counts(samples: list) -> dict:
 def trainer(out, settings: TrainSettings = BASE, data=None, model=None, **more) -> Trainer:
     """A trainer of the toy."""
     return Trainer(model or Toy(), data or ToyData(), more.pop("collate", collate), settings, out, **more)
+
+
+def losses(out: Path) -> list[tuple]:
+    """The losses of every log line, exactly as written."""
+    return [(r["step"], r["loss"], r["ce"], r["mask"], r["grad_norm"]) for r in read_log(Path(out) / "log.jsonl")]
+
+
+def weights_of(model: nn.Module) -> torch.Tensor:
+    """All parameters in one vector."""
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def load_command(name: str) -> Callable[..., None]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `glamm-mini` with `arguments` (default: the process's own); ends the process with its exit status."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    arguments = join_boxes(sys.argv[1:] if arguments is None else arguments)
     wanted = next((word for word in arguments if not word.startswith("-")), None)
     try:
         build_app(wanted)(args=arguments, prog_name="glamm-mini")
@@ -77,6 +77,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _stop(_missing_module(wanted, error), error)
     except (ValueError, OSError) as error:
         _stop(str(error), error)
+
+
+def join_boxes(arguments: Sequence[str]) -> list[str]:
+    """Make one word of the four numbers behind each `--box`: Typer has no repeatable option of four values."""
+    joined, rest = [], list(arguments)
+    while rest:
+        joined.append(rest.pop(0))
+        if joined[-1] == "--box":
+            numbers = []
+            while rest and len(numbers) < 4 and not rest[0].startswith("--"):
+                numbers.append(rest.pop(0))
+            joined.append(" ".join(numbers))
+    return joined
 
 
 def _line_of_help(text: str) -> Callable[[], None]:

@@ -18,7 +18,8 @@ def train(
 ) -> None:
     """Train a model by a recipe.
 
-    Ctrl-C saves and says how to go on. Several processes: accelerate launch -m glamm_mini.cli.main train RECIPE ...
+    Ctrl-C saves and says how to go on. Several processes:
+    torchrun --nproc-per-node N -m glamm_mini.cli.main train RECIPE ...
     """
     from accelerate import PartialState
 

@@ -42,6 +42,7 @@ class Collate:
             batch["masks"] = masks
         batch["num_tokens"] = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
         batch["num_masks"] = sum(len(m) for m in masks)
+        batch["num_images"] = len(with_image)
         return batch
 
     def _rows_of(self, sample: Sample, rows: list) -> list[list[Turn]]:

@@ -29,21 +29,22 @@ class GroundedText:
 def parse_grounded(text: str) -> GroundedText:
     """Read a tagged answer. Never fails: unbalanced tags are taken as far as they make sense, and noted."""
     caption, notes, phrases = _Caption(), [], []
-    is_open, start, closed = False, 0, None  # closed: span of the last phrase that still waits for its [SEG]
+    is_open, closed = False, None  # closed: span of the last phrase that still waits for its [SEG]
     for piece in _TAG.split(text):
         if piece == PHRASE_START:
             if is_open:
                 notes.append("a phrase was opened inside another; the first was never closed")
-            is_open, start = True, caption.next_start()
+            caption.open_phrase()
+            is_open = True
         elif piece == PHRASE_END:
             if not is_open:
                 notes.append("a phrase was closed that was never opened")
-            closed = caption.span_from(start) if is_open else closed
+            closed = caption.phrase_span() if is_open else closed
             is_open = False
         elif piece == SEG:
             if is_open:
                 notes.append("a [SEG] stands inside a phrase that was not closed")
-                closed, is_open = caption.span_from(start), False
+                closed, is_open = caption.phrase_span(), False
             phrases.append(PhraseSpan(caption.text[slice(*closed)] if closed else "", closed))
             closed = None
         else:
@@ -57,7 +58,7 @@ class _Caption:
     """Text that grows piece by piece; a blank at its end is kept back until a word follows it."""
 
     def __init__(self):
-        self.text, self.blank = "", False
+        self.text, self.blank, self.start = "", False, None  # start: of the phrase that was opened last
 
     def append(self, piece: str) -> None:
         words = re.sub(r"\s+", " ", piece)
@@ -68,16 +69,17 @@ class _Caption:
             return
         if (self.blank or words.startswith(" ")) and self.text and body[0] not in ".,;:!?":
             self.text += " "
+        self.start = len(self.text) if self.start is None else self.start
         self.text += body
         self.blank = words.endswith(" ")
 
-    def next_start(self) -> int:
-        # Between a word and a phrase there is always a blank in the caption, whatever the model wrote.
-        self.blank = self.blank or bool(self.text)
-        return len(self.text) + (1 if self.text else 0)
+    def open_phrase(self) -> None:
+        # Between a word and a phrase there is always a blank in the caption, whatever the model wrote. Where the
+        # phrase starts is known with its first word only: no blank is put before a comma.
+        self.blank, self.start = True, None
 
-    def span_from(self, start: int) -> tuple[int, int] | None:
-        return (start, len(self.text)) if start < len(self.text) else None
+    def phrase_span(self) -> tuple[int, int] | None:
+        return None if self.start is None else (self.start, len(self.text))
 
 
 def tag_phrases(caption: str, spans: list[tuple[int, int]]) -> str:

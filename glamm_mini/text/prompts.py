@@ -26,6 +26,10 @@ def render(prompt: PromptConfig, turns: list[tuple[str, str | None]], has_image:
     Official layout: system, blank, then per turn "USER: question ASSISTANT: answer</s>" with nothing in between.
     The line that introduces the image stands before the first question.
     """
+    if not turns:
+        raise ValueError("the conversation has no turn; give at least one (question, answer)")
+    if has_image and prompt.image_line.count(IMAGE) != 1:
+        raise ValueError(f"the prompt's image_line is {prompt.image_line!r}; expected one {IMAGE} in it")
     text = f"{prompt.system} " if prompt.system else ""
     spans, shared = [], 0
     for k, (question, answer) in enumerate(turns):

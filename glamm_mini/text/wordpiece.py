@@ -11,7 +11,8 @@ UNK, BOS, EOS = "<unk>", "<s>", "</s>"
 
 
 def build_wordpiece(words: list[str]) -> PreTrainedTokenizerFast:
-    """A WordPiece tokenizer over `words`; any other word is spelt in characters, so nothing is unknown but emoji.
+    """A WordPiece tokenizer over `words`; any other word is spelt in characters. Unknown are words with a character
+    outside ASCII, and words of more than 60 characters.
 
     Ids: 0 unknown and padding, 1 begin, 2 end (as in Llama's vocabulary), then words and characters, then the seven
     added tokens of GLaMM.
@@ -35,7 +36,12 @@ def build_wordpiece(words: list[str]) -> PreTrainedTokenizerFast:
 
 
 def unknown_words(tokenizer, text: str) -> list[str]:
-    """Words of the text that the tokenizer can only spell; the model has hardly ever seen them."""
+    """Words of the text that the tokenizer can only spell, or not even that; the model has hardly ever seen them.
+
+    A tokenizer that cuts all words into pieces, as those of the big models do, was taught them all: none are listed.
+    """
+    if not isinstance(tokenizer.backend_tokenizer.model, models.WordPiece):
+        return []
     words = dict.fromkeys(w for w, _ in tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text))
     vocabulary = tokenizer.get_vocab()
-    return [w for w in words if w.isalpha() and w not in vocabulary]
+    return [w for w in words if (w.isalpha() or not w.isascii()) and w not in vocabulary]

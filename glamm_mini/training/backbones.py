@@ -37,7 +37,8 @@ class EncoderTraining(nn.Module):
 
     def forward(self, global_images: torch.Tensor, dense: DenseLabels) -> BackboneOutput:
         """See `collate_encoder`."""
-        parts = self.heads(self.global_encoder(global_images).tokens, dense)
+        sums = self.heads(self.global_encoder(global_images).tokens, dense)
+        parts = {name: loss / len(global_images) for name, loss in sums.items()}
         return BackboneOutput(sum(parts.values()), parts)
 
 

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from glamm_mini.training.settings import TrainSettings
 
-COUNTS = {"tokens": "num_tokens", "masks": "num_masks"}
+COUNTS = {"tokens": "num_tokens", "masks": "num_masks", "images": "num_images"}
 """What losses are divided by -> the key under which a micro-batch brings its count along."""
 
 

@@ -69,17 +69,17 @@ class DenseHeads(nn.Module):
         self.box = nn.Linear(width, 4)
 
     def forward(self, tokens: torch.Tensor, labels: DenseLabels) -> dict[str, torch.Tensor]:
-        """Mean loss per attribute, and the mean absolute error of the boxes."""
+        """Per attribute, the mean cross-entropy of each image's labelled patches, summed over images; the same of the
+        boxes' absolute errors. Sums over images can be added up over micro-batches and processes."""
         x = self.norm(tokens)
         losses = {}
         for name, head in self.heads.items():
-            target = labels.attributes[name].flatten()
-            logits = head(x).flatten(0, 1).float()  # (B, P, K) -> (B * P, K)
-            count = (target != IGNORE).sum().clamp(min=1)
-            losses[name] = F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="sum") / count
+            target = labels.attributes[name].flatten(1)  # (B, g, g) -> (B, P)
+            # (B, P, K) -> (B, K, P), as cross_entropy wants its classes
+            error = F.cross_entropy(head(x).float().transpose(1, 2), target, ignore_index=IGNORE, reduction="none")
+            losses[name] = _sum_of_means(error, target != IGNORE)
         error = (self.box(x).float().sigmoid() - labels.boxes.flatten(1, 2)).abs().sum(-1)  # (B, P)
-        inside = labels.has_box.flatten(1)
-        losses["box"] = (error * inside).sum() / inside.sum().clamp(min=1)
+        losses["box"] = _sum_of_means(error, labels.has_box.flatten(1))
         return losses
 
     @torch.no_grad()
@@ -92,3 +92,8 @@ class DenseHeads(nn.Module):
             right = head(x).flatten(0, 1).argmax(-1) == target
             out[name] = float(right[target != IGNORE].float().mean())
         return out
+
+
+def _sum_of_means(error: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+    """(B, P) errors to the sum over images of the mean over the patches of `where`."""
+    return ((error * where).sum(1) / where.sum(1).clamp(min=1)).sum()

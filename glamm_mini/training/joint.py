@@ -30,10 +30,9 @@ class JointTraining(nn.Module):
         if dense is not None:
             # levels[-1] is the last hidden state: the same patches that the language model reads.
             tokens = out.image_features.levels[-1].flatten(2).transpose(1, 2)  # (B, C, h, w) -> (B, P, C)
-            parts = self.heads(tokens, dense)
-            out.losses["dense"] = sum(parts.values())
-            # A mean over images: its share in the whole step is this micro-batch's share of masks.
-            out.loss = out.loss + DENSE_WEIGHT * out.losses["dense"] * _share(len(seg_boxes), normalisers)
+            count = (normalisers or {}).get("images", len(tokens))
+            out.losses["dense"] = sum(self.heads(tokens, dense).values()) / count
+            out.loss = out.loss + DENSE_WEIGHT * out.losses["dense"]
         if seg_boxes is not None and len(seg_boxes):
             rows, columns = out.seg_positions.T
             guess = self.box(out.last_hidden[rows, columns]).float().sigmoid()
@@ -41,11 +40,6 @@ class JointTraining(nn.Module):
             out.losses["box"] = F.l1_loss(guess, seg_boxes, reduction="sum") / count
             out.loss = out.loss + BOX_WEIGHT * out.losses["box"]
         return out
-
-
-def _share(count: int, normalisers) -> float:
-    total = (normalisers or {}).get("masks", count)
-    return count / total if total else 1.0
 
 
 class JointCollate(Collate):

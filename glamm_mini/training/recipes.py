@@ -20,13 +20,14 @@ from glamm_mini.training.dense import DenseHeads
 from glamm_mini.training.joint import JointCollate, JointTraining
 from glamm_mini.training.settings import TrainSettings
 from glamm_mini.training.trainer import Trainer
+from glamm_mini.training.validation import storybook_figures
 
 ENDLESS = 10_000_000
 """Storybook scenes are drawn when they are asked for, so that no scene is ever seen twice."""
 
 BACKBONE_SETTINGS = {
     "encoder": TrainSettings(
-        steps=800, batch_size=32, lr=1.5e-3, muon_lr=0.02, precision="bf16", threads=1, save_every=200, seed=1
+        steps=700, batch_size=32, lr=1.5e-3, muon_lr=0.02, precision="bf16", threads=1, save_every=200, seed=1
     ),
     "segmenter": TrainSettings(
         steps=900, batch_size=16, lr=1.5e-3, muon_lr=0.02, precision="bf16", threads=1, save_every=200, seed=2
@@ -36,7 +37,16 @@ BACKBONE_SETTINGS = {
     ),
 }
 STORYBOOK_SETTINGS = TrainSettings(
-    steps=3600, batch_size=16, lr=1.5e-3, muon_lr=0.015, precision="bf16", threads=2, save_every=300, seed=4
+    steps=3000,
+    batch_size=16,
+    lr=1.5e-3,
+    muon_lr=0.015,
+    lr_scales={"glamm.global_encoder": 0.5, "glamm.grounding_encoder": 0.3},
+    threads=2,
+    precision="auto",
+    save_every=200,
+    validate_every=500,
+    seed=4,
 )
 """Muon's rates are for matrices (see training/optimiser.py); lr is AdamW's, for all else."""
 
@@ -110,8 +120,13 @@ def train_storybook(size: str, data: str, out: Path, resume: bool, overrides: li
     stage = JointTraining(glamm, heads)
     settings = STORYBOOK_SETTINGS.with_overrides(rest)
     dataset = StorybookDataset("train", size=ENDLESS, long_side=processor.config.grounding.image_size)
-    Trainer(stage, dataset, JointCollate(processor), settings, Path(out)).fit(resume=resume)
+    validate = partial(_validate, processor=processor)
+    Trainer(stage, dataset, JointCollate(processor), settings, Path(out), validate).fit(resume=resume)
     return save_model(Path(out) / "model", glamm, processor)
+
+
+def _validate(stage: JointTraining, processor: GlammProcessor) -> dict[str, float]:
+    return storybook_figures(stage.glamm, processor)
 
 
 RECIPES: dict[str, Callable[..., Path]] = {"backbones": train_backbones, "storybook": train_storybook}

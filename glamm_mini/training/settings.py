@@ -14,7 +14,7 @@ FREE_ON_RESUME = frozenset(
 SAMPLES_PER_STEP = ("batch_size", "accumulation", "processes")
 """May change on resume too, as long as their product stays: the same samples make up each step."""
 
-CHOICES = {"schedule": ("cosine", "linear", "constant"), "precision": ("no", "bf16", "fp16")}
+CHOICES = {"schedule": ("cosine", "linear", "constant"), "precision": ("no", "bf16", "fp16", "auto")}
 AT_LEAST_ONE = ("steps", "batch_size", "accumulation", "log_every", "save_every", "prefetch")
 AT_LEAST_ZERO = ("lr", "muon_lr", "weight_decay", "warmup", "clip", "workers", "threads", "validate_every")
 
@@ -35,7 +35,8 @@ class TrainSettings:
         schedule: cosine, linear or constant after the warm-up.
         final_lr: where the schedule ends, as a fraction of the peak.
         clip: largest norm of the gradient; 0 does not clip.
-        precision: no (float32), bf16 or fp16 autocast.
+        precision: no (float32), bf16 or fp16 autocast; auto is float32 on a CPU (where bf16 gains little, and takes
+            seven times as long without instructions for it), bf16 on a GPU that has it, else fp16.
         ema: decay of the moving average of the weights, such as 0.999; 0 keeps none.
         seed: of the order of samples and of dropout.
         lr_scales: factor on the learning rate for parameters whose name starts with the key (longest key wins).

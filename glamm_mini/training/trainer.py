@@ -9,20 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, send_to_device, set_seed
+from accelerate.utils import DistributedType, send_to_device, set_seed
 from torch import nn
 from tqdm import tqdm
 
 from glamm_mini.training import resume as checkpoint
 from glamm_mini.training.averaging import MovingAverage
 from glamm_mini.training.batches import COUNTS, Batches, keyed_seed, micro_batches
+from glamm_mini.training.held_out import held_out_loss
+from glamm_mini.training.launch import claim_folder, make_accelerator
 from glamm_mini.training.logs import LossWindow, TrainingLog
 from glamm_mini.training.optimiser import build_optimiser, learning_rate_factor, set_learning_rate
 from glamm_mini.training.settings import TrainSettings
 from glamm_mini.training.stopping import StopRequest, TrainingInterrupted
-from glamm_mini.training.validation import held_out_loss
 
 
 class Trainer:
@@ -88,16 +87,11 @@ class Trainer:
         settings = self.settings
         if settings.threads:
             torch.set_num_threads(settings.threads)
-        # An earlier stage of this process may have used another precision or device.
-        AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
-        unused = DistributedDataParallelKwargs(find_unused_parameters=settings.find_unused)
-        self.accelerator = Accelerator(
-            mixed_precision=settings.precision, cpu=settings.cpu or None, kwargs_handlers=[unused]
-        )
+        self.accelerator = make_accelerator(settings)
         self.sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
         if self.sharded and (settings.ema or settings.muon_lr):
             raise ValueError("ema and muon_lr need whole matrices: set both to 0 when the model is sharded")
-        resume = self._check_folder(resume)
+        resume = claim_folder(self.accelerator, self.out, settings, resume)
         self.step, self.metrics, self.window = 0, {}, LossWindow()
         state = checkpoint.load_weights(self.model, self.out, self._saved_names()) if resume else {}
         optimiser = build_optimiser(self.model, settings)
@@ -106,29 +100,6 @@ class Trainer:
         if resume:
             self._load_state(state)
         self._open_outputs()
-
-    def _check_folder(self, resume: bool) -> bool:
-        """Whether there is a checkpoint to resume from; writes the settings of a new run."""
-        accelerator, out = self.accelerator, self.out
-        if accelerator.is_main_process:
-            out.mkdir(parents=True, exist_ok=True)
-            checkpoint.recover(out)
-        accelerator.wait_for_everyone()
-        found = (out / checkpoint.LAST).exists()
-        described = {**self.settings.to_dict(), "processes": accelerator.num_processes}
-        if found and not resume:
-            raise ValueError(
-                f"{out} already holds a run, saved at step {checkpoint.read_manifest(out)['step']}. "
-                "Resume it (resume=True, --resume), choose another folder, or delete this one"
-            )
-        if found:
-            checkpoint.check_settings(out, described)
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process and not found:
-            checkpoint.write_settings(out, described)
-            if resume:
-                print(f"no checkpoint in {out} yet: starting from the first step", file=sys.stderr)
-        return found
 
     def _saved_names(self) -> set[str] | None:
         """Names of the tensors in a checkpoint; None when accelerate writes shards in its own form."""
@@ -145,7 +116,7 @@ class Trainer:
             self.accelerator.load_state(str(self.out / checkpoint.LAST / checkpoint.SHARDED))
             return
         self.optimiser.load_state_dict(state["optimiser"])
-        if self.accelerator.scaler is not None:
+        if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         if self.average:
             self.average.load_state_dict(state["average"])

@@ -1,23 +1,33 @@
-"""The loss on held-out samples."""
+"""What a training run measures of itself: real answers on a few validation scenes, scored by the fixed protocol."""
 
-from collections.abc import Callable
-from typing import Any
+import tempfile
 
-import torch
-from accelerate.utils import send_to_device
-from torch import nn
+from glamm_mini.assistant import Assistant
+from glamm_mini.datasets.storybook.dataset import evaluation_samples
+from glamm_mini.evaluation.predict import predict_samples
+from glamm_mini.evaluation.score import score_folder
+from glamm_mini.model.glamm import GlammForConditionalGeneration
+from glamm_mini.processor import GlammProcessor
 
-from glamm_mini.training.batches import COUNTS
+FIGURES = {
+    "gcg": ("miou", "recall", "ap50", "phrase_accuracy"),
+    "refseg": ("ciou", "giou"),
+    "regcap": ("class_accuracy", "exact"),
+    "vqa": ("accuracy",),
+}
 
 
-@torch.no_grad()
-def held_out_loss(
-    model: nn.Module, data: Any, collate: Callable[[list], dict], batch_size: int, device: torch.device
-) -> float:
-    """Mean loss of `model` on all of `data`, weighted by samples; the model takes its own mean within a batch."""
-    total = 0.0
-    for start in range(0, len(data), batch_size):
-        samples = [data[i] for i in range(start, min(start + batch_size, len(data)))]
-        batch = {key: value for key, value in collate(samples).items() if key not in COUNTS.values()}
-        total += float(model(**send_to_device(batch, device)).loss) * len(samples)
-    return total / len(data)
+def storybook_figures(
+    glamm: GlammForConditionalGeneration, processor: GlammProcessor, limit: int = 32, seed: int = 11
+) -> dict[str, float]:
+    """Figures such as "gcg_miou" on `limit` scenes of the val split."""
+    assistant = Assistant(glamm, processor)
+    figures = {}
+    for task, names in FIGURES.items():
+        with tempfile.TemporaryDirectory() as folder:
+            samples = evaluation_samples(task, "val", seed, limit)
+            predict_samples(task, assistant, samples, folder, "val", {"data": "storybook"}, batch_size=32)
+            found = score_folder(task, folder, f"{folder}/ground_truth", "val", protocol="fixed", meteor=False)[task]
+        found = found.get("fixed", found)
+        figures |= {f"{task}_{name}": found[name] for name in names}
+    return figures

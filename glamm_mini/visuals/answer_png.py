@@ -85,7 +85,7 @@ def _blocks(answer, width: int, size: int) -> list[_Block]:
     sentence = runs or ([] if loose else [Run("(no words)", None)])
     if sentence:
         ink = INK if runs else QUIET
-        blocks.append(_Block(_set(sentence, large, width), large, ink, round(size * 0.3)))
+        blocks.append(_Block(_set(sentence, large, width), large, ink, round(size * 0.45)))
     if loose:
         blocks.append(_Block(_set(_spaced(loose), large, width), large, INK, round(size * 0.3)))
     for note in answer.notes or []:
@@ -106,7 +106,6 @@ def _paint(answer, picture, size, width: int, margin: int, blocks: list[_Block],
     gap = round(0.8 * margin) if picture is not None and not beside else 0
     inner_height = max(size[1], text_height) if beside else size[1] + gap + text_height
     card = Image.new("RGB", (width, inner_height + 2 * margin), PAPER)
-    draw = ImageDraw.Draw(card)
     left, top = margin, margin
     if picture is not None:
         x = margin if beside else (width - size[0]) // 2
@@ -117,7 +116,7 @@ def _paint(answer, picture, size, width: int, margin: int, blocks: list[_Block],
         top = margin + (inner_height - text_height) // 2
     for block in blocks:
         top = draw_lines(
-            draw, block.lines, block.style, (left, top + block.above), block.ink, lambda i: is_empty(answer.phrases[i])
+            card, block.lines, block.style, (left, top + block.above), block.ink, lambda i: is_empty(answer.phrases[i])
         )
     return card
 
@@ -126,7 +125,8 @@ def _paste_rounded(card: Image.Image, picture: Image.Image, corner: tuple[int, i
     """Paste with rounded corners, drawn at four times the size so that they are smooth."""
     w, h = picture.size
     shape = Image.new("L", (4 * w, 4 * h), 0)
-    ImageDraw.Draw(shape).rounded_rectangle((0, 0, 4 * w - 1, 4 * h - 1), radius=4 * min(radius, w // 2, h // 2), fill=255)
+    radius = 4 * min(radius, w // 2, h // 2)
+    ImageDraw.Draw(shape).rounded_rectangle((0, 0, 4 * w - 1, 4 * h - 1), radius=radius, fill=255)
     soft = shape.resize((w, h), Image.Resampling.LANCZOS)
     framed = Image.composite(picture, Image.fromarray(np.full((h, w, 3), EDGE, np.uint8)), soft)
     card.paste(framed, corner, soft)

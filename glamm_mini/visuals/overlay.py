@@ -8,7 +8,7 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter
 
 from glamm_mini.visuals.palette import RGB, colours
 
-TINT = 0.32
+TINT = 0.28
 HALO = 0.75
 """Opacity of the white line around each outline, which keeps it visible on a background of its own colour."""
 
@@ -77,7 +77,8 @@ def draw_boxes(picture: Image.Image, boxes: np.ndarray) -> None:
     width = max(2, round(max(picture.size) / 240))
     font = ImageFont.truetype(font_file(bold=True), max(11, round(max(picture.size) / 40)))
     for number, (x0, y0, x1, y1) in enumerate(np.asarray(boxes).tolist(), start=1):
-        draw.rectangle((x0 - width / 2, y0 - width / 2, x1 + width / 2, y1 + width / 2), outline="black", width=2 * width)
+        half = width / 2
+        draw.rectangle((x0 - half, y0 - half, x1 + half, y1 + half), outline="black", width=2 * width)
         draw.rectangle((x0, y0, x1, y1), outline="white", width=width)
         label = f"{number}"
         left, top, right, bottom = draw.textbbox((0, 0), label, font=font)

@@ -4,11 +4,14 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from PIL import ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 from glamm_mini.visuals.overlay import font_file
 from glamm_mini.visuals.palette import colour, ink_on
 from glamm_mini.visuals.sentence import Run
+
+LATE = 0.6
+"""Behind this part of a line, a phrase that does not fit any more moves to the next line rather than break."""
 
 
 @dataclass
@@ -53,9 +56,14 @@ class Style:
 def set_lines(runs: list[Run], style: Style, width: int) -> list[list[Piece]]:
     """Break runs into lines no wider than `width` pixels. A phrase that does not fit goes on in the next line."""
     font = style.font
-    lines, x = [[]], 0.0
+    lines, x, before = [[]], 0.0, None
     for word in _words(runs, font.getlength, width - 2 * style.pad):
         needed = _width(word, style)
+        if word[0].phrase is not None and word[0].phrase != before and x > LATE * width:
+            # A phrase that would begin at the end of this line, but fits into the next one whole, begins there.
+            whole = font.getlength(_phrase_text(runs, word[0].phrase)) + 2 * style.pad
+            needed = whole if whole <= width else needed
+        before = word[-1].phrase
         joined = bool(lines[-1]) and word[0].phrase is not None and lines[-1][-1].phrase == word[0].phrase
         blank = style.gap if lines[-1] else 0
         if lines[-1] and x + blank + needed - (2 * style.pad if joined else 0) > width:
@@ -70,19 +78,19 @@ def set_lines(runs: list[Run], style: Style, width: int) -> list[list[Piece]]:
 
 
 def draw_lines(
-    draw: ImageDraw.ImageDraw,
+    card: Image.Image,
     lines: list[list[Piece]],
     style: Style,
     corner: tuple[float, float],
     ink,
     hollow: Callable[[int], bool],
 ) -> float:
-    """Draw lines from the top left `corner`; returns the y of their lower end.
+    """Draw lines into `card` from the top left `corner`; returns the y of their lower end.
 
     ink: colour of plain words. hollow(phrase): whether its pill is only a frame, as for an empty mask.
     """
     left, top = corner
-    font = style.font
+    font, draw = style.font, ImageDraw.Draw(card)
     ascent, descent = font.getmetrics()
     for number, line in enumerate(lines):
         middle = top + style.line * (number + 0.5)
@@ -92,23 +100,27 @@ def draw_lines(
             if piece.phrase is None:
                 draw.text((x, baseline), piece.text, fill=ink, font=font, anchor="ls")
             else:
-                _draw_pill(draw, piece, style, x, middle, baseline, ink, hollow(piece.phrase))
+                _draw_pill(card, piece, style, x, middle, hollow(piece.phrase))
+                own_ink = ink if hollow(piece.phrase) else ink_on(colour(piece.phrase))
+                draw.text((x + style.pad, baseline), piece.text, fill=own_ink, font=font, anchor="ls")
     return top + style.line * len(lines)
 
 
-def _draw_pill(draw, piece: Piece, style: Style, x: float, middle: float, baseline: float, ink, hollow: bool) -> None:
-    half = style.size * 0.75
-    fill = colour(piece.phrase)
-    draw.rounded_rectangle(
-        (x, middle - half, x + piece.width, middle + half),
-        radius=half * 0.62,
-        fill=None if hollow else fill,
-        outline=fill,
-        width=max(2, round(style.size / 12)),
+def _draw_pill(card: Image.Image, piece: Piece, style: Style, x: float, middle: float, hollow: bool) -> None:
+    """Draw the pill four times as large and reduce it: Pillow's own round corners have staircases."""
+    times = 4
+    left, top = round(x), round(middle - style.size * 0.75)
+    w, h = round(piece.width), round(style.size * 1.5)
+    shape = Image.new("L", (w * times, h * times), 0)
+    ImageDraw.Draw(shape).rounded_rectangle(
+        (0, 0, w * times - 1, h * times - 1),
+        radius=h * times * 0.31,
+        fill=0 if hollow else 255,
+        outline=255,
+        width=times * max(2, round(style.size / 12)),
         corners=(piece.starts, piece.ends, piece.ends, piece.starts),
     )
-    text_ink = ink if hollow else ink_on(fill)
-    draw.text((x + style.pad, baseline), piece.text, fill=text_ink, font=style.font, anchor="ls")
+    card.paste(colour(piece.phrase), (left, top), shape.resize((w, h), Image.Resampling.LANCZOS))
 
 
 def _words(runs: list[Run], length: Callable[[str], float], width: float) -> list[list[Run]]:
@@ -137,6 +149,10 @@ def _break(text: str, length: Callable[[str], float], width: float) -> list[str]
             parts.append("")
         parts[-1] += letter
     return parts
+
+
+def _phrase_text(runs: list[Run], phrase: int) -> str:
+    return next(run.text for run in runs if run.phrase == phrase)
 
 
 def _width(word: list[Run], style: Style) -> float:

@@ -1,0 +1,152 @@
+"""The answer as a piece of HTML that stands alone: picture beside sentence, phrases in the colours of their masks.
+
+All colours are inline, for public notebook viewers strip style sheets. Where style sheets are kept, pointing at a
+phrase lights up its mask and pointing at a mask lights up its phrase; no script is needed.
+"""
+
+import base64
+import hashlib
+from html import escape
+from io import BytesIO
+
+from PIL import Image
+
+from glamm_mini.visuals.answer_png import overlay_of
+from glamm_mini.visuals.outlines import mask_path
+from glamm_mini.visuals.palette import colour, hex_colour, ink_on
+from glamm_mini.visuals.sentence import Run, is_empty, loose_phrases, question_words, sentence_runs
+
+LONG_SIDE = 640
+BYTES = 220_000
+"""PNGs larger than this are reduced to 256 colours, which keeps notebooks with many answers small."""
+WIDE = 1.9
+"""Pictures with a larger width/height than this take the whole width, the sentence goes below."""
+
+SHORT = 26
+"""Phrases of at most this many letters are kept on one line."""
+
+
+def answer_html(answer) -> str:
+    """The answer as HTML. answer: a GroundedAnswer, or anything with its fields; `image` may be None."""
+    scope = "glamm-" + hashlib.sha256(f"{answer.text}|{answer.question}".encode()).hexdigest()[:10]
+    wide = answer.image is not None and answer.image.shape[1] / answer.image.shape[0] > WIDE
+    picture = "" if answer.image is None else _picture(answer, wide)
+    words = f'<div style="flex:1 1 {"100%" if wide else "280px"};min-width:0;line-height:2.05;overflow-wrap:anywhere">'
+    words = f"{words}{_words(answer)}</div>"
+    return (
+        f"{_hover_style(scope, len(answer.phrases))}"
+        f'<div class="{scope}" style="display:flex;flex-wrap:wrap;align-items:center;gap:20px 28px;max-width:1040px;'
+        f'padding:10px 2px;font-family:system-ui,-apple-system,Segoe UI,DejaVu Sans,sans-serif;font-size:17px">'
+        f"{picture}{words}</div>"
+    )
+
+
+def answer_page(answers, title: str = "GLaMM") -> str:
+    """A whole HTML document with one answer or several; follows the reader's light or dark setting."""
+    body = "\n<hr style='border:0;border-top:1px solid #8884;margin:28px 0'>\n".join(answer_html(a) for a in answers)
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>'
+        f"<style>:root{{color-scheme:light dark}}body{{margin:36px auto;max-width:1060px;padding:0 20px}}</style>"
+        f"</head>\n<body>\n{body}\n</body></html>\n"
+    )
+
+
+def _picture(answer, wide: bool) -> str:
+    """The image with its masks as PNG; above it one invisible area a mask that reacts to the pointer."""
+    h, w = answer.image.shape[:2]
+    scale = LONG_SIDE / max(h, w)
+    size = (max(1, round(w * scale)), max(1, round(h * scale)))
+    alt = escape(f"The picture with {len(answer.phrases)} masks: {answer.caption}")
+    basis = "100%" if wide else f"{max(60, min(460, round(440 * w / h)))}px"
+    return (
+        f'<div style="position:relative;flex:0 1 {basis};line-height:0;overflow:hidden;'
+        f'border-radius:10px">'
+        f'<img src="data:image/png;base64,{_png(overlay_of(answer, size))}" alt="{alt}" '
+        f'style="width:100%;height:auto;display:block;margin:0;border-radius:10px">'
+        f"{_areas(answer)}</div>"
+    )
+
+
+def _areas(answer) -> str:
+    paths = [mask_path(phrase.mask) for phrase in answer.phrases]
+    # Small masks lie above large ones, as in the picture.
+    order = sorted(range(len(paths)), key=lambda i: -int(answer.phrases[i].mask.sum()))
+    shades = "".join(
+        f'<path class="shade s{i}" d="M0 0H1000V1000H0Z{paths[i]}" fill="#000" fill-opacity="0.62" fill-rule="evenodd" '
+        f'opacity="0" pointer-events="none"/>'
+        for i in order
+        if paths[i]
+    )
+    areas = "".join(
+        f'<path class="m{i}" d="{paths[i]}" fill="#fff" fill-opacity="0" fill-rule="evenodd"/>'
+        for i in order
+        if paths[i]
+    )
+    if not areas:
+        return ""
+    return (
+        '<svg viewBox="0 0 1000 1000" preserveAspectRatio="none" aria-hidden="true" '
+        f'style="position:absolute;left:0;top:0;width:100%;height:100%">{shades}{areas}</svg>'
+    )
+
+
+def _words(answer) -> str:
+    question = question_words(answer)
+    parts = []
+    if question:
+        quiet = "opacity:.62;font-size:14px;line-height:1.5;margin-bottom:6px"
+        parts.append(f'<div style="{quiet}">{escape(question)}</div>')
+    runs, loose = sentence_runs(answer), loose_phrases(answer)
+    if runs:
+        parts.append(f"<div>{''.join(_run(answer, run) for run in runs)}</div>")
+    if loose:
+        parts.append(f"<div>{' '.join(_run(answer, run) for run in loose)}</div>")
+    if not runs and not loose:
+        parts.append('<div style="opacity:.62">(no words)</div>')
+    parts += [
+        f'<div style="opacity:.72;font-size:13px;line-height:1.5;margin-top:6px">Note: {escape(note)}</div>'
+        for note in answer.notes or []
+    ]
+    return "".join(parts)
+
+
+def _run(answer, run: Run) -> str:
+    if run.phrase is None:
+        return escape(run.text)
+    phrase, rgb = answer.phrases[run.phrase], colour(run.phrase)
+    if is_empty(phrase):
+        paint, title = "", "no pixel was found for this phrase"
+    else:
+        paint = f"background-color:{hex_colour(rgb)};color:{hex_colour(ink_on(rgb))};"
+        title = f"score {phrase.score:.2f}, {phrase.mask.mean():.1%} of the picture"
+    wrap = "white-space:nowrap;" if len(run.text) <= SHORT else ""
+    return (
+        f'<span class="p{run.phrase}" title="{escape(title)}" style="{paint}border:2px solid {hex_colour(rgb)};'
+        f"border-radius:8px;padding:2px 7px;box-decoration-break:clone;-webkit-box-decoration-break:clone;"
+        f'{wrap}cursor:default">{escape(run.text)}</span>'
+    )
+
+
+def _hover_style(scope: str, count: int) -> str:
+    """The extra for viewers that keep style sheets: everything else grows dark, the phrase gets a ring."""
+    if not count:
+        return ""
+    rules = [f".{scope} .shade{{transition:opacity .15s}}"]
+    for i in range(count):
+        pointed = f".{scope}:has(.p{i}:hover,.m{i}:hover)"
+        rules.append(f"{pointed} .s{i}{{opacity:1}}{pointed} .p{i}{{box-shadow:0 0 0 3px #8888}}")
+    return f"<style>{''.join(rules)}</style>"
+
+
+def _png(picture: Image.Image) -> str:
+    data = _encode(picture)
+    if len(data) > BYTES:
+        data = _encode(picture.quantize(256, dither=Image.Dither.FLOYDSTEINBERG))
+    return base64.b64encode(data).decode("ascii")
+
+
+def _encode(picture: Image.Image) -> bytes:
+    buffer = BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()

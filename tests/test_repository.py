@@ -1,0 +1,217 @@
+"""The house rules, held: requirements agree, folders import downwards, documents name what exists."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "glamm_mini"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+# A folder or module imports only from those left of it; a bracket holds names of one rank.
+ORDER = [
+    ("paths", "images"),
+    ("config",),
+    ("text",),
+    ("model", "lessons"),
+    ("checkpoints",),
+    ("processor",),
+    ("datasets",),
+    ("assistant",),
+    ("evaluation",),
+    ("training",),
+    ("grand",),
+    ("visuals",),
+    ("exercises",),
+    ("cli",),
+]
+RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
+LAZY = {("assistant", "visuals")}
+"""May be imported inside functions: an answer displays itself."""
+EXTRAS = {"train", "eval", "app", "grand", "ray", "quantize", "dev", "all"}
+
+
+@pytest.fixture(scope="module")
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def room(path: Path) -> str:
+    """The folder or top-level module of the package that a file belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports_of(tree: ast.AST) -> list[tuple[str, bool, int]]:
+    """Rooms that a module imports: (room, inside a function, line)."""
+    inside = {
+        id(child)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for child in ast.walk(function)
+    }
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names = [f"{node.module}.{a.name}" if node.module == "glamm_mini" else node.module for a in node.names]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "glamm_mini" and len(parts) > 1 and parts[1] in RANK:
+                found.append((parts[1], id(node) in inside, node.lineno))
+    return found
+
+
+def order_faults(name: str, text: str) -> list[str]:
+    own = name.split("/")[0].removesuffix(".py")
+    faults = []
+    for other, inside, line in imports_of(ast.parse(text)):
+        allowed = other == own or RANK[other] < RANK[own] or (inside and (own, other) in LAZY)
+        if other == "lessons":
+            allowed = own in ("lessons", "exercises")
+        if not allowed:
+            faults.append(f"{name}:{line} imports {other}, which is not left of {own}")
+    return faults
+
+
+def test_every_room_has_a_place_in_the_order():
+    rooms = {room(path) for path in MODULES} - {"__init__"}
+    assert rooms <= set(RANK), f"add to ORDER: {sorted(rooms - set(RANK))}"
+
+
+def test_rooms_import_only_from_their_left():
+    faults = []
+    for path in MODULES:
+        if room(path) != "__init__":
+            faults += order_faults(str(path.relative_to(PACKAGE)), path.read_text())
+    assert not faults, "\n".join(faults)
+
+
+def test_the_order_test_sees_faults():
+    assert order_faults("text/a.py", "from glamm_mini.model import glamm")
+    assert order_faults("text/a.py", "def f():\n    import glamm_mini.model")
+    assert order_faults("assistant.py", "from glamm_mini.visuals import palette")
+    assert not order_faults("assistant.py", "def f():\n    from glamm_mini.visuals import palette")
+    assert not order_faults("model/a.py", "from glamm_mini.text.tokens import SEG")
+    assert order_faults("model/a.py", "from glamm_mini import training")
+
+
+def test_modules_are_short_and_documented():
+    faults = []
+    for path in MODULES:
+        text, name = path.read_text(), path.relative_to(ROOT)
+        if len(text.splitlines()) > 400:
+            faults.append(f"{name} has {len(text.splitlines())} lines; a file has at most 400")
+        tree = ast.parse(text)
+        if not ast.get_docstring(tree):
+            faults.append(f"{name} has no docstring")
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                if not ast.get_docstring(node):
+                    faults.append(f"{name}:{node.lineno} {node.name} has no docstring")
+    assert not faults, "\n".join(faults)
+
+
+def test_functions_are_short():
+    faults = [
+        f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= 60
+    ]
+    assert not faults, "functions of 60 lines or more:\n" + "\n".join(faults)
+
+
+def test_extras_are_the_promised_ones(project):
+    extras = project["optional-dependencies"]
+    assert set(extras) == EXTRAS
+    named = set(re.search(r"\[(.*)\]", extras["all"][0])[1].split(","))
+    assert len(extras["all"]) == 1 and named == EXTRAS - {"all", "ray", "quantize"}
+
+
+def test_requirements_have_floors_and_no_ceilings(project):
+    extras = project["optional-dependencies"]
+    for line in project["dependencies"] + [r for name in EXTRAS - {"all"} for r in extras[name]]:
+        assert re.fullmatch(r"[a-z0-9-]+(\[[a-z]+\])?>=[0-9.]+", line), line
+
+
+def test_environment_holds_the_same_requirements(project):
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    [pip] = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
+    extras = project["optional-dependencies"]
+    expected = project["dependencies"] + extras["train"] + extras["eval"] + extras["dev"] + ["-e ."]
+    assert pip == expected
+    assert f"python{project['requires-python']}" in environment["dependencies"]
+
+
+def test_versions_agree(project):
+    import glamm_mini
+
+    assert project["version"] == glamm_mini.__version__
+    assert f"## {project['version']}" in (ROOT / "CHANGES.md").read_text()
+
+
+def test_documents_name_targets_that_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    documents = [ROOT / "README.md", ROOT / "troubleshooting.md", ROOT / "Makefile", ROOT / ".ci" / "run"]
+    documents += [*ROOT.glob("data/**/*.md"), *ROOT.glob("tests/*.md"), *ROOT.glob("notebooks/*.md")]
+    for document in documents:
+        named = set(re.findall(r"(?:`|^\s*)make ([a-z-]+)", document.read_text(), re.M))
+        assert named <= targets, f"{document.name} names {sorted(named - targets)}"
+
+
+def test_readme_shows_the_two_commands_and_commands_that_exist():
+    from glamm_mini.cli.main import COMMANDS
+
+    readme = (ROOT / "README.md").read_text()
+    assert re.search(r"^make demo\b", readme, re.M) and re.search(r"^make test\b", readme, re.M)
+    assert set(re.findall(r"^glamm-mini ([a-z]+)", readme, re.M)) <= set(COMMANDS)
+
+
+def test_links_between_documents_lead_somewhere():
+    for document in [*ROOT.glob("*.md"), *ROOT.glob("tests/*.md"), *ROOT.glob("notebooks/*.md"), *ROOT.glob("data/*.md")]:
+        for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", document.read_text()):
+            if "://" not in link:
+                assert (document.parent / link).exists(), f"{document.name} links to {link}"
+
+
+def test_readme_lists_folders_that_exist():
+    for name in re.findall(r"^\| `([\w./-]+/)`", (ROOT / "README.md").read_text(), re.M):
+        assert (ROOT / name).is_dir(), f"README lists {name}"
+
+
+def test_citation_parses_and_cites_the_paper():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["cff-version"] == "1.2.0" and citation["title"] and citation["authors"]
+    [paper] = [r for r in citation["references"] if r["type"] == "conference-paper"]
+    assert paper["title"].startswith("GLaMM: Pixel Grounding Large Multimodal Model")
+    assert paper["year"] == 2024 and paper["authors"][0]["family-names"] == "Rasheed"
+
+
+def test_license_is_apache(project):
+    text = (ROOT / "LICENSE").read_text()
+    assert "Apache License" in text and "END OF TERMS AND CONDITIONS" in text and project["license"] == "Apache-2.0"
+
+
+def test_importing_the_package_takes_no_torch():
+    code = "import sys, glamm_mini, glamm_mini.cli.main, glamm_mini.cli.demo; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_public_names_are_real():
+    import glamm_mini
+
+    for name in glamm_mini.__all__:
+        assert getattr(glamm_mini, name) is not None
+    assert set(glamm_mini.__all__) <= set(dir(glamm_mini))
+    with pytest.raises(AttributeError, match="offers .*load"):
+        _ = glamm_mini.lode
