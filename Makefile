@@ -47,11 +47,15 @@ samples: $(VENV)/.base.stamp ## render the bundled pictures in data/samples agai
 contact-sheet: $(VENV)/.base.stamp ## draw a sheet of storybook scenes
 	$(BIN)/python figures/contact_sheet.py
 
-backbones: $(VENV)/.dev.stamp ## pretrain the tiny backbones into data/checkpoints/backbones
-	$(BIN)/glamm-mini train backbones --size tiny --out data/checkpoints/backbones
+backbones: $(VENV)/.dev.stamp ## pretrain the tiny backbones into data/checkpoints/backbones; goes on where it stopped
+	$(BIN)/glamm-mini train backbones --size tiny --out runs/backbones-tiny --resume
+	mkdir -p data/checkpoints/backbones
+	cp -r runs/backbones-tiny/model/. data/checkpoints/backbones/
 
-tiny: $(VENV)/.dev.stamp ## train the tiny GLaMM into data/checkpoints/tiny
-	$(BIN)/glamm-mini train storybook --size tiny --out data/checkpoints/tiny
+tiny: $(VENV)/.dev.stamp ## train the tiny GLaMM into data/checkpoints/tiny; goes on where it stopped
+	$(BIN)/glamm-mini train storybook --size tiny --out runs/storybook-tiny --resume
+	mkdir -p data/checkpoints/tiny
+	cp -r runs/storybook-tiny/model/. data/checkpoints/tiny/
 
 clean: ## remove the environment, caches and outputs (trained checkpoints stay)
 	rm -rf $(VENV) outputs dist build .pytest_cache .ruff_cache .coverage

@@ -14,7 +14,7 @@ from glamm_mini.model.glamm import GlammForConditionalGeneration, ImageFeatures
 from glamm_mini.processor import GlammProcessor
 from glamm_mini.text.grounded import parse_grounded
 from glamm_mini.text.prompts import plain_words
-from glamm_mini.text.tokens import BBOX, SEG
+from glamm_mini.text.tokens import BBOX, PHRASE_END, PHRASE_START, SEG
 from glamm_mini.text.wordpiece import unknown_words
 
 DESCRIBE = "Describe the image with masks."
@@ -119,9 +119,10 @@ class Assistant:
     def ask(self, image, text: str, boxes=None, normalised: bool = False, history=None) -> GroundedAnswer:
         """Ask anything. `text` refers to box k by its k-th `<bbox>`; without any, one per box is appended."""
         array = load_image(image)
+        boxes = _box_array(boxes)
         if normalised and boxes is not None:
             h, w = array.shape[:2]
-            boxes = np.asarray(boxes, np.float32).reshape(-1, 4) * np.array([w, h, w, h], np.float32)
+            boxes = boxes * np.array([w, h, w, h], np.float32)
         return self.answer_batch([Request(array, text, boxes, history)])[0]
 
     def describe(self, image) -> GroundedAnswer:
@@ -134,7 +135,8 @@ class Assistant:
             return []
         pictures: dict[int, np.ndarray] = {}
         for request in requests:
-            pictures.setdefault(id(request.image), load_image(request.image))
+            if id(request.image) not in pictures:
+                pictures[id(request.image)] = load_image(request.image)
         keys = list(pictures)
         prepared = [_prepare(r, pictures[id(r.image)].shape[:2]) for r in requests]
         batch = self.processor.prompts([p.turns for p in prepared])
@@ -162,26 +164,26 @@ class Assistant:
         key = sha256(b"".join(str(p.shape).encode() + p.tobytes() for p in pictures)).digest()
         if self._remembered is None or self._remembered[0] != key:
             images = self.processor.images(pictures)
-            device = self.model.device
-            features = self.model.encode_images(
-                images["global_images"].to(device), images["grounding_images"].to(device)
-            )
+            own = {"device": self.model.device, "dtype": self.model.dtype}
+            features = self.model.encode_images(images["global_images"].to(**own), images["grounding_images"].to(**own))
             self._remembered = key, features
         return self._remembered[1]
 
     def teacher_force(self, image, conversation: list[tuple[str, str]]) -> list[np.ndarray]:
         """Masks (H, W) for every [SEG] of given answers, as the official referring segmentation is scored."""
-        batch = self.processor([load_image(image)], [conversation])
-        batch.pop("labels")
+        picture = load_image(image)
+        ids = torch.tensor([self.processor.encode(conversation)[0]], device=self.model.device)
         with torch.inference_mode():
-            out = self.model(**{k: v.to(self.model.device) if hasattr(v, "to") else v for k, v in batch.items()})
-        return [m.cpu().numpy() for m in out.mask_logits[0] > 0]
+            out = self.model(ids, image_features=self._features([picture]), return_logits=False)
+        masks, _ = self.processor.post_process_masks(out.low_res.cpu(), picture.shape[:2])
+        return [mask.numpy() for mask in masks]
 
     def _answer(self, request, prepared, ids, low_res, image) -> GroundedAnswer:
         text = self.processor.decode(ids.tolist())
         parsed = parse_grounded(text)
         notes = prepared.notes(self.processor) + parsed.notes
-        if len(ids) >= MAX_NEW_TOKENS:
+        # A row that ended is as long as the longest of its batch: it holds the end, and padding behind it.
+        if len(ids) >= MAX_NEW_TOKENS and self.processor.tokenizer.eos_token_id not in ids.tolist():
             notes.append(f"the answer was cut after {MAX_NEW_TOKENS} tokens")
         masks, logits = self.processor.post_process_masks(low_res.cpu(), image.shape[:2])
         phrases = [
@@ -206,25 +208,39 @@ def _prepare(request: Request, size: tuple[int, int]) -> _Prepared:
     """Check one request and put it into words that the template takes."""
     if not isinstance(request.question, str) or not request.question.strip():
         raise ValueError("the question is empty; ask something such as 'What is in the picture?'")
-    boxes = _check_boxes(request.boxes, size)
+    boxes = _check_boxes(_box_array(request.boxes), size)
     question = plain_words(request.question.strip())
     named, given = question.count(BBOX), 0 if boxes is None else len(boxes)
     if named == 0 and given:
         question = f"{question} {' '.join([BBOX] * given)}"
     elif named != given:
         raise ValueError(f"the text names {named} <bbox> but {given} boxes were given; give one box for each <bbox>")
-    history = [(plain_words(q, keep=()), plain_words(a, keep=("<p>", "</p>", SEG))) for q, a in request.history or []]
-    return _Prepared([*history, (question, None)], boxes, question)
+    return _Prepared([*_history(request.history), (question, None)], boxes, question)
 
 
-def _check_boxes(boxes, size: tuple[int, int]) -> np.ndarray | None:
-    """Boxes as (N, 4) float32 inside the picture; ValueError if empty, swapped, outside or not finite."""
-    if boxes is None or len(boxes) == 0:
+def _history(history) -> list[tuple[str, str]]:
+    """Earlier turns; their boxes are gone, so that `<bbox>` is a word there, but the tags of answers stay tags."""
+    for k, turn in enumerate(history or []):
+        if not isinstance(turn, (tuple, list)) or len(turn) != 2 or not all(isinstance(text, str) for text in turn):
+            raise ValueError(f"history[{k}] is {turn!r}; expected a pair (question, answer text)")
+    tags = (PHRASE_START, PHRASE_END, SEG)
+    return [(plain_words(question, keep=()), plain_words(answer, keep=tags)) for question, answer in history or []]
+
+
+def _box_array(boxes) -> np.ndarray | None:
+    """One box or several as (N, 4) float32; None for none; ValueError for anything else."""
+    if boxes is None or np.size(boxes) == 0:
         return None
     array = np.asarray(boxes, np.float32)
-    if array.size % 4 or array.ndim not in (1, 2):
-        raise ValueError(f"boxes have shape {array.shape}; expected (N, 4): x0 y0 x1 y1 in pixels")
-    array = array.reshape(-1, 4)
+    if array.ndim not in (1, 2) or array.shape[-1] != 4:
+        raise ValueError(f"boxes have shape {array.shape}; expected (N, 4): x0 y0 x1 y1 of each box")
+    return array.reshape(-1, 4)
+
+
+def _check_boxes(array: np.ndarray | None, size: tuple[int, int]) -> np.ndarray | None:
+    """Boxes (N, 4) in pixels, clipped to the picture; ValueError if empty, swapped, outside or not finite."""
+    if array is None:
+        return None
     h, w = size
     for k, (x0, y0, x1, y1) in enumerate(array.tolist()):
         if not np.isfinite([x0, y0, x1, y1]).all() or not (x0 < x1 and y0 < y1):

@@ -1,5 +1,6 @@
 """Images as the package wants them: upright RGB uint8, whatever was given."""
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ def load_image(image) -> np.ndarray:
     ValueError for a file that is no image and for arrays of other shapes or types.
     """
     if isinstance(image, (str, Path)):
-        image = _open(Path(image))
+        return _read(Path(image))
     if isinstance(image, Image.Image):
         return np.asarray(_upright_rgb(image))
     array = np.asarray(image)
@@ -28,24 +29,26 @@ def load_image(image) -> np.ndarray:
     raise ValueError(f"the image array has shape {array.shape}; expected (H, W), (H, W, 3) or (H, W, 4)")
 
 
-def _open(path: Path) -> Image.Image:
+def _read(path: Path) -> np.ndarray:
     if not path.is_file():
         raise FileNotFoundError(f"no image at {path}; give the path of a PNG, JPEG, WebP, BMP, GIF or TIFF file")
     try:
-        image = Image.open(path)
-        image.load()
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        with Image.open(path) as image:
+            return np.asarray(_upright_rgb(image))
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, struct.error) as error:
         raise ValueError(f"{path} cannot be read as an image ({error}); the file may be damaged") from error
-    return image
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path} has too many pixels ({error}); make it smaller first") from error
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
-        # 16-bit greyscale: Pillow's own conversion would clip it at 255.
-        values = np.asarray(image, dtype=np.float64)
-        image = Image.fromarray((values / max(values.max(), 1) * 255).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        # Pillow's own conversion would clip at 255. Sixteen bits have a known range, the wider types have none.
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0, neginf=0)
+        top = 65535 if image.mode.startswith("I;16") else max(values.max(), 1)
+        image = Image.fromarray((values / top * 255).clip(0, 255).astype(np.uint8))
+    if image.mode in ("RGBA", "RGBa", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         paper = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(paper, image)

@@ -54,6 +54,8 @@ class GlammProcessor:
 
         resized and original are lists of (height, width).
         """
+        if len(pictures) == 0:
+            raise ValueError("no picture was given; expected at least one path, PIL image or uint8 array")
         arrays = [load_image(p) for p in pictures]
         grounding, resized = zip(*(self._grounding_image(a) for a in arrays), strict=True)
         return {
@@ -149,6 +151,13 @@ class GlammProcessor:
             raise ValueError("no conversation was given; expected a list of lists of (question, answer)")
         if images is not None and len(images) != len(conversations):
             raise ValueError(f"{len(images)} images for {len(conversations)} conversations; give one image a row")
+        for name, given in (("boxes", boxes), ("masks", masks)):
+            if given is not None and images is None:
+                raise ValueError(f"{name} were given without images; give the images that they lie in")
+            if given is not None and len(given) != len(conversations):
+                raise ValueError(
+                    f"{name} has {len(given)} entries for {len(conversations)} conversations; give one a row, or None"
+                )
         rows = [self.encode(turns, images is not None) for turns in conversations]
         batch = pad_rows([r[0] for r in rows], [r[1] for r in rows], None, self.tokenizer.pad_token_id)
         if images is not None:
@@ -208,6 +217,11 @@ def _centre_crop(array: np.ndarray, side: int) -> np.ndarray:
     """CLIP's own: shorter side to `side`, then the middle."""
     h, w = array.shape[:2]
     short = min(h, w)
+    if max(h, w) > 64 * short:
+        # Resized whole, a strip of 1 x 4000 pixels would take gigabytes; the ends are cut off below in any case.
+        top, left = max(0, h - 64 * short) // 2, max(0, w - 64 * short) // 2
+        array = array[top : top + 64 * short, left : left + 64 * short]
+        h, w = array.shape[:2]
     new_h, new_w = (side, int(side * w / short)) if h <= w else (int(side * h / short), side)
     resized = np.asarray(Image.fromarray(array).resize((new_w, new_h), Image.Resampling.BICUBIC))
     top, left = (new_h - side) // 2, (new_w - side) // 2

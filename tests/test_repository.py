@@ -7,8 +7,10 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "glamm_mini"
@@ -20,8 +22,8 @@ ORDER = [
     ("config",),
     ("text",),
     ("model", "lessons"),
-    ("checkpoints",),
     ("processor",),
+    ("checkpoints",),
     ("datasets",),
     ("assistant",),
     ("evaluation",),
@@ -32,8 +34,8 @@ ORDER = [
     ("cli",),
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
-LAZY = {("assistant", "visuals")}
-"""May be imported inside functions: an answer displays itself."""
+LAZY = {("assistant", "visuals"), ("config", "model")}
+"""May be imported inside functions: an answer displays itself, a configuration reports the memory its model needs."""
 EXTRAS = {"train", "eval", "app", "grand", "ray", "quantize", "dev", "all"}
 
 
@@ -177,7 +179,7 @@ def test_readme_shows_the_two_commands_and_commands_that_exist():
 
 
 def test_links_between_documents_lead_somewhere():
-    for document in [*ROOT.glob("*.md"), *ROOT.glob("tests/*.md"), *ROOT.glob("notebooks/*.md"), *ROOT.glob("data/*.md")]:
+    for document in [path for folder in (".", "tests", "notebooks", "data") for path in (ROOT / folder).glob("*.md")]:
         for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", document.read_text()):
             if "://" not in link:
                 assert (document.parent / link).exists(), f"{document.name} links to {link}"
@@ -215,3 +217,16 @@ def test_public_names_are_real():
     assert set(glamm_mini.__all__) <= set(dir(glamm_mini))
     with pytest.raises(AttributeError, match="offers .*load"):
         _ = glamm_mini.lode
+
+
+def test_bundled_pictures_are_what_the_script_renders(tmp_path):
+    script = [sys.executable, str(ROOT / "figures" / "make_samples.py"), "--out", str(tmp_path)]
+    subprocess.run(script, check=True, capture_output=True, cwd=ROOT)
+    bundled = ROOT / "data" / "samples"
+    names = sorted(path.name for path in bundled.glob("*.png"))
+    assert names == sorted(path.name for path in tmp_path.glob("*.png")), "run `make samples`"
+    for name in names:
+        kept, drawn = (np.asarray(Image.open(folder / name).convert("RGB"), int) for folder in (bundled, tmp_path))
+        assert kept.shape == drawn.shape and max(kept.shape) == 512
+        assert np.abs(kept - drawn).max() <= 1, f"{name} shows an older world: run `make samples`"
+        assert (bundled / name).stat().st_size < 150_000

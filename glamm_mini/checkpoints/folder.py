@@ -17,11 +17,12 @@ WEIGHTS = "model.safetensors"
 
 
 def save_model(folder: str | Path, model, processor: GlammProcessor, dtype: torch.dtype | None = None) -> Path:
-    """Write weights, configuration and tokenizer; a kill while saving leaves the old folder as it was.
+    """Write weights, configuration and tokenizer; a kill while saving leaves the old ones, which `load_model` finds.
 
     dtype: store weights in this type (torch.bfloat16 halves the file); they are loaded as float32 all the same.
     """
     folder = Path(folder)
+    old = _recover(folder)
     fresh = folder.with_name(f".{folder.name}.writing")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
@@ -34,8 +35,6 @@ def save_model(folder: str | Path, model, processor: GlammProcessor, dtype: torc
     for name in ("model_card.md", "training.json"):
         if (folder / name).is_file():
             shutil.copy2(folder / name, fresh / name)
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         os.replace(folder, old)
     os.replace(fresh, folder)
@@ -43,24 +42,44 @@ def save_model(folder: str | Path, model, processor: GlammProcessor, dtype: torc
     return folder
 
 
+def _recover(folder: Path) -> Path:
+    """Put back what a kill between the two renames of `save_model` left aside; returns where the old folder goes."""
+    old = folder.with_name(f".{folder.name}.old")
+    if old.is_dir() and not folder.exists():
+        os.replace(old, folder)
+    shutil.rmtree(old, ignore_errors=True)
+    return old
+
+
 def load_model(name: str | Path, dtype: str | None = None) -> tuple[GlammForConditionalGeneration, GlammProcessor]:
     """The model and the processor of a bundled name or a folder. Every weight must be there, and no other."""
+    kind = dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype or "float32", None)
+    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
+        raise ValueError(f"dtype {dtype!r} is unknown; expected float32, bfloat16 or float16")
+    if Path(name).name and not Path(name).exists():
+        _recover(Path(name))
     folder = Path(name) if Path(name).is_dir() else paths.checkpoint_folder(str(name))
     missing = [f for f in (WEIGHTS, "config.json", "tokenizer.json") if not (folder / f).is_file()]
     if missing:
         raise FileNotFoundError(
             f"{folder} is no GLaMM checkpoint: {', '.join(missing)} missing; train one (make tiny) or copy it whole"
         )
-    processor = GlammProcessor.from_pretrained(folder)
+    try:
+        processor = GlammProcessor.from_pretrained(folder)
+    except Exception as error:  # the readers of config.json and tokenizer.json raise types of their own
+        raise ValueError(f"{folder}: configuration or tokenizer cannot be read ({error}); copy it again") from error
     model = GlammForConditionalGeneration(GlammConfig.from_pretrained(folder))
     load_weights(model, folder / WEIGHTS)
-    if dtype is not None:
-        model = model.to(getattr(torch, dtype))
-    return model, processor
+    return model.to(kind), processor
 
 
 def load_weights(module: torch.nn.Module, path: str | Path) -> None:
-    """Fill a module from a safetensors file; names and shapes must agree exactly (ValueError that lists them)."""
+    """Fill a module from a safetensors file; names and shapes must agree exactly (ValueError that lists them).
+
+    Raises FileNotFoundError when there is no such file.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no weights at {path}; train them, or give the folder that holds them")
     try:
         state = load_file(path)
     except (SafetensorError, OSError) as error:

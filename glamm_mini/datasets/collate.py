@@ -47,6 +47,8 @@ class Collate:
 
     def _rows_of(self, sample: Sample, rows: list) -> list[list[Turn]]:
         """Append the sample's rows; return, per row, the turns that it holds."""
+        if not sample.conversations:
+            raise ValueError(f"sample {sample.image_id!r} has no conversation; leave it out of the data")
         texts = [[(t.question, t.answer) for t in turns] for turns in sample.conversations]
         if self.pack and sample.image is not None:
             ids, labels, segments = self.processor.encode_packed(texts)
@@ -76,3 +78,10 @@ def _check(sample: Sample, turn: Turn) -> None:
     ):
         if have != want:
             raise ValueError(f"sample {sample.image_id!r}: {have} {what}, which holds {want}: {turn.question!r}")
+    if sample.image is None and (len(turn.masks) or len(turn.boxes)):
+        raise ValueError(f"sample {sample.image_id!r} has masks or boxes but no image that they lie in")
+    if len(turn.masks) and turn.masks.shape[1:] != sample.image.shape[:2]:
+        raise ValueError(
+            f"sample {sample.image_id!r}: masks of {turn.masks.shape[1:]} for an image of {sample.image.shape[:2]} "
+            "(height, width); masks have the size of the image"
+        )

@@ -64,12 +64,21 @@ class PixelDecoder(nn.Module):
         dense = c.no_mask_embed.weight.reshape(1, -1, 1, 1)  # (1, C) -> (1, C, 1, 1)
         masks, quality = self.mask_decoder(
             image_embeddings=embeddings[image_index],
-            image_pe=c.get_dense_pe(),
+            image_pe=self._positions(),
             sparse_prompt_embeddings=prompts,
             dense_prompt_embeddings=dense,
             multimask_output=False,
         )
         return masks[:, 0], quality[:, 0]
+
+    def _positions(self) -> torch.Tensor:
+        """The library's position code of the grid (1, C, h, w), which it computes for float32 weights only."""
+        c = self.prompt_encoder
+        name, matrix = next(iter(c.pe_layer.named_buffers()))
+        if matrix.dtype == torch.float32:
+            return c.get_dense_pe()
+        code = torch.func.functional_call(c.pe_layer, {name: matrix.float()}, (c.image_embedding_size,))
+        return code[None].to(matrix.dtype)
 
 
 def upscale_logits(

@@ -78,17 +78,20 @@ class RegionEncoder(nn.Module):
         return maps
 
     def cut_out(self, maps: list[torch.Tensor], boxes: list[torch.Tensor]) -> list[torch.Tensor]:
-        """RoIAlign of every box on every level: one (N, C, roi, roi) a level, N boxes of all images in order."""
-        pixels = [b.to(maps[0].dtype) * self.box_size for b in boxes]
+        """RoIAlign of every box on every level: one (N, C, roi, roi) a level, N boxes of all images in order.
+
+        Always in float32: bfloat16 would move a box by up to a pixel, and torchvision has no RoIAlign for it.
+        """
+        pixels = [b.float() * self.box_size for b in boxes]
         return [
             roi_align(
-                level,
+                level.float(),
                 pixels,
                 output_size=self.config.roi_size,
                 spatial_scale=level.shape[-1] / self.image_size,
                 sampling_ratio=self.config.sampling_ratio,
                 aligned=True,
-            )
+            ).to(level.dtype)
             for level in maps
         ]
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from glamm_mini.text.tokens import PHRASE_END, PHRASE_START, SEG
 
 _TAG = re.compile(f"({re.escape(PHRASE_START)}|{re.escape(PHRASE_END)}|{re.escape(SEG)})")
+_NO_MASK = "a phrase is not followed by a [SEG], and so has no mask"
 
 
 @dataclass
@@ -34,8 +35,9 @@ def parse_grounded(text: str) -> GroundedText:
         if piece == PHRASE_START:
             if is_open:
                 notes.append("a phrase was opened inside another; the first was never closed")
+            notes += [_NO_MASK] if closed else []
             caption.open_phrase()
-            is_open = True
+            is_open, closed = True, None
         elif piece == PHRASE_END:
             if not is_open:
                 notes.append("a phrase was closed that was never opened")
@@ -51,6 +53,7 @@ def parse_grounded(text: str) -> GroundedText:
             caption.append(piece)
     if is_open:
         notes.append("the last phrase was not closed")
+    notes += [_NO_MASK] if closed else []
     return GroundedText(caption.text, phrases, notes)
 
 

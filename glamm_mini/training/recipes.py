@@ -1,15 +1,18 @@
 """Recipes: what is trained on what, in which order, with which settings. `glamm-mini train NAME` runs one."""
 
+import json
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from safetensors.torch import save_file
 
 from glamm_mini import paths
 from glamm_mini.checkpoints.folder import load_weights, save_model
-from glamm_mini.config import GlammConfig
+from glamm_mini.config import SIZES, GlammConfig
 from glamm_mini.datasets.storybook import tasks
 from glamm_mini.datasets.storybook.dataset import StorybookDataset
 from glamm_mini.model.glamm import GlammForConditionalGeneration
@@ -18,6 +21,7 @@ from glamm_mini.text.wordpiece import build_wordpiece
 from glamm_mini.training import backbones as parts
 from glamm_mini.training.dense import DenseHeads
 from glamm_mini.training.joint import JointCollate, JointTraining
+from glamm_mini.training.logs import read_log
 from glamm_mini.training.settings import TrainSettings
 from glamm_mini.training.trainer import Trainer
 from glamm_mini.training.validation import storybook_figures
@@ -25,19 +29,21 @@ from glamm_mini.training.validation import storybook_figures
 ENDLESS = 10_000_000
 """Storybook scenes are drawn when they are asked for, so that no scene is ever seen twice."""
 
+VALIDATION_SCENES = 32
+
 BACKBONE_SETTINGS = {
     "encoder": TrainSettings(
-        steps=700, batch_size=32, lr=1.5e-3, muon_lr=0.02, precision="bf16", threads=1, save_every=200, seed=1
+        steps=700, batch_size=32, lr=1.5e-3, muon_lr=0.02, precision="auto", threads=1, save_every=200, seed=1
     ),
     "segmenter": TrainSettings(
-        steps=900, batch_size=16, lr=1.5e-3, muon_lr=0.02, precision="bf16", threads=1, save_every=200, seed=2
+        steps=900, batch_size=16, lr=1.5e-3, muon_lr=0.02, precision="auto", threads=1, save_every=200, seed=2
     ),
     "language": TrainSettings(
-        steps=400, batch_size=8, lr=1.5e-3, muon_lr=0.02, precision="bf16", threads=1, save_every=200, seed=3
+        steps=200, batch_size=4, lr=1.5e-3, muon_lr=0.02, precision="auto", threads=1, save_every=200, seed=3
     ),
 }
 STORYBOOK_SETTINGS = TrainSettings(
-    steps=3000,
+    steps=2400,
     batch_size=16,
     lr=1.5e-3,
     muon_lr=0.015,
@@ -45,7 +51,7 @@ STORYBOOK_SETTINGS = TrainSettings(
     threads=2,
     precision="auto",
     save_every=200,
-    validate_every=500,
+    validate_every=400,
     seed=4,
 )
 """Muon's rates are for matrices (see training/optimiser.py); lr is AdamW's, for all else."""
@@ -56,6 +62,8 @@ def untrained(size: str) -> tuple[GlammForConditionalGeneration, GlammProcessor]
 
     Raises ValueError for a size whose parts come from the hub instead.
     """
+    if size not in SIZES:
+        raise ValueError(f"size {size!r} is unknown; expected one of {', '.join(SIZES)}")
     if size != "tiny":
         raise ValueError(f"size {size!r} starts from pretrained parts of the hub; the storybook recipes make size tiny")
     tokenizer = build_wordpiece(tasks.corpus_words())
@@ -85,16 +93,23 @@ def train_backbones(size: str, data: str, out: Path, resume: bool, overrides: li
         "language": (parts.LanguageTraining, parts.collate_language, no_talk(conversations=6)),
     }
     model_folder = Path(out) / "model"
-    for name in [own["only"]] if own else stages:
+    names = [own["only"]] if own else list(stages)
+    # All settings are read before the first stage: a slip in the last must not be found after an hour of training.
+    settings = {name: BACKBONE_SETTINGS[name].with_overrides(_for_stage(name, overrides)) for name in stages}
+    for name in names:
         module, collate, dataset = stages[name]
         torch.manual_seed(0)
         stage = module(glamm)
-        settings = BACKBONE_SETTINGS[name].with_overrides(_for_stage(name, overrides))
-        Trainer(stage, dataset, partial(collate, processor=processor), settings, Path(out) / name).fit(resume=resume)
+        collate = partial(collate, processor=processor)
+        Trainer(stage, dataset, collate, settings[name], Path(out) / name).fit(resume=resume)
+        if not PartialState().is_main_process:
+            continue
         model_folder.mkdir(parents=True, exist_ok=True)
         state = {k: v.detach().to(torch.bfloat16).contiguous() for k, v in stage.state_dict().items()}
         save_file(state, model_folder / f"{name}.safetensors", metadata={"format": "pt"})
-    processor.save_pretrained(model_folder)
+        write_record(Path(out) / name, model_folder / f"{name}.training.json")
+    if PartialState().is_main_process:
+        processor.save_pretrained(model_folder)
     return model_folder
 
 
@@ -111,22 +126,46 @@ def load_backbones(folder: Path, glamm: GlammForConditionalGeneration) -> DenseH
 
 
 def train_storybook(size: str, data: str, out: Path, resume: bool, overrides: list[str]) -> Path:
-    """GLaMM from the bundled backbones on the mixture of storybook tasks; `OUT/model` then holds the model."""
+    """GLaMM from the bundled backbones on the mixture of storybook tasks; `OUT/model` then holds the model.
+
+    Overrides of its own: `backbones=FOLDER` to start from others, `scenes=64` to validate on more scenes, or on none.
+    """
     glamm, processor = untrained(size)
-    own, rest = _split(overrides, ("backbones",))
+    own, rest = _split(overrides, ("backbones", "scenes"))
+    scenes = own.get("scenes", str(VALIDATION_SCENES))
+    if not scenes.isdecimal():
+        raise ValueError(f"scenes is {scenes!r}; expected a whole number, 0 for no validation")
+    scenes = int(scenes)
     folder = Path(own["backbones"]) if "backbones" in own else paths.checkpoint_folder("backbones")
     heads = load_backbones(folder, glamm)
     torch.manual_seed(0)
     stage = JointTraining(glamm, heads)
     settings = STORYBOOK_SETTINGS.with_overrides(rest)
     dataset = StorybookDataset("train", size=ENDLESS, long_side=processor.config.grounding.image_size)
-    validate = partial(_validate, processor=processor)
+    validate = partial(_validate, processor=processor, scenes=scenes) if scenes else None
     Trainer(stage, dataset, JointCollate(processor), settings, Path(out), validate).fit(resume=resume)
-    return save_model(Path(out) / "model", glamm, processor)
+    folder = Path(out) / "model"
+    if PartialState().is_main_process:
+        save_model(folder, glamm, processor)
+        write_record(Path(out), folder / "training.json")
+    return folder
 
 
-def _validate(stage: JointTraining, processor: GlammProcessor) -> dict[str, float]:
-    return storybook_figures(stage.glamm, processor)
+def write_record(run: Path, target: Path) -> None:
+    """How a model was made, beside it: the command, the settings, seconds of training, and the last losses."""
+    log = read_log(run / "log.jsonl")
+    record = {
+        "command": " ".join(["glamm-mini", *sys.argv[1:]]),
+        "settings": json.loads((run / "settings.json").read_text()),
+        "seconds": round(sum(line.get("seconds", 0.0) for line in log)),
+        "validation": [{"step": line["step"], **line["validation"]} for line in log if "validation" in line],
+        "last": next((line for line in reversed(log) if "loss" in line), None),
+    }
+    target.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def _validate(stage: JointTraining, processor: GlammProcessor, scenes: int) -> dict[str, float]:
+    return storybook_figures(stage.glamm, processor, scenes)
 
 
 RECIPES: dict[str, Callable[..., Path]] = {"backbones": train_backbones, "storybook": train_storybook}

@@ -18,7 +18,7 @@ FIGURES = {
 
 
 def storybook_figures(
-    glamm: GlammForConditionalGeneration, processor: GlammProcessor, limit: int = 32, seed: int = 11
+    glamm: GlammForConditionalGeneration, processor: GlammProcessor, limit: int, seed: int = 11
 ) -> dict[str, float]:
     """Figures such as "gcg_miou" on `limit` scenes of the val split."""
     assistant = Assistant(glamm, processor)

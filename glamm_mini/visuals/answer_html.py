@@ -18,7 +18,7 @@ from glamm_mini.visuals.sentence import Run, is_empty, loose_phrases, question_w
 
 LONG_SIDE = 640
 BYTES = 220_000
-"""PNGs larger than this are reduced to 256 colours, which keeps notebooks with many answers small."""
+"""PNGs larger than this are reduced to 256 colours, then in size: it keeps notebooks with many answers small."""
 WIDE = 1.9
 """Pictures with a larger width/height than this take the whole width, the sentence goes below."""
 
@@ -141,8 +141,9 @@ def _hover_style(scope: str, count: int) -> str:
 
 def _png(picture: Image.Image) -> str:
     data = _encode(picture)
-    if len(data) > BYTES:
-        data = _encode(picture.quantize(256, dither=Image.Dither.FLOYDSTEINBERG))
+    while len(data) > BYTES:
+        data = _encode(picture.quantize(256))
+        picture = picture.resize([max(1, round(side * 0.8)) for side in picture.size], Image.Resampling.LANCZOS)
     return base64.b64encode(data).decode("ascii")
 
 

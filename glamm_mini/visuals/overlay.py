@@ -8,7 +8,7 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter
 
 from glamm_mini.visuals.palette import RGB, colours
 
-TINT = 0.28
+TINT = 0.2
 HALO = 0.75
 """Opacity of the white line around each outline, which keeps it visible on a background of its own colour."""
 

@@ -1,0 +1,49 @@
+"""One process and two (gloo, CPU) train the same GLaMM: the real model, losses and data, on a few scenes."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from glamm_mini.training import backbones, recipes
+from glamm_mini.training.logs import read_log
+
+
+@pytest.fixture(scope="module")
+def untrained_backbones(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("backbones")
+    glamm, _ = recipes.untrained("tiny")
+    torch.manual_seed(1)
+    parts = {
+        "encoder": backbones.EncoderTraining(glamm),
+        "segmenter": backbones.SegmenterTraining(glamm),
+        "language": backbones.LanguageTraining(glamm),
+    }
+    for name, part in parts.items():
+        save_file({k: v.contiguous() for k, v in part.state_dict().items()}, folder / f"{name}.safetensors")
+    return folder
+
+
+def _train(folder, out, processes, batch_size):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if processes == 2 else []
+    settings = f"steps=2 batch_size={batch_size} log_every=1 threads=1 workers=0 precision=no scenes=0 cpu=true".split()
+    command = [sys.executable, *launcher, "-m", "glamm_mini.cli.main", "train", "storybook", "--out", str(out)]
+    for setting in [*settings, f"backbones={folder}"]:
+        command += ["--set", setting]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-6000:]
+    return read_log(out / "log.jsonl")
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_trains(untrained_backbones, tmp_path):
+    one = _train(untrained_backbones, tmp_path / "one", 1, 4)
+    two = _train(untrained_backbones, tmp_path / "two", 2, 2)
+    assert [line["step"] for line in one] == [line["step"] for line in two] == [1, 2]
+    for a, b in zip(one, two, strict=True):
+        for name in ("loss", "ce", "mask_bce", "mask_dice", "dense", "box", "grad_norm"):
+            assert b[name] == pytest.approx(a[name], rel=2e-5), name
