@@ -6,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pycocotools import mask as coco_mask
 
 from glamm_mini.checkpoints.folder import load_model
-from glamm_mini.images import load_image
+from glamm_mini.images import encode_mask, load_image
 from glamm_mini.model.glamm import GlammForConditionalGeneration, ImageFeatures
 from glamm_mini.processor import GlammProcessor
 from glamm_mini.text.grounded import parse_grounded
@@ -49,15 +48,11 @@ class GroundedAnswer:
 
     def to_dict(self, image_id=None) -> dict:
         """The official prediction record: image_id, caption, phrases, and one compressed RLE a phrase."""
-        masks = []
-        for phrase in self.phrases:
-            rle = coco_mask.encode(np.asfortranarray(phrase.mask.astype(np.uint8)))
-            masks.append({"size": [int(n) for n in rle["size"]], "counts": rle["counts"].decode("ascii")})
         return {
             "image_id": image_id,
             "caption": self.caption,
             "phrases": [p.text for p in self.phrases],
-            "pred_masks": masks,
+            "pred_masks": [encode_mask(p.mask) for p in self.phrases],
             "scores": [round(p.score, 4) for p in self.phrases],
         }
 

@@ -1,10 +1,11 @@
-"""Images as the package wants them: upright RGB uint8, whatever was given."""
+"""Images as the package wants them, upright RGB uint8, whatever was given; and masks as it stores them."""
 
 import struct
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from pycocotools import mask as coco_mask
 
 
 def load_image(image) -> np.ndarray:
@@ -53,3 +54,9 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
         paper = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(paper, image)
     return image.convert("RGB")
+
+
+def encode_mask(mask: np.ndarray) -> dict:
+    """One (H, W) bool mask as a COCO run-length record `{"size": [H, W], "counts": str}`."""
+    record = coco_mask.encode(np.asfortranarray(np.asarray(mask, dtype=np.uint8)))
+    return {"size": [int(side) for side in record["size"]], "counts": record["counts"].decode("ascii")}

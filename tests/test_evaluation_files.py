@@ -8,8 +8,8 @@ import pytest
 from evaluation_fakes import Oracle, figures, make_sample, run, samples
 
 from glamm_mini.evaluation import predict_samples, score_folder
-from glamm_mini.evaluation.masks import encode_mask
 from glamm_mini.evaluation.predict import fingerprint
+from glamm_mini.images import encode_mask
 
 
 @pytest.fixture(autouse=True)

@@ -9,9 +9,9 @@ from evaluation_fakes import Careless, FakeAnswer, H, Oracle, StorybookOracle, W
 
 from glamm_mini.datasets.storybook.dataset import evaluation_samples
 from glamm_mini.evaluation import TASKS, get_similarity, predict_samples, score_folder, similarity
-from glamm_mini.evaluation.masks import encode_mask
 from glamm_mini.evaluation.segmentation import draw_expressions
 from glamm_mini.evaluation.words import answer_accuracy, mentioned_classes
+from glamm_mini.images import encode_mask
 
 
 @pytest.fixture(autouse=True)

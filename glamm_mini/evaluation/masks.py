@@ -10,12 +10,6 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 
-def encode_mask(mask: np.ndarray) -> dict:
-    """One (H, W) bool mask as a COCO run-length record `{"size": [H, W], "counts": str}`."""
-    record = coco_mask.encode(np.asfortranarray(np.asarray(mask, dtype=np.uint8)))
-    return {"size": [int(side) for side in record["size"]], "counts": record["counts"].decode("ascii")}
-
-
 def decode_masks(records: list[dict], size: tuple[int, int] | None = None, name: str = "image") -> np.ndarray:
     """Run-length records to (M, H, W) bool.
 

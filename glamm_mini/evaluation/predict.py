@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from glamm_mini.datasets.sample import Sample
-from glamm_mini.evaluation.masks import encode_mask
 from glamm_mini.evaluation.records import LIST_TASKS, SETTINGS, check_task, read_json, read_results, write_json
 from glamm_mini.evaluation.segmentation import draw_expressions
 from glamm_mini.evaluation.truth import TruthWriter, expressions, single_turns
+from glamm_mini.images import encode_mask
 
 
 def predict_samples(

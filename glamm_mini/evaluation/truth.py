@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from glamm_mini.datasets.sample import Sample, Turn
-from glamm_mini.evaluation.masks import encode_mask
 from glamm_mini.evaluation.records import MASK_TASKS, check_task, truth_path, write_json
+from glamm_mini.images import encode_mask
 from glamm_mini.text.grounded import parse_grounded
 
 ATTRIBUTES = ("cls", "colour", "pattern", "size")

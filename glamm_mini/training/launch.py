@@ -16,7 +16,8 @@ def make_accelerator(settings: TrainSettings) -> Accelerator:
     """The Accelerator of one run; what `accelerate launch` or `torchrun` set up is read from the environment."""
     # An earlier stage of this process may have used another precision or device.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
-    cpu = settings.cpu or None  # None leaves it to the launcher
+    # Left to itself, accelerate joins the processes of a launcher on a CPU only when it is told to stay there.
+    cpu = settings.cpu or not torch.accelerator.is_available() or None
     precision = resolve_precision(settings.precision, PartialState(cpu=cpu).device)
     unused = DistributedDataParallelKwargs(find_unused_parameters=settings.find_unused)
     return Accelerator(mixed_precision=precision, cpu=cpu, kwargs_handlers=[unused])

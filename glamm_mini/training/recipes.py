@@ -29,7 +29,7 @@ from glamm_mini.training.validation import storybook_figures
 ENDLESS = 10_000_000
 """Storybook scenes are drawn when they are asked for, so that no scene is ever seen twice."""
 
-VALIDATION_SCENES = 32
+VALIDATION_SCENES = 24
 
 BACKBONE_SETTINGS = {
     "encoder": TrainSettings(
@@ -43,15 +43,15 @@ BACKBONE_SETTINGS = {
     ),
 }
 STORYBOOK_SETTINGS = TrainSettings(
-    steps=2400,
+    steps=1500,
     batch_size=16,
     lr=1.5e-3,
-    muon_lr=0.015,
-    lr_scales={"glamm.global_encoder": 0.5, "glamm.grounding_encoder": 0.3},
+    muon_lr=0.01,
+    lr_scales={"glamm.global_encoder": 0.5, "glamm.grounding_encoder": 0.5},
     threads=2,
     precision="auto",
     save_every=200,
-    validate_every=400,
+    validate_every=500,
     seed=4,
 )
 """Muon's rates are for matrices (see training/optimiser.py); lr is AdamW's, for all else."""
