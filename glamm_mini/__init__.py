@@ -13,10 +13,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from glamm_mini.assistant import Assistant, GroundedAnswer, GroundedPhrase, Request, load
+    from glamm_mini.assistant import Assistant, GroundedAnswer, GroundedPhrase, load
     from glamm_mini.config import GlammConfig
     from glamm_mini.model.glamm import GlammForConditionalGeneration
     from glamm_mini.processor import GlammProcessor
+    from glamm_mini.questions import Request
 
 __version__ = "0.1.0"
 
@@ -25,7 +26,7 @@ _HOMES = {
     "Assistant": "glamm_mini.assistant",
     "GroundedAnswer": "glamm_mini.assistant",
     "GroundedPhrase": "glamm_mini.assistant",
-    "Request": "glamm_mini.assistant",
+    "Request": "glamm_mini.questions",
     "GlammConfig": "glamm_mini.config",
     "GlammForConditionalGeneration": "glamm_mini.model.glamm",
     "GlammProcessor": "glamm_mini.processor",

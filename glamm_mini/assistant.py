@@ -11,10 +11,8 @@ from glamm_mini.checkpoints.folder import load_model
 from glamm_mini.images import encode_mask, load_image
 from glamm_mini.model.glamm import GlammForConditionalGeneration, ImageFeatures
 from glamm_mini.processor import GlammProcessor
+from glamm_mini.questions import Request, box_array, prepare
 from glamm_mini.text.grounded import parse_grounded
-from glamm_mini.text.prompts import plain_words
-from glamm_mini.text.tokens import BBOX, PHRASE_END, PHRASE_START, SEG
-from glamm_mini.text.wordpiece import unknown_words
 
 DESCRIBE = "Describe the image with masks."
 MAX_NEW_TOKENS = 256
@@ -88,16 +86,6 @@ class GroundedAnswer:
         return buffer.getvalue()
 
 
-@dataclass
-class Request:
-    """One question about one image; boxes (N, 4) in pixels; history: earlier (question, answer text) pairs."""
-
-    image: object
-    question: str
-    boxes: object = None
-    history: list[tuple[str, str]] | None = None
-
-
 class Assistant:
     """A model with its processor, ready to be asked. Made by `glamm_mini.load`."""
 
@@ -114,7 +102,7 @@ class Assistant:
     def ask(self, image, text: str, boxes=None, normalised: bool = False, history=None) -> GroundedAnswer:
         """Ask anything. `text` refers to box k by its k-th `<bbox>`; without any, one per box is appended."""
         array = load_image(image)
-        boxes = _box_array(boxes)
+        boxes = box_array(boxes)
         if normalised and boxes is not None:
             h, w = array.shape[:2]
             boxes = boxes * np.array([w, h, w, h], np.float32)
@@ -133,7 +121,7 @@ class Assistant:
             if id(request.image) not in pictures:
                 pictures[id(request.image)] = load_image(request.image)
         keys = list(pictures)
-        prepared = [_prepare(r, pictures[id(r.image)].shape[:2]) for r in requests]
+        prepared = [prepare(r, pictures[id(r.image)].shape[:2], self.processor) for r in requests]
         batch = self.processor.prompts([p.turns for p in prepared])
         device = self.model.device
         boxes = [
@@ -176,7 +164,7 @@ class Assistant:
     def _answer(self, request, prepared, ids, low_res, image) -> GroundedAnswer:
         text = self.processor.decode(ids.tolist())
         parsed = parse_grounded(text)
-        notes = prepared.notes(self.processor) + parsed.notes
+        notes = prepared.notes + parsed.notes
         # A row that ended is as long as the longest of its batch: it holds the end, and padding behind it.
         if len(ids) >= MAX_NEW_TOKENS and self.processor.tokenizer.eos_token_id not in ids.tolist():
             notes.append(f"the answer was cut after {MAX_NEW_TOKENS} tokens")
@@ -186,63 +174,6 @@ class Assistant:
             for span, mask, logit in zip(parsed.phrases, masks, logits, strict=False)
         ]
         return GroundedAnswer(text, parsed.caption, phrases, notes, image, request.question, prepared.boxes)
-
-
-@dataclass
-class _Prepared:
-    turns: list[tuple[str, str | None]]
-    boxes: np.ndarray | None
-    question: str
-
-    def notes(self, processor) -> list[str]:
-        words = unknown_words(processor.tokenizer, self.question.replace(BBOX, " "))
-        return [f"the model was never taught the words: {', '.join(words)}"] if words else []
-
-
-def _prepare(request: Request, size: tuple[int, int]) -> _Prepared:
-    """Check one request and put it into words that the template takes."""
-    if not isinstance(request.question, str) or not request.question.strip():
-        raise ValueError("the question is empty; ask something such as 'What is in the picture?'")
-    boxes = _check_boxes(_box_array(request.boxes), size)
-    question = plain_words(request.question.strip())
-    named, given = question.count(BBOX), 0 if boxes is None else len(boxes)
-    if named == 0 and given:
-        question = f"{question} {' '.join([BBOX] * given)}"
-    elif named != given:
-        raise ValueError(f"the text names {named} <bbox> but {given} boxes were given; give one box for each <bbox>")
-    return _Prepared([*_history(request.history), (question, None)], boxes, question)
-
-
-def _history(history) -> list[tuple[str, str]]:
-    """Earlier turns; their boxes are gone, so that `<bbox>` is a word there, but the tags of answers stay tags."""
-    for k, turn in enumerate(history or []):
-        if not isinstance(turn, (tuple, list)) or len(turn) != 2 or not all(isinstance(text, str) for text in turn):
-            raise ValueError(f"history[{k}] is {turn!r}; expected a pair (question, answer text)")
-    tags = (PHRASE_START, PHRASE_END, SEG)
-    return [(plain_words(question, keep=()), plain_words(answer, keep=tags)) for question, answer in history or []]
-
-
-def _box_array(boxes) -> np.ndarray | None:
-    """One box or several as (N, 4) float32; None for none; ValueError for anything else."""
-    if boxes is None or np.size(boxes) == 0:
-        return None
-    array = np.asarray(boxes, np.float32)
-    if array.ndim not in (1, 2) or array.shape[-1] != 4:
-        raise ValueError(f"boxes have shape {array.shape}; expected (N, 4): x0 y0 x1 y1 of each box")
-    return array.reshape(-1, 4)
-
-
-def _check_boxes(array: np.ndarray | None, size: tuple[int, int]) -> np.ndarray | None:
-    """Boxes (N, 4) in pixels, clipped to the picture; ValueError if empty, swapped, outside or not finite."""
-    if array is None:
-        return None
-    h, w = size
-    for k, (x0, y0, x1, y1) in enumerate(array.tolist()):
-        if not np.isfinite([x0, y0, x1, y1]).all() or not (x0 < x1 and y0 < y1):
-            raise ValueError(f"box {k} is ({x0}, {y0}, {x1}, {y1}); expected finite numbers with x0 < x1 and y0 < y1")
-        if x1 <= 0 or y1 <= 0 or x0 >= w or y0 >= h:
-            raise ValueError(f"box {k} lies outside the picture of {w} x {h} pixels")
-    return np.clip(array, 0, [w, h, w, h]).astype(np.float32)
 
 
 def _box(mask: np.ndarray):

@@ -354,3 +354,20 @@ def test_a_saved_assistant_is_loaded_in_any_type(glamm, picture, tmp_path, monke
     own = glamm.teacher_force(picture, [("What is this?", GROUNDED)])
     for a, b in zip(masks, own, strict=True):
         assert (a != b).mean() < (0.1 if dtype else 0.005)
+
+
+def test_a_long_history_is_cut_at_its_start_and_noted(glamm, picture, says, prompts, monkeypatch):
+    says("the sea .")
+    monkeypatch.setattr(glamm.processor.config.prompt, "max_length", 250)
+    history = [("What is in the picture ?", "A red balloon . " * 10)] * 12
+    answer = glamm.ask(picture, "Where is it ?", history=history)
+    assert any("history was too long" in note for note in answer.notes)
+    room = 250 - glamm.config.image_tokens + 1
+    turn = len(glamm.processor.encode(history[:1])[0])
+    assert room - turn < len(prompts[0]) <= room  # as many turns as fit, and no more
+
+
+def test_a_question_that_no_row_holds_is_refused(glamm, picture, monkeypatch):
+    monkeypatch.setattr(glamm.processor.config.prompt, "max_length", 250)
+    with pytest.raises(ValueError, match="reads at most"):
+        glamm.ask(picture, "What is in the picture ? " * 200)

@@ -23,6 +23,7 @@ ORDER = [
     ("text",),
     ("model", "lessons"),
     ("processor",),
+    ("questions",),
     ("checkpoints",),
     ("datasets",),
     ("assistant",),
