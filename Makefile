@@ -10,6 +10,9 @@ COVERAGE ?= 90
 # One thread a process: the tests run in WORKERS processes, and more threads than cores make small models slower.
 THREADS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
+# Two processes with one thread each train faster on two cores than one process with two threads.
+TWO := $(THREADS) $(BIN)/python -m torch.distributed.run --standalone --nproc-per-node 2 -m glamm_mini.cli.main
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint lab samples contact-sheet backbones tiny clean
 
@@ -53,9 +56,12 @@ backbones: $(VENV)/.dev.stamp ## pretrain the tiny backbones into data/checkpoin
 	cp -r runs/backbones-tiny/model/. data/checkpoints/backbones/
 
 tiny: $(VENV)/.dev.stamp ## train the tiny GLaMM into data/checkpoints/tiny; goes on where it stopped
-	$(BIN)/glamm-mini train storybook --size tiny --out runs/storybook-tiny --resume
+	$(TWO) train storybook --size tiny --out runs/storybook-tiny --resume --set batch_size=8 --set threads=1
+	$(TWO) train storybook --size tiny --out runs/storybook-tiny-2 --resume --set batch_size=8 --set threads=1 \
+		--set start=runs/storybook-tiny --set steps=520 --set lr=8e-4 --set muon_lr=0.006 --set seed=5 \
+		--set validate_every=0
 	mkdir -p data/checkpoints/tiny
-	cp -r runs/storybook-tiny/model/. data/checkpoints/tiny/
+	cp -r runs/storybook-tiny-2/model/. data/checkpoints/tiny/
 
 clean: ## remove the environment, caches and outputs (trained checkpoints stay)
 	rm -rf $(VENV) outputs dist build .pytest_cache .ruff_cache .coverage

@@ -128,10 +128,11 @@ def load_backbones(folder: Path, glamm: GlammForConditionalGeneration) -> DenseH
 def train_storybook(size: str, data: str, out: Path, resume: bool, overrides: list[str]) -> Path:
     """GLaMM from the bundled backbones on the mixture of storybook tasks; `OUT/model` then holds the model.
 
-    Overrides of its own: `backbones=FOLDER` to start from others, `scenes=64` to validate on more scenes, or on none.
+    Overrides of its own: `backbones=FOLDER` to start from others, `start=RUN` to go on from the end of an earlier run
+    with settings of its own (another round), `scenes=64` to validate on more scenes, or on none.
     """
     glamm, processor = untrained(size)
-    own, rest = _split(overrides, ("backbones", "scenes"))
+    own, rest = _split(overrides, ("backbones", "scenes", "start"))
     scenes = own.get("scenes", str(VALIDATION_SCENES))
     if not scenes.isdecimal():
         raise ValueError(f"scenes is {scenes!r}; expected a whole number, 0 for no validation")
@@ -140,6 +141,8 @@ def train_storybook(size: str, data: str, out: Path, resume: bool, overrides: li
     heads = load_backbones(folder, glamm)
     torch.manual_seed(0)
     stage = JointTraining(glamm, heads)
+    if "start" in own:
+        load_weights(stage, Path(own["start"]) / "last" / "model.safetensors")
     settings = STORYBOOK_SETTINGS.with_overrides(rest)
     dataset = StorybookDataset("train", size=ENDLESS, long_side=processor.config.grounding.image_size)
     validate = partial(_validate, processor=processor, scenes=scenes) if scenes else None
