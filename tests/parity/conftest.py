@@ -10,7 +10,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # the helper modules of this folder, under any import mode
 
-import outputs  # noqa: E402
+import model_outputs  # noqa: E402
 from reference_case import DATA, PARTS, ReferenceCase  # noqa: E402
 
 
@@ -63,4 +63,4 @@ def model(case):
 @pytest.fixture(scope="session")
 def computed(case, model):
     """Our numbers, each part computed once, when first asked for."""
-    return outputs.Outputs(case, model)
+    return model_outputs.Outputs(case, model)

@@ -3,7 +3,7 @@
 from functools import cached_property
 
 import torch
-from outputs_language import LanguageOutputs
+from model_outputs_language import LanguageOutputs
 from reference_case import ReferenceCase, weights
 
 from glamm_mini.text.tokens import IMAGE_TOKEN_INDEX
