@@ -254,6 +254,8 @@ def _tiny() -> dict:
             decoder_heads=4,
             iou_hidden=64,
         ),
+        # Official 0.5 for dice leaves small things to the pixel-wise loss, which hardly sees them.
+        losses=dict(mask_dice=2.0),
         prompt=dict(max_length=512, image_line="<image>\n"),
         feature_layer=-1,
         level_step=1,

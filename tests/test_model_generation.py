@@ -5,6 +5,8 @@ import torch
 from small_models import BBOX, SEG, box_set, images, padded, row, small_model
 from transformers import LogitsProcessor
 
+from glamm_mini.model.splice import language_states
+
 FORCED = (1, 4)
 NEW = 7
 
@@ -36,7 +38,7 @@ def uncached(model, prompt, image, boxes):
         with torch.no_grad():
             features = model.encode_images(image["global_images"], image["grounding_images"]) if image else None
             spliced = model.splice(ids, None, None, features, None, boxes)
-            logits = model.language_model.lm_head(model.language_states(spliced)[:, -1])
+            logits = model.language_model.lm_head(language_states(model.language_model, spliced)[:, -1])
         lengths.append(spliced.embeds.shape[1])
         if step in FORCED:
             logits[:, SEG] += 1e4

@@ -24,8 +24,8 @@ def backbones(tmp_path_factory):
 def trained(backbones, tmp_path_factory):
     out, seen = tmp_path_factory.mktemp("storybook"), []
 
-    def figures(glamm, processor, scenes):
-        seen.append((type(glamm).__name__, glamm.training, scenes))
+    def figures(assistant, scenes):
+        seen.append((type(assistant.model).__name__, assistant.model.training, scenes))
         return {"gcg_miou": 0.25}
 
     with pytest.MonkeyPatch.context() as patch:
@@ -49,21 +49,25 @@ def test_backbones_are_stored_in_bfloat16_with_a_record_each(backbones):
 def test_backbones_are_put_into_a_glamm(backbones):
     glamm, _ = recipes.untrained("tiny")
     before = {k: v.clone() for k, v in glamm.state_dict().items()}
-    heads = recipes.load_backbones(backbones, glamm)
+    joint = recipes.load_backbones(backbones, glamm)
+    assert joint.glamm is glamm
     state = glamm.state_dict()
-    stored = load_file(backbones / "encoder.safetensors")
-    torch.testing.assert_close(heads.state_dict()["norm.weight"], stored["heads.norm.weight"].float())
-    sources = {"encoder": ("global_encoder",), "segmenter": ("grounding_encoder", "pixel_decoder"),
-               "language": ("language_model",)}  # fmt: skip
+    for name, part in (("encoder", "heads"), ("encoder", "region_heads"), ("language", "box")):
+        stored = load_file(backbones / f"{name}.safetensors")
+        for key, value in getattr(joint, part).state_dict().items():
+            assert torch.equal(value, stored[f"{part}.{key}"].float()), key
+    sources = {"encoder": ("global_encoder", "vl_projector", "region_encoder"),
+               "segmenter": ("grounding_encoder", "pixel_decoder"),
+               "language": ("language_model", "lp_projector")}  # fmt: skip
+    assert {child for children in sources.values() for child in children} == {n for n, _ in glamm.named_children()}
+    aids = ("heads.", "region_heads.", "pixel_head.", "box.")
     for name, children in sources.items():
         stored = load_file(backbones / f"{name}.safetensors")
         own = {k: v for k, v in state.items() if k.startswith(children)}
-        assert {k for k in stored if not k.startswith("heads.")} == set(own)
+        assert {k for k in stored if not k.startswith(aids)} == set(own)
         for key, value in own.items():
             assert torch.equal(value, stored[key].to(value.dtype)), key
         assert any(not torch.equal(v, before[k]) for k, v in own.items())
-    for child in ("vl_projector", "region_encoder", "lp_projector"):
-        assert all(torch.equal(v, before[k]) for k, v in state.items() if k.startswith(child))
 
 
 def test_a_trained_model_loads_and_answers(trained, monkeypatch):
@@ -75,8 +79,10 @@ def test_a_trained_model_loads_and_answers(trained, monkeypatch):
     assert len(answer.phrases) == answer.text.count("[SEG]") and answer.image.shape == (30, 40, 3)
     record = json.loads((trained / "training.json").read_text())
     assert record["validation"] == [{"step": 2, "gcg_miou": 0.25}] and record["settings"]["batch_size"] == 2
-    assert {"ce", "mask_bce", "mask_dice", "dense", "box"} <= set(record["last"])
-    assert not any(name.startswith(("heads", "box")) for name in model.state_dict())  # the aids are thrown away
+    assert {"ce", "mask_bce", "mask_dice", "dense", "regions", "box"} <= set(record["last"])
+    assert not any(
+        name.startswith(("heads", "region_heads", "box")) for name in model.state_dict()
+    )
 
 
 def test_training_changed_every_part_that_learns(trained, backbones):

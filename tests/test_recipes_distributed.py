@@ -8,8 +8,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from glamm_mini.training import backbones, recipes
+from glamm_mini.training import recipes
+from glamm_mini.training.backbones import EncoderTraining
+from glamm_mini.training.language import LanguageTraining
 from glamm_mini.training.logs import read_log
+from glamm_mini.training.segmenter import SegmenterTraining
 
 
 @pytest.fixture(scope="module")
@@ -18,9 +21,9 @@ def untrained_backbones(tmp_path_factory):
     glamm, _ = recipes.untrained("tiny")
     torch.manual_seed(1)
     parts = {
-        "encoder": backbones.EncoderTraining(glamm),
-        "segmenter": backbones.SegmenterTraining(glamm),
-        "language": backbones.LanguageTraining(glamm),
+        "encoder": EncoderTraining(glamm),
+        "segmenter": SegmenterTraining(glamm),
+        "language": LanguageTraining(glamm),
     }
     for name, part in parts.items():
         save_file({k: v.contiguous() for k, v in part.state_dict().items()}, folder / f"{name}.safetensors")
@@ -45,5 +48,5 @@ def test_two_processes_train_what_one_trains(untrained_backbones, tmp_path):
     two = _train(untrained_backbones, tmp_path / "two", 2, 2)
     assert [line["step"] for line in one] == [line["step"] for line in two] == [1, 2]
     for a, b in zip(one, two, strict=True):
-        for name in ("loss", "ce", "mask_bce", "mask_dice", "dense", "box", "grad_norm"):
+        for name in ("loss", "ce", "mask_bce", "mask_dice", "dense", "regions", "box", "grad_norm"):
             assert b[name] == pytest.approx(a[name], rel=2e-5), name

@@ -1,4 +1,4 @@
-"""What is trained, part by part: labels made by hand, prompts against the library, losses that add up."""
+"""Labels made by hand, and the joint stage: what reaches which part, losses that add up."""
 
 import math
 
@@ -6,26 +6,26 @@ import numpy as np
 import pytest
 import torch
 from small_models import small_config, small_model
-from torch.nn import functional as F
 
 from glamm_mini.datasets.sample import Sample
 from glamm_mini.datasets.storybook import tasks
 from glamm_mini.datasets.storybook.dataset import StorybookDataset
 from glamm_mini.datasets.storybook.vocabulary import CLASSES, STUFF
 from glamm_mini.processor import GlammProcessor
-from glamm_mini.text.tokens import IGNORE_INDEX
 from glamm_mini.text.wordpiece import build_wordpiece
-from glamm_mini.training.backbones import (
-    EncoderTraining,
-    LanguageTraining,
-    SegmenterTraining,
-    collate_encoder,
-    collate_language,
-    collate_segmenter,
-)
 from glamm_mini.training.batches import COUNTS
-from glamm_mini.training.dense import ATTRIBUTES, IGNORE, KINDS, DenseHeads, DenseLabels, dense_labels
-from glamm_mini.training.joint import JointCollate, JointTraining, mask_boxes
+from glamm_mini.training.dense import (
+    ATTRIBUTES,
+    IGNORE,
+    KINDS,
+    DenseHeads,
+    DenseLabels,
+    dense_labels,
+    mask_boxes,
+    mask_labels,
+    region_labels,
+)
+from glamm_mini.training.joint import JointCollate, JointTraining
 
 
 @pytest.fixture(scope="module")
@@ -124,98 +124,34 @@ def test_dense_heads_learn_and_tell_their_accuracy():
     assert before["kind"] < 0.5
 
 
-# --- backbones -------------------------------------------------------------------------------------------------------
+def named(labels: DenseLabels, name: str) -> list:
+    """The attribute of each single label in words; None where nothing is said."""
+    index = labels.attributes[name].flatten().tolist()
+    return [None if i == IGNORE else ATTRIBUTES[name][i] for i in index]
 
 
-def test_encoder_stage_averages_over_images(glamm, processor, samples):
-    stage = EncoderTraining(glamm)
-    batch = collate_encoder(samples, processor)
-    out = stage(**batch)
-    assert set(out.losses) == {*ATTRIBUTES, "box"}
-    assert float(out.loss.detach()) == pytest.approx(sum(float(v.detach()) for v in out.losses.values()), rel=1e-5)
-    single = [float(stage(**collate_encoder([s], processor)).loss.detach()) for s in samples]
-    assert float(out.loss.detach()) == pytest.approx(np.mean(single), rel=1e-4)
-    out.loss.backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in stage.heads.parameters())
+def test_a_box_is_labelled_as_the_thing_it_fits_best():
+    boxes = torch.tensor([[8, 4, 11, 6], [0, 0, 8, 5.0]]) / 16
+    labels = region_labels([scene(), scene(), scene()], [boxes, None, boxes[:1]])
+    assert named(labels, "kind") == [CLASSES[3], CLASSES[0], CLASSES[3]]
+    assert named(labels, "size") == ["small", "large", "small"]
+    assert labels.has_box.all() and labels.boxes.shape == (3, 1, 1, 4)
+    torch.testing.assert_close(labels.boxes[:, 0, 0], torch.cat([boxes, boxes[:1]]))
+    nothing = region_labels([scene()], [None])
+    assert len(nothing.boxes) == 0 and nothing.attributes["kind"].shape == (0, 1, 1)
 
 
-@pytest.mark.parametrize("size", [(32, 32), (64, 48), (20, 64)])
-def test_points_lie_inside_and_boxes_around_their_masks(processor, size):
-    rng = np.random.default_rng(0)
-    masks = np.zeros((9, *size), bool)
-    for k in range(8):  # the ninth stays empty and is never asked for
-        y, x = rng.integers(0, size[0] - 8), rng.integers(0, size[1] - 8)
-        masks[k, y : y + 8, x : x + 8] = True
-        masks[k, y + 4 :, x + 4 :] = False
-    extras = {"thing_masks": masks[:4], "stuff_masks": masks[4:]}
-    sample = Sample(np.zeros((*size, 3), np.uint8), [], "hand", extras=extras)
-    batch = collate_segmenter([sample, sample], processor)
-    assert batch["image_of_mask"].tolist() == [0] * 6 + [1] * 6
-    side, small = processor.config.grounding.image_size, 4 * processor.config.grounding.grid
-    assert batch["masks"].shape == (12, small, small) and batch["masks"].max() <= 1
-    kinds = set()
-    for points, labels, mask in zip(batch["points"], batch["labels"].tolist(), batch["masks"], strict=True):
-        assert mask.sum() > 0
-        kinds.add(tuple(labels))
-        at = (points * small / side).numpy()  # on the decoder's map
-        ys, xs = np.nonzero(mask.numpy())
-        if labels == [1, -1]:
-            assert mask[int(at[0, 1]), int(at[0, 0])] > 0
-        else:
-            extent = np.array([xs.max() + 1 - xs.min(), ys.max() + 1 - ys.min()])
-            assert (np.abs(at[0] - [xs.min(), ys.min()]) <= 0.1 * extent + 1).all()
-            assert (np.abs(at[1] - [xs.max() + 1, ys.max() + 1]) <= 0.1 * extent + 1).all()
-    assert kinds == {(1, -1), (2, 3)}
-    again = collate_segmenter([sample, sample], processor)
-    assert torch.equal(again["points"], batch["points"])
-
-
-def test_points_and_boxes_are_embedded_as_the_library_does(glamm):
-    stage, seen = SegmenterTraining(glamm), []
-    stage.pixel_decoder.register_forward_pre_hook(lambda module, args: seen.append(args[1]))
-    library, images = stage.pixel_decoder.prompt_encoder, torch.randn(1, 3, 32, 32)
-    index = torch.zeros(3, dtype=torch.long)
-    points = torch.rand(3, 2, 2) * 31
-    points[:, 1] = 0
-    with torch.no_grad():
-        for label in (0, 1):
-            labels = torch.tensor([[label, -1]] * 3)
-            stage.predict(images, points, labels, index)
-            expected, _ = library((points[:, :1], labels[:, :1]), None, None)
-            torch.testing.assert_close(seen.pop(), expected, atol=1e-6, rtol=1e-6)
-        boxes = torch.rand(3, 2, 2) * 31
-        stage.predict(images, boxes, torch.tensor([[2, 3]] * 3), index)
-        expected, _ = library(None, boxes.flatten(1), None)
-        torch.testing.assert_close(seen.pop(), expected, atol=1e-6, rtol=1e-6)
-
-
-def test_segmenter_loss_rewards_the_right_mask(glamm, processor, samples, monkeypatch):
-    stage, batch = SegmenterTraining(glamm), collate_segmenter(samples, processor)
-    out = stage(**batch)
-    assert torch.isfinite(out.loss) and set(out.losses) == {"balanced", "bce", "dice"}
-    out.loss.backward()
-    for part in (stage.grounding_encoder, stage.pixel_decoder.mask_decoder.transformer):
-        assert all(p.grad is not None for p in part.parameters())
-    assert stage.pixel_decoder.prompt_encoder.point_embeddings[3].weight.grad.abs().sum() > 0
-    hard = (batch["masks"] > 0.5).float()
-    batch["masks"] = hard
-    for logits, low, high in ((hard * 40 - 20, 0, 0.01), (20 - hard * 40, 5, math.inf)):
-        monkeypatch.setattr(stage, "predict", lambda *_, logits=logits: logits)
-        assert low <= float(stage(**batch).loss.detach()) < high
-
-
-def test_language_stage_is_the_plain_language_loss_over_all_words(glamm, processor, samples):
-    stage, batch = LanguageTraining(glamm), collate_language(samples, processor)
-    rows = sum(len(s.conversations) for s in samples)
-    assert set(batch) == {"input_ids", "attention_mask", "labels"} and len(batch["labels"]) == rows
-    kept = batch["attention_mask"]
-    assert torch.equal(batch["labels"][kept], batch["input_ids"][kept])
-    assert (batch["labels"][~kept] == IGNORE_INDEX).all()
-    assert (batch["input_ids"] >= 0).all()
-    with torch.no_grad():
-        loss = stage(**batch).loss
-        expected = glamm.language_model(**batch).loss
-    torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
+def test_a_mask_is_labelled_with_what_all_of_it_shares():
+    sample = scene()
+    sample.extras["things"][1]["size"] = "large"
+    masks = sample.extras["thing_masks"]
+    both = masks.any(0, keepdims=True)
+    given = torch.from_numpy(np.concatenate([masks, both, sample.extras["stuff_masks"][:1]]))
+    labels = mask_labels([sample, sample], [given, given[:0]])
+    assert named(labels, "kind") == [CLASSES[0], CLASSES[3], None, STUFF[0]]
+    assert named(labels, "colour") == ["red", "blue", None, None]
+    assert named(labels, "size") == ["large", "large", "large", None]
+    torch.testing.assert_close(labels.boxes[:, 0, 0], mask_boxes(given) / 16)
 
 
 # --- joint -----------------------------------------------------------------------------------------------------------
@@ -258,7 +194,7 @@ def test_joint_loss_reaches_every_part(glamm, processor, samples):
     assert any(b is not None for b in batch["boxes"])
     out = stage(**batch, normalisers=counts)
     assert torch.isfinite(out.loss)
-    assert {"ce", "mask_bce", "mask_dice", "dense", "box"} <= set(out.losses)
+    assert {"ce", "mask_bce", "mask_dice", "dense", "regions", "box"} <= set(out.losses)
     out.loss.backward()
     untouched = {n for n, p in stage.named_parameters() if p.grad is None or not p.grad.abs().any()}
     # What GLaMM never asks for: quality, more than one proposal, points, boxes and masks as prompts; and of the
@@ -267,7 +203,7 @@ def test_joint_loss_reaches_every_part(glamm, processor, samples):
               "output_hypernetworks_mlps.3", "point_embeddings", "not_a_point_embed", "mask_downscaling",
               "post_layernorm", "layers.3.", "k_proj.bias")  # fmt: skip
     assert [n for n in sorted(untouched) if not any(u in n for u in unused)] == []
-    for name, part in [*glamm.named_children(), ("heads", stage.heads), ("box", stage.box)]:
+    for name, part in [*glamm.named_children(), *((n, getattr(stage, n)) for n in ("heads", "region_heads", "box"))]:
         assert any(p.grad is not None and p.grad.abs().any() for p in part.parameters()), name
 
 
@@ -282,7 +218,7 @@ def test_micro_batches_add_up_to_the_whole_batch(glamm, processor, samples):
     stage.zero_grad()
     parts = [stage(**split(collate(s))[0], normalisers=totals) for s in (samples[:1], samples[1:])]
     sum(p.loss for p in parts).backward()
-    for name in ("ce", "mask_bce", "mask_dice", "dense", "box"):
+    for name in ("ce", "mask_bce", "mask_dice", "dense", "regions", "box"):
         torch.testing.assert_close(sum(p.losses[name] for p in parts), whole.losses[name], atol=1e-5, rtol=1e-4)
     for name, p in stage.named_parameters():
         if name in gradient:
@@ -299,18 +235,3 @@ def test_a_batch_without_masks_still_touches_the_decoder(glamm, processor):
     out.loss.backward()
     decoder = glamm.pixel_decoder.mask_decoder.transformer
     assert all(p.grad is not None and not p.grad.any() for p in decoder.parameters())
-
-
-def test_the_box_aid_reads_the_state_of_its_own_mask(glamm, processor, samples):
-    """Wrong truth for one mask must change the loss by that mask's error alone."""
-    stage = JointTraining(glamm)
-    batch, _ = split(JointCollate(processor)(samples))
-    with torch.no_grad():
-        out = stage(**batch)
-        rows, columns = out.seg_positions.T
-        guess = stage.box(out.last_hidden[rows, columns]).sigmoid()
-        expected = F.l1_loss(guess, batch["seg_boxes"], reduction="sum") / len(guess)
-    assert len(guess) == len(batch["seg_boxes"])
-    torch.testing.assert_close(out.losses["box"], expected)
-    images = torch.cat([torch.full((len(m),), i) for i, m in enumerate(batch["masks"])])
-    assert torch.equal(batch["image_index"][rows], images)

@@ -16,7 +16,7 @@ from glamm_mini.model.initialise import initialise_weights
 from glamm_mini.model.pixel_decoder import PixelDecoder, upscale_logits
 from glamm_mini.model.projector import LPProjector, VLProjector
 from glamm_mini.model.region_encoder import RegionEncoder
-from glamm_mini.model.splice import Spliced, check_rows, packed_attention, put_images, put_regions
+from glamm_mini.model.splice import Spliced, check_rows, language_states, put_images, put_regions
 from glamm_mini.text.tokens import IGNORE_INDEX
 
 
@@ -35,13 +35,15 @@ class ImageFeatures:
 @dataclass
 class GlammOutput(ModelOutput):
     """loss and its parts (`losses`, unweighted); logits (R, T, V) unless only the loss was asked for; last_hidden
-    (R, T, D); seg_positions (M, 2) row and position of the state used for each mask; prompts (M, C);
-    low_res (M, m, m); mask_logits: per image (M_i, H, W) at the picture's size; image_features."""
+    (R, T, D); spliced_ids (R, T), what stands at each position; seg_positions (M, 2) row and position of the state
+    used for each mask; prompts (M, C); low_res (M, m, m); mask_logits: per image (M_i, H, W) at the picture's size;
+    image_features."""
 
     loss: torch.Tensor | None = None
     losses: dict | None = None
     logits: torch.Tensor | None = None
     last_hidden: torch.Tensor | None = None
+    spliced_ids: torch.Tensor | None = None
     seg_positions: torch.Tensor | None = None
     prompts: torch.Tensor | None = None
     low_res: torch.Tensor | None = None
@@ -119,15 +121,6 @@ class GlammForConditionalGeneration(GlammGeneration, PreTrainedModel):
         pieces = dict(zip(order, vectors.split([len(boxes[r]) for r in order]), strict=True))
         return torch.cat([pieces[r] for r in rows])
 
-    def language_states(self, spliced: Spliced) -> torch.Tensor:
-        """Last hidden states (R, T, D), after the final norm."""
-        mask, positions = spliced.attention, None
-        if spliced.segments is not None:
-            mask, positions = packed_attention(spliced.segments, spliced.attention)
-        return self.language_model.model(
-            inputs_embeds=spliced.embeds, attention_mask=mask, position_ids=positions, use_cache=False
-        ).last_hidden_state
-
     def seg_positions(self, ids: torch.Tensor) -> torch.Tensor:
         """(M, 2): row and position of the state that stands for each [SEG] of ids (R, T), in row order."""
         found = (ids == self.config.tokens.seg).nonzero()
@@ -173,8 +166,8 @@ class GlammForConditionalGeneration(GlammGeneration, PreTrainedModel):
         if features is None and global_images is not None:
             features = self.encode_images(global_images, grounding_images)
         spliced = self.splice(input_ids, attention_mask, labels, features, image_index, boxes, segment_ids)
-        hidden = self.language_states(spliced)
-        out = GlammOutput(last_hidden=hidden, image_features=features)
+        hidden = language_states(self.language_model, spliced)
+        out = GlammOutput(last_hidden=hidden, spliced_ids=spliced.ids, image_features=features)
         if features is not None and features.grounding is not None:
             self._ground(out, spliced.ids, image_index, resized, original)
         if self.training and (out.prompts is None or len(out.prompts) == 0):

@@ -107,6 +107,16 @@ def _pad(column, length, value):
     return out
 
 
+def language_states(language_model, spliced: Spliced) -> torch.Tensor:
+    """Last hidden states (R, T, D) of a spliced batch, after the final norm."""
+    mask, positions = spliced.attention, None
+    if spliced.segments is not None:
+        mask, positions = packed_attention(spliced.segments, spliced.attention)
+    return language_model.model(
+        inputs_embeds=spliced.embeds, attention_mask=mask, position_ids=positions, use_cache=False
+    ).last_hidden_state
+
+
 def packed_attention(segments: torch.Tensor, attention: torch.Tensor):
     """Several conversations about one image in one row: who sees whom, and who stands where.
 

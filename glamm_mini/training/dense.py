@@ -38,6 +38,66 @@ def dense_labels(samples: list, grid: int) -> DenseLabels:
     return DenseLabels(attributes, torch.stack([r[1] for r in rows]), torch.stack([r[2] for r in rows]))
 
 
+def region_labels(samples: list, boxes: list) -> DenseLabels:
+    """Labels (N, 1, 1) of what lies in each box: per sample (N_i, 4) fractions of the padded square, or None.
+
+    The thing whose own box differs least is meant.
+    """
+    found = [_things_in(sample, own) for sample, own in zip(samples, boxes, strict=True) if own is not None]
+    return _single([t for things, _ in found for t in things], [b for _, own in found for b in own.tolist()])
+
+
+def _things_in(sample, boxes: torch.Tensor):
+    things = sample.extras["things"]
+    own = torch.tensor(np.array([t["box"] for t in things], np.float32) / max(sample.image.shape[:2]))
+    nearest = torch.cdist(boxes.float(), own, p=1).argmin(1)  # (N_i, 4), (T, 4) -> (N_i,)
+    return [things[k] for k in nearest.tolist()], boxes
+
+
+def mask_labels(samples: list, masks: list) -> DenseLabels:
+    """Labels (M, 1, 1) of masks (M_i, H, W) of each sample: the kind of what they cover, and what all of it shares."""
+    covered, boxes = [], []
+    for sample, own in zip(samples, masks, strict=True):
+        side = max(sample.image.shape[:2])
+        named = [*sample.extras["things"], *({"cls": kind} for kind in sample.extras["stuff"])]
+        parts = np.concatenate([sample.extras["thing_masks"], sample.extras["stuff_masks"]]).reshape(len(named), -1)
+        inside = own.flatten(1).float() @ torch.from_numpy(parts.astype(np.float32)).T  # (M, H*W) @ (H*W, T)
+        share = inside / torch.from_numpy(parts.sum(1).clip(1).astype(np.float32))
+        for row in share:
+            covered.append(_shared([named[k] for k in (row > max(0.5, 0.9 * float(row.max()))).nonzero()[:, 0]]))
+        boxes += (mask_boxes(own) / side).tolist()
+    return _single(covered, boxes)
+
+
+def _shared(things: list[dict]) -> dict:
+    """What is true of all of the things."""
+    first = things[0] if things else {}
+    return {key: value for key, value in first.items() if all(t.get(key) == value for t in things)}
+
+
+def _single(things: list[dict], boxes: list) -> DenseLabels:
+    """One label a thing, as a feature grid of a single patch."""
+    attributes = {}
+    for name, values in ATTRIBUTES.items():
+        key = "cls" if name == "kind" else name
+        index = [values.index(t[key]) if key in t else IGNORE for t in things]
+        attributes[name] = torch.tensor(index, dtype=torch.long).reshape(-1, 1, 1)
+    boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 1, 1, 4)
+    return DenseLabels(attributes, boxes, torch.ones(len(things), 1, 1, dtype=torch.bool))
+
+
+def mask_boxes(masks: torch.Tensor) -> torch.Tensor:
+    """(M, H, W) bool to boxes (M, 4) in pixels, x0 y0 x1 y1; zeros for an empty mask."""
+    if not len(masks):
+        return torch.zeros(0, 4)
+    columns, rows = masks.any(1).float(), masks.any(2).float()  # (M, W), (M, H)
+    w, h = columns.shape[1], rows.shape[1]
+    x0, y0 = columns.argmax(1), rows.argmax(1)
+    x1, y1 = w - columns.flip(1).argmax(1), h - rows.flip(1).argmax(1)
+    boxes = torch.stack([x0, y0, x1, y1], dim=1).float()
+    return boxes * masks.any(1).any(1)[:, None]
+
+
 def _one(extras: dict, size: tuple[int, int], grid: int):
     things, side = extras["things"], max(size)
     masks = np.concatenate([extras["thing_masks"], extras["stuff_masks"]])

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from accelerate import PartialState
 from safetensors.torch import save_file
 
 from glamm_mini import paths
+from glamm_mini.assistant import Assistant
 from glamm_mini.checkpoints.folder import load_weights, save_model
 from glamm_mini.config import SIZES, GlammConfig
 from glamm_mini.datasets.storybook import tasks
@@ -18,10 +20,11 @@ from glamm_mini.datasets.storybook.dataset import StorybookDataset
 from glamm_mini.model.glamm import GlammForConditionalGeneration
 from glamm_mini.processor import GlammProcessor
 from glamm_mini.text.wordpiece import build_wordpiece
-from glamm_mini.training import backbones as parts
-from glamm_mini.training.dense import DenseHeads
+from glamm_mini.training.backbones import EncoderTraining, collate_encoder
 from glamm_mini.training.joint import JointCollate, JointTraining
+from glamm_mini.training.language import LanguageCollate, LanguageTraining
 from glamm_mini.training.logs import read_log
+from glamm_mini.training.segmenter import SegmenterTraining, collate_segmenter
 from glamm_mini.training.settings import TrainSettings
 from glamm_mini.training.trainer import Trainer
 from glamm_mini.training.validation import storybook_figures
@@ -31,27 +34,25 @@ ENDLESS = 10_000_000
 
 VALIDATION_SCENES = 24
 
+CONVERSATIONS = 6
+"""About each scene; they share one row and the picture's features."""
+
+_BACKBONE = TrainSettings(lr=1.5e-3, muon_lr=0.02, precision="auto", threads=1, save_every=200)
 BACKBONE_SETTINGS = {
-    "encoder": TrainSettings(
-        steps=700, batch_size=32, lr=1.5e-3, muon_lr=0.02, precision="auto", threads=1, save_every=200, seed=1
-    ),
-    "segmenter": TrainSettings(
-        steps=900, batch_size=16, lr=1.5e-3, muon_lr=0.02, precision="auto", threads=1, save_every=200, seed=2
-    ),
-    "language": TrainSettings(
-        steps=200, batch_size=4, lr=1.5e-3, muon_lr=0.02, precision="auto", threads=1, save_every=200, seed=3
-    ),
+    "encoder": replace(_BACKBONE, steps=1400, batch_size=32, seed=1),
+    "segmenter": replace(_BACKBONE, steps=1400, batch_size=16, seed=2),
+    "language": replace(_BACKBONE, steps=1000, batch_size=8, seed=3),
 }
 STORYBOOK_SETTINGS = TrainSettings(
-    steps=1500,
+    steps=2400,
     batch_size=16,
-    lr=1.5e-3,
+    lr=1e-3,
     muon_lr=0.01,
-    lr_scales={"glamm.global_encoder": 0.5, "glamm.grounding_encoder": 0.5},
+    lr_scales={"glamm.global_encoder": 0.5},
     threads=2,
     precision="auto",
     save_every=200,
-    validate_every=500,
+    validate_every=400,
     seed=4,
 )
 """Muon's rates are for matrices (see training/optimiser.py); lr is AdamW's, for all else."""
@@ -86,11 +87,12 @@ def train_backbones(size: str, data: str, out: Path, resume: bool, overrides: li
         raise ValueError(f"only={own['only']} names no backbone; expected one of {', '.join(BACKBONE_SETTINGS)}")
     glamm, processor = untrained(size)
     side = processor.config.grounding.image_size
-    no_talk = partial(StorybookDataset, "train", size=ENDLESS, long_side=side)
+    scenes = partial(StorybookDataset, "train", size=ENDLESS, long_side=side)
+    silent = {"conversations": 1, "mixture": {"gcg": 1}}
     stages = {
-        "encoder": (parts.EncoderTraining, parts.collate_encoder, no_talk(conversations=1, mixture={"gcg": 1})),
-        "segmenter": (parts.SegmenterTraining, parts.collate_segmenter, no_talk(conversations=1, mixture={"gcg": 1})),
-        "language": (parts.LanguageTraining, parts.collate_language, no_talk(conversations=6)),
+        "encoder": (EncoderTraining, partial(collate_encoder, processor=processor), scenes(**silent)),
+        "segmenter": (SegmenterTraining, partial(collate_segmenter, processor=processor), scenes(**silent)),
+        "language": (LanguageTraining, LanguageCollate(processor), scenes(conversations=CONVERSATIONS)),
     }
     model_folder = Path(out) / "model"
     names = [own["only"]] if own else list(stages)
@@ -100,7 +102,6 @@ def train_backbones(size: str, data: str, out: Path, resume: bool, overrides: li
         module, collate, dataset = stages[name]
         torch.manual_seed(0)
         stage = module(glamm)
-        collate = partial(collate, processor=processor)
         Trainer(stage, dataset, collate, settings[name], Path(out) / name).fit(resume=resume)
         if not PartialState().is_main_process:
             continue
@@ -113,16 +114,17 @@ def train_backbones(size: str, data: str, out: Path, resume: bool, overrides: li
     return model_folder
 
 
-def load_backbones(folder: Path, glamm: GlammForConditionalGeneration) -> DenseHeads:
-    """Put the trained backbones into a GLaMM; returns the heads that the encoder was trained with."""
+def load_backbones(folder: Path, glamm: GlammForConditionalGeneration) -> JointTraining:
+    """Put the trained backbones into a GLaMM; returns the joint stage, with the heads that they were trained with."""
     stages = {
-        "encoder": parts.EncoderTraining(glamm),
-        "segmenter": parts.SegmenterTraining(glamm),
-        "language": parts.LanguageTraining(glamm),
+        "encoder": EncoderTraining(glamm),
+        "segmenter": SegmenterTraining(glamm),
+        "language": LanguageTraining(glamm),
     }
     for name, stage in stages.items():
         load_weights(stage, folder / f"{name}.safetensors")
-    return stages["encoder"].heads
+    encoder = stages["encoder"]
+    return JointTraining(glamm, encoder.heads, encoder.region_heads, stages["language"].box)
 
 
 def train_storybook(size: str, data: str, out: Path, resume: bool, overrides: list[str]) -> Path:
@@ -138,13 +140,13 @@ def train_storybook(size: str, data: str, out: Path, resume: bool, overrides: li
         raise ValueError(f"scenes is {scenes!r}; expected a whole number, 0 for no validation")
     scenes = int(scenes)
     folder = Path(own["backbones"]) if "backbones" in own else paths.checkpoint_folder("backbones")
-    heads = load_backbones(folder, glamm)
     torch.manual_seed(0)
-    stage = JointTraining(glamm, heads)
+    stage = load_backbones(folder, glamm)
     if "start" in own:
         load_weights(stage, Path(own["start"]) / "last" / "model.safetensors")
     settings = STORYBOOK_SETTINGS.with_overrides(rest)
-    dataset = StorybookDataset("train", size=ENDLESS, long_side=processor.config.grounding.image_size)
+    side = processor.config.grounding.image_size
+    dataset = StorybookDataset("train", size=ENDLESS, long_side=side, conversations=CONVERSATIONS)
     validate = partial(_validate, processor=processor, scenes=scenes) if scenes else None
     Trainer(stage, dataset, JointCollate(processor), settings, Path(out), validate).fit(resume=resume)
     folder = Path(out) / "model"
@@ -168,7 +170,7 @@ def write_record(run: Path, target: Path) -> None:
 
 
 def _validate(stage: JointTraining, processor: GlammProcessor, scenes: int) -> dict[str, float]:
-    return storybook_figures(stage.glamm, processor, scenes)
+    return storybook_figures(Assistant(stage.glamm, processor), scenes)
 
 
 RECIPES: dict[str, Callable[..., Path]] = {"backbones": train_backbones, "storybook": train_storybook}

@@ -6,8 +6,6 @@ from glamm_mini.assistant import Assistant
 from glamm_mini.datasets.storybook.dataset import evaluation_samples
 from glamm_mini.evaluation.predict import predict_samples
 from glamm_mini.evaluation.score import score_folder
-from glamm_mini.model.glamm import GlammForConditionalGeneration
-from glamm_mini.processor import GlammProcessor
 
 FIGURES = {
     "gcg": ("miou", "recall", "ap50", "phrase_accuracy"),
@@ -17,15 +15,14 @@ FIGURES = {
 }
 
 
-def storybook_figures(
-    glamm: GlammForConditionalGeneration, processor: GlammProcessor, limit: int, seed: int = 11
-) -> dict[str, float]:
+def storybook_figures(assistant: Assistant, limit: int, seed: int = 11) -> dict[str, float]:
     """Figures such as "gcg_miou" on `limit` scenes of the val split."""
-    assistant = Assistant(glamm, processor)
     figures = {}
     for task, names in FIGURES.items():
+        samples = list(evaluation_samples(task, "val", seed, limit))
+        if hasattr(assistant, "learn"):
+            assistant.learn(samples)
         with tempfile.TemporaryDirectory() as folder:
-            samples = evaluation_samples(task, "val", seed, limit)
             predict_samples(task, assistant, samples, folder, "val", {"data": "storybook"}, batch_size=32)
             found = score_folder(task, folder, f"{folder}/ground_truth", "val", protocol="fixed", meteor=False)[task]
         found = found.get("fixed", found)
