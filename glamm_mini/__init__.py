@@ -13,7 +13,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from glamm_mini.assistant import Assistant, GroundedAnswer, GroundedPhrase, load
+    from glamm_mini.answer import GroundedAnswer, GroundedPhrase
+    from glamm_mini.assistant import Assistant, load
+    from glamm_mini.chat import Chat
     from glamm_mini.config import GlammConfig
     from glamm_mini.model.glamm import GlammForConditionalGeneration
     from glamm_mini.processor import GlammProcessor
@@ -24,8 +26,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "load": "glamm_mini.assistant",
     "Assistant": "glamm_mini.assistant",
-    "GroundedAnswer": "glamm_mini.assistant",
-    "GroundedPhrase": "glamm_mini.assistant",
+    "Chat": "glamm_mini.chat",
+    "GroundedAnswer": "glamm_mini.answer",
+    "GroundedPhrase": "glamm_mini.answer",
     "Request": "glamm_mini.questions",
     "GlammConfig": "glamm_mini.config",
     "GlammForConditionalGeneration": "glamm_mini.model.glamm",
@@ -34,6 +37,7 @@ _HOMES = {
 
 __all__ = [
     "Assistant",
+    "Chat",
     "GlammConfig",
     "GlammForConditionalGeneration",
     "GlammProcessor",

@@ -1,93 +1,34 @@
 """The assistant: ask a trained GLaMM about an image, get words and the masks that belong to them."""
 
-from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from glamm_mini.answer import GroundedAnswer, GroundedPhrase, grounded_phrase
+from glamm_mini.boxes import box_array
+from glamm_mini.chat import Chat
 from glamm_mini.checkpoints.folder import load_model
-from glamm_mini.images import encode_mask, load_image
+from glamm_mini.checkpoints.quantise import check_kind, quantise
+from glamm_mini.images import load_image
 from glamm_mini.model.glamm import GlammForConditionalGeneration, ImageFeatures
 from glamm_mini.processor import GlammProcessor
-from glamm_mini.questions import Request, box_array, prepare
+from glamm_mini.questions import WORDINGS, Prepared, Request, Wording, expression_words, prepare
 from glamm_mini.text.grounded import parse_grounded
 
-DESCRIBE = "Describe the image with masks."
+__all__ = ["Assistant", "Chat", "GroundedAnswer", "GroundedPhrase", "Request", "load"]
+
 MAX_NEW_TOKENS = 256
 
 
-@dataclass
-class GroundedPhrase:
-    """text and span index the caption ("" and None for a [SEG] without phrase). mask: (H, W) bool. box: (x0, y0, x1,
-    y1) pixels around the mask, None if it is empty. score: mean probability inside the mask, 0 if it is empty."""
-
-    text: str
-    span: tuple[int, int] | None
-    mask: np.ndarray
-    box: tuple[int, int, int, int] | None
-    score: float
-
-
-@dataclass
-class GroundedAnswer:
-    """What GLaMM answered. text: as written, tags included. caption: tags removed. phrases: one per mask.
-    notes: what the reader should know. image: (H, W, 3) uint8 that was asked about. question: as asked.
-    boxes: (N, 4) pixels that the question referred to."""
-
-    text: str
-    caption: str
-    phrases: list[GroundedPhrase]
-    notes: list[str] = field(default_factory=list)
-    image: np.ndarray | None = None
-    question: str = ""
-    boxes: np.ndarray | None = None
-
-    def to_dict(self, image_id=None) -> dict:
-        """The official prediction record: image_id, caption, phrases, and one compressed RLE a phrase."""
-        return {
-            "image_id": image_id,
-            "caption": self.caption,
-            "phrases": [p.text for p in self.phrases],
-            "pred_masks": [encode_mask(p.mask) for p in self.phrases],
-            "scores": [round(p.score, 4) for p in self.phrases],
-        }
-
-    def picture(self):
-        """Picture and sentence in one PIL image."""
-        from glamm_mini.visuals.answer_png import answer_png
-
-        return answer_png(self)
-
-    def save(self, path: str | Path) -> Path:
-        """Write picture and sentence as one image file; the ending of `path` decides the format."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.picture().save(path)
-        return path
-
-    def show(self) -> None:
-        """Display the answer in a notebook."""
-        from IPython.display import display
-
-        display(self)
-
-    def _repr_html_(self) -> str:
-        from glamm_mini.visuals.answer_html import answer_html
-
-        return answer_html(self)
-
-    def _repr_png_(self) -> bytes:
-        from io import BytesIO
-
-        buffer = BytesIO()
-        self.picture().save(buffer, "PNG")
-        return buffer.getvalue()
-
-
 class Assistant:
-    """A model with its processor, ready to be asked. Made by `glamm_mini.load`."""
+    """A model with its processor, ready to be asked. Made by `glamm_mini.load`.
+
+    Every image is a path, a PIL image, or an array (H, W, 3) uint8 RGB. Every box is (x0, y0, x1, y1) in pixels of
+    the upright picture, or in fractions 0..1 of its sides with normalised=True. Every call returns a GroundedAnswer;
+    FileNotFoundError and ValueError name what is wrong with an image, a text or a box.
+    """
 
     def __init__(self, model: GlammForConditionalGeneration, processor: GlammProcessor):
         self.model = model.eval()
@@ -99,21 +40,65 @@ class Assistant:
         """The model's configuration."""
         return self.model.config
 
+    @property
+    def wording(self) -> Wording:
+        """The questions of `describe`, `segment` and the others, as this model's weights have met them."""
+        return WORDINGS[self.config.mode]
+
+    # --- questions --------------------------------------------------------------------------------------------------
+
     def ask(self, image, text: str, boxes=None, normalised: bool = False, history=None) -> GroundedAnswer:
-        """Ask anything. `text` refers to box k by its k-th `<bbox>`; without any, one per box is appended."""
-        array = load_image(image)
-        boxes = box_array(boxes)
-        if normalised and boxes is not None:
-            h, w = array.shape[:2]
-            boxes = boxes * np.array([w, h, w, h], np.float32)
-        return self.answer_batch([Request(array, text, boxes, history)])[0]
+        """Ask anything.
+
+        text: refers to box k by its k-th `<bbox>`; without any, one per box is appended; other tags are plain words.
+        boxes: (N, 4), or one box; None for none. Boxes that reach over the picture's edges are cut there.
+        history: earlier turns, oldest first: (question, answer text), or (question, answer text, boxes in pixels).
+        """
+        return self.answer_batch([Request(image, text, boxes, history, normalised)])[0]
 
     def describe(self, image) -> GroundedAnswer:
-        """A grounded description of the whole picture."""
-        return self.ask(image, DESCRIBE)
+        """A grounded description of the whole picture: a mask for each phrase."""
+        return _want_masks(self.ask(image, self.wording.describe))
 
-    def answer_batch(self, requests: list[Request]) -> list[GroundedAnswer]:
-        """Answer several requests at once; an image that several requests share (the same object) is encoded once."""
+    def segment(self, image, expression: str) -> GroundedAnswer:
+        """The mask of what an expression means, such as "the red balloon" or "both boats"."""
+        words = expression_words(expression, "the expression").rstrip(".?!")
+        return _want_masks(self.ask(image, self.wording.segment.format(x=expression_words(words, "the expression"))))
+
+    def describe_region(self, image, box, normalised: bool = False) -> GroundedAnswer:
+        """What one box holds, in words."""
+        boxes = box_array(box)
+        if boxes is None or len(boxes) != 1:
+            raise ValueError(
+                f"describe_region takes one box (x0, y0, x1, y1), but {0 if boxes is None else len(boxes)} were given; "
+                "ask about several with ask(image, 'Is <bbox> left of <bbox>?', boxes)"
+            )
+        return self.ask(image, self.wording.describe_region, boxes, normalised)
+
+    def caption(self, image) -> GroundedAnswer:
+        """A short caption in words alone."""
+        return self.ask(image, self.wording.caption)
+
+    def ground(self, image, sentence: str) -> GroundedAnswer:
+        """A given sentence with a mask for each of its phrases. A note tells where the model changed the sentence."""
+        words = expression_words(sentence, "the sentence")
+        words += "." if words[-1].isalnum() else ""
+        answer = _want_masks(self.ask(image, self.wording.ground.format(x=words)))
+        if answer.caption.casefold().rstrip(".") != words.casefold().rstrip("."):
+            answer.notes.append("the answer is not the sentence that was given, word by word")
+        return answer
+
+    def chat(self, image) -> Chat:
+        """A conversation about one picture: `chat.say("What do you see?")`, then `chat.say("Where is it?")`."""
+        return Chat(self, image)
+
+    # --- answers ----------------------------------------------------------------------------------------------------
+
+    def answer_batch(self, requests: list[Request], features: ImageFeatures | None = None) -> list[GroundedAnswer]:
+        """Answer several requests at once; an image that several requests share (the same object) is encoded once.
+
+        features: of the requests' different images in the order of their first use, where they are known already.
+        """
         if not requests:
             return []
         pictures: dict[int, np.ndarray] = {}
@@ -121,26 +106,32 @@ class Assistant:
             if id(request.image) not in pictures:
                 pictures[id(request.image)] = load_image(request.image)
         keys = list(pictures)
-        prepared = [prepare(r, pictures[id(r.image)].shape[:2], self.processor) for r in requests]
+        sizes = [pictures[id(r.image)].shape[:2] for r in requests]
+        prepared = [prepare(r, size, self.processor) for r, size in zip(requests, sizes, strict=True)]
         batch = self.processor.prompts([p.turns for p in prepared])
         device = self.model.device
         boxes = [
-            None if p.boxes is None else self.processor.normalise_boxes(p.boxes, pictures[id(r.image)].shape[:2])
-            for r, p in zip(requests, prepared, strict=True)
+            None if p.all_boxes is None else self.processor.normalise_boxes(p.all_boxes, size).to(device)
+            for p, size in zip(prepared, sizes, strict=True)
         ]
         with torch.inference_mode():
             out = self.model.generate(
                 input_ids=batch["input_ids"].to(device),
                 attention_mask=batch["attention_mask"].to(device),
                 image_index=torch.tensor([keys.index(id(r.image)) for r in requests]),
-                image_features=self._features(list(pictures.values())),
-                boxes=[None if b is None else b.to(device) for b in boxes],
+                image_features=self._features(list(pictures.values())) if features is None else features,
+                boxes=boxes,
                 max_new_tokens=MAX_NEW_TOKENS,
             )
         return [
             self._answer(r, p, ids, low_res, pictures[id(r.image)])
             for r, p, ids, low_res in zip(requests, prepared, out.sequences, out.low_res, strict=True)
         ]
+
+    def encode(self, image) -> ImageFeatures:
+        """What both image encoders make of one picture, for `answer_batch`."""
+        with torch.inference_mode():
+            return self._features([load_image(image)])
 
     def _features(self, pictures: list[np.ndarray]) -> ImageFeatures:
         """Features of the pictures; those of the last call are kept, so that further turns do not encode again."""
@@ -161,39 +152,42 @@ class Assistant:
         masks, _ = self.processor.post_process_masks(out.low_res.cpu(), picture.shape[:2])
         return [mask.numpy() for mask in masks]
 
-    def _answer(self, request, prepared, ids, low_res, image) -> GroundedAnswer:
+    def _answer(self, request: Request, prepared: Prepared, ids, low_res, image: np.ndarray) -> GroundedAnswer:
         text = self.processor.decode(ids.tolist())
         parsed = parse_grounded(text)
         notes = prepared.notes + parsed.notes
         # A row that ended is as long as the longest of its batch: it holds the end, and padding behind it.
         if len(ids) >= MAX_NEW_TOKENS and self.processor.tokenizer.eos_token_id not in ids.tolist():
             notes.append(f"the answer was cut after {MAX_NEW_TOKENS} tokens")
-        masks, logits = self.processor.post_process_masks(low_res.cpu(), image.shape[:2])
-        phrases = [
-            GroundedPhrase(span.text, span.span, mask.numpy(), _box(mask.numpy()), _score(mask, logit))
-            for span, mask, logit in zip(parsed.phrases, masks, logits, strict=False)
-        ]
+        phrases = []
+        # One mask at a time: at twenty megapixels, the logits of each take 80 MB.
+        for span, own in zip(parsed.phrases, low_res.cpu(), strict=False):
+            masks, logits = self.processor.post_process_masks(own[None], image.shape[:2])
+            phrases.append(grounded_phrase(span.text, span.span, masks[0], logits[0]))
         return GroundedAnswer(text, parsed.caption, phrases, notes, image, request.question, prepared.boxes)
 
 
-def _box(mask: np.ndarray):
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if len(rows) == 0:
-        return None
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+def _want_masks(answer: GroundedAnswer) -> GroundedAnswer:
+    if not any(phrase.mask.any() for phrase in answer.phrases):
+        answer.notes.append("the answer points at nothing in the picture")
+    return answer
 
 
-def _score(mask: torch.Tensor, logits: torch.Tensor) -> float:
-    return float(logits.sigmoid()[mask].mean()) if bool(mask.any()) else 0.0
-
-
-def load(name: str | Path = "tiny", device: str | None = None, dtype: str | None = None) -> Assistant:
-    """A bundled model ("tiny") or a folder written by `save_pretrained`, ready to be asked.
+def load(
+    name: str | Path = "tiny", device: str | None = None, dtype: str | None = None, quantize: str | None = None
+) -> Assistant:
+    """A model ready to be asked: a bundled one ("tiny"), a folder that training wrote, or a hub id ("owner/name").
 
     device: "cpu", "cuda" ...; default: a GPU if there is one. dtype: "float32", "bfloat16" ...; default float32.
-    Raises FileNotFoundError or ValueError that names what is missing or damaged.
+    quantize: "4bit" or "8bit" for the language model's weights (needs the extra `quantize`); default as they are.
+    Raises FileNotFoundError or ValueError that names what is missing, damaged or foreign.
     """
-    model, processor = load_model(name, dtype=dtype)
+    check_kind(quantize)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif str(device).startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device is {device!r}, but PyTorch finds no GPU; leave device out, or give 'cpu'")
+    model, processor = load_model(name, dtype=dtype)
+    if quantize is not None:
+        quantise(model, quantize)
     return Assistant(model.to(device), processor)

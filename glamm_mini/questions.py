@@ -4,88 +4,157 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from glamm_mini.boxes import checked_boxes
 from glamm_mini.processor import GlammProcessor
 from glamm_mini.text.prompts import plain_words
 from glamm_mini.text.tokens import BBOX, PHRASE_END, PHRASE_START, SEG
 from glamm_mini.text.wordpiece import unknown_words
 
+LISTED = 12
+"""A note names at most this many unknown words."""
+
+
+@dataclass(frozen=True)
+class Wording:
+    """How a model is asked for each task; `{x}` stands for the words of the user."""
+
+    describe: str
+    segment: str
+    describe_region: str
+    caption: str
+    ground: str
+
+
+WORDINGS = {
+    "official": Wording(
+        # The five blanks stand in the official evaluation, and the published numbers were measured with them.
+        describe="Could you please give me a detailed description of the image? Please respond with interleaved     "
+        "segmentation masks for the corresponding parts of the answer.",
+        segment="Please segment {x} in this image.",
+        describe_region="Can you provide me with a detailed description of the region in the picture marked by <bbox>?",
+        caption="Please describe in detail the contents of the image.",
+        # The official model was never trained to ground a given sentence; this comes closest to what it was asked.
+        ground="{x} Please respond with interleaved segmentation masks for the corresponding phrases.",
+    ),
+    "fixed": Wording(
+        describe="Describe the image with masks.",
+        segment="Segment {x}.",
+        describe_region="Describe the region <bbox>.",
+        caption="Describe the image.",
+        ground="Ground this sentence: {x}",
+    ),
+}
+"""By `config.mode`: questions that the weights have met in training or, where there is one, in the evaluation."""
+
 
 @dataclass
 class Request:
-    """One question about one image; boxes (N, 4) in pixels; history: earlier (question, answer text) pairs."""
+    """One question about one image.
+
+    boxes: (N, 4) pixels of the upright picture, fractions of its sides if `normalised`, or None.
+    history: earlier turns, oldest first: (question, answer text), or (question, answer text, boxes in pixels).
+    """
 
     image: object
     question: str
     boxes: object = None
-    history: list[tuple[str, str]] | None = None
+    history: list[tuple] | None = None
+    normalised: bool = False
 
 
 @dataclass
 class Prepared:
-    """A checked request: turns for the template, the last one open; boxes (N, 4) or None; notes for the reader."""
+    """A checked request: turns for the template, the last one open; boxes (N, 4) pixels of the question or None;
+    all_boxes: those of the history's turns before them; notes for the reader."""
 
     turns: list[tuple[str, str | None]]
     boxes: np.ndarray | None
+    all_boxes: np.ndarray | None
     notes: list[str]
+
+
+@dataclass
+class _Turn:
+    """A turn in words that are safe to encode, and the boxes (N, 4) that its `<bbox>` stand for."""
+
+    question: str
+    answer: str | None
+    boxes: np.ndarray | None
+
+
+def expression_words(text: str, what: str) -> str:
+    """Words of a user to put into a question: without blanks around them, and with a small letter at an article.
+
+    Raises ValueError that names `what` if there are none.
+    """
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"{what} is {text!r}; expected words such as 'the red balloon'")
+    words = " ".join(text.split())
+    first, _, rest = words.partition(" ")
+    return f"{first.lower()} {rest}" if rest and first in ("The", "A", "An") else words
 
 
 def prepare(request: Request, size: tuple[int, int], processor: GlammProcessor) -> Prepared:
     """Check one request about a picture of `size` (height, width); ValueError names what is wrong with it."""
-    if not isinstance(request.question, str) or not request.question.strip():
+    if request.question is not None and not isinstance(request.question, str):
+        raise ValueError(f"the question is a {type(request.question).__name__}; expected text")
+    if not request.question or not request.question.strip():
         raise ValueError("the question is empty; ask something such as 'What is in the picture?'")
-    boxes = _check_boxes(box_array(request.boxes), size)
-    question = plain_words(request.question.strip())
-    named, given = question.count(BBOX), 0 if boxes is None else len(boxes)
-    if named == 0 and given:
-        question = f"{question} {' '.join([BBOX] * given)}"
-    elif named != given:
-        raise ValueError(f"the text names {named} <bbox> but {given} boxes were given; give one box for each <bbox>")
-    words = unknown_words(processor.tokenizer, question.replace(BBOX, " "))
-    notes = [f"the model was never taught the words: {', '.join(words)}"] if words else []
-    turns, left_out = _fitting([*_history(request.history), (question, None)], processor)
+    boxes = checked_boxes(request.boxes, size, request.normalised)
+    open_turn = _Turn(_with_boxes(request.question, boxes), None, boxes)
+    notes = _note_on_words(open_turn.question, processor) + _notes_on_boxes(boxes)
+    turns, left_out = _fitting([*_history(request.history, size), open_turn], processor)
     if left_out:
         notes.append(f"the history was too long; its first {left_out} turns were left out")
-    return Prepared(turns, boxes, notes)
+    every = [turn.boxes for turn in turns if turn.boxes is not None]
+    return Prepared(
+        [(turn.question, turn.answer) for turn in turns], boxes, np.concatenate(every) if every else None, notes
+    )
 
 
-def _fitting(turns: list, processor: GlammProcessor) -> tuple[list, int]:
+def _with_boxes(text: str, boxes: np.ndarray | None) -> str:
+    """A question in plain words in which every box has its `<bbox>`; ValueError if their numbers differ."""
+    question = plain_words(text.strip())
+    named, given = question.count(BBOX), 0 if boxes is None else len(boxes)
+    if named == 0 and given:
+        return f"{question} {' '.join([BBOX] * given)}"
+    if named != given:
+        raise ValueError(f"the text names {named} <bbox> but {given} boxes were given; give one box for each <bbox>")
+    return question
+
+
+def _note_on_words(question: str, processor: GlammProcessor) -> list[str]:
+    words = unknown_words(processor.tokenizer, question.replace(BBOX, " "))
+    more = f" and {len(words) - LISTED} more" if len(words) > LISTED else ""
+    return [f"the model was never taught the words: {', '.join(words[:LISTED])}{more}"] if words else []
+
+
+def _notes_on_boxes(boxes: np.ndarray | None) -> list[str]:
+    """A box within one pixel is most often a box of fractions whose `normalised=True` was forgotten."""
+    small = [] if boxes is None else [k for k, (x0, y0, x1, y1) in enumerate(boxes) if x1 - x0 < 1 and y1 - y0 < 1]
+    return [f"box {k} is smaller than a pixel; boxes in fractions need normalised=True" for k in small]
+
+
+def _fitting(turns: list[_Turn], processor: GlammProcessor) -> tuple[list[_Turn], int]:
     """The latest turns that fit into the model's longest row, and how many were left out before them."""
     c = processor.config
     room = c.prompt.max_length - c.image_tokens + 1
     for left_out in range(len(turns)):
-        length = len(processor.encode(turns[left_out:])[0])
+        kept = turns[left_out:]
+        length = len(processor.encode([(turn.question, turn.answer) for turn in kept])[0])
         if length <= room:
-            return turns[left_out:], left_out
+            return kept, left_out
     raise ValueError(f"the question takes {length} tokens, the model reads at most {room}; ask a shorter one")
 
 
-def _history(history) -> list[tuple[str, str]]:
-    """Earlier turns; their boxes are gone, so that `<bbox>` is a word there, but the tags of answers stay tags."""
+def _history(history, size: tuple[int, int]) -> list[_Turn]:
+    """Earlier turns. Where their boxes are not given, `<bbox>` is a word there; the tags of answers stay tags."""
+    turns = []
     for k, turn in enumerate(history or []):
-        if not isinstance(turn, (tuple, list)) or len(turn) != 2 or not all(isinstance(text, str) for text in turn):
-            raise ValueError(f"history[{k}] is {turn!r}; expected a pair (question, answer text)")
-    tags = (PHRASE_START, PHRASE_END, SEG)
-    return [(plain_words(question, keep=()), plain_words(answer, keep=tags)) for question, answer in history or []]
-
-
-def box_array(boxes) -> np.ndarray | None:
-    """One box or several as (N, 4) float32; None for none; ValueError for anything else."""
-    if boxes is None or np.size(boxes) == 0:
-        return None
-    array = np.asarray(boxes, np.float32)
-    if array.ndim not in (1, 2) or array.shape[-1] != 4:
-        raise ValueError(f"boxes have shape {array.shape}; expected (N, 4): x0 y0 x1 y1 of each box")
-    return array.reshape(-1, 4)
-
-
-def _check_boxes(array: np.ndarray | None, size: tuple[int, int]) -> np.ndarray | None:
-    """Boxes (N, 4) in pixels, clipped to the picture; ValueError if empty, swapped, outside or not finite."""
-    if array is None:
-        return None
-    h, w = size
-    for k, (x0, y0, x1, y1) in enumerate(array.tolist()):
-        if not np.isfinite([x0, y0, x1, y1]).all() or not (x0 < x1 and y0 < y1):
-            raise ValueError(f"box {k} is ({x0}, {y0}, {x1}, {y1}); expected finite numbers with x0 < x1 and y0 < y1")
-        if x1 <= 0 or y1 <= 0 or x0 >= w or y0 >= h:
-            raise ValueError(f"box {k} lies outside the picture of {w} x {h} pixels")
-    return np.clip(array, 0, [w, h, w, h]).astype(np.float32)
+        fits = isinstance(turn, (tuple, list)) and len(turn) in (2, 3)
+        if not fits or not all(isinstance(text, str) for text in turn[:2]):
+            raise ValueError(f"history[{k}] is {turn!r}; expected a pair (question, answer text), or boxes as a third")
+        boxes = checked_boxes(turn[2], size) if len(turn) == 3 else None
+        question = plain_words(turn[0], keep=()) if boxes is None else _with_boxes(turn[0], boxes)
+        turns.append(_Turn(question, plain_words(turn[1], keep=(PHRASE_START, PHRASE_END, SEG)), boxes))
+    return turns

@@ -7,27 +7,17 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
-from small_models import small_config, small_model
+from scripted import GROUNDED, scripted_assistant, scripting, seen_prompts
 
 from glamm_mini import assistant as module
-from glamm_mini.assistant import Assistant, GroundedAnswer, Request, load
+from glamm_mini.assistant import GroundedAnswer, Request, load
 from glamm_mini.checkpoints.folder import save_model
-from glamm_mini.processor import GlammProcessor
 from glamm_mini.text.tokens import IMAGE_TOKEN_INDEX
-from glamm_mini.text.wordpiece import build_wordpiece
-
-WORDS = "What is this ? It a red kite over the sea . USER ASSISTANT : And Describe image with masks".split()
-GROUNDED = "<p> a red kite </p> [SEG] over <p> the sea </p> [SEG] ."
 
 
 @pytest.fixture(scope="module")
 def glamm():
-    torch.set_num_threads(1)
-    tokenizer = build_wordpiece(WORDS)
-    text = small_config().text.to_dict() | {"vocab_size": len(tokenizer), "max_position_embeddings": 512}
-    processor = GlammProcessor(small_config(text=text), tokenizer)
-    model = small_model(text=text, tokens=processor.config.tokens)
-    return Assistant(model, processor)
+    return scripted_assistant()
 
 
 @pytest.fixture
@@ -37,45 +27,12 @@ def picture():
 
 @pytest.fixture
 def says(glamm, monkeypatch):
-    """says(text, text ...): what the rows of the next batches answer, each followed by </s> where there is room."""
-    monkeypatch.setattr(module, "MAX_NEW_TOKENS", 16)
-    handles = []
-
-    def script(*texts, end=True):
-        t = glamm.processor.tokenizer
-        ends = [t.eos_token_id] * end
-        rows = [t(text, add_special_tokens=False).input_ids + ends for text in texts]
-        length = max(map(len, rows))
-        rows = [row + [t.eos_token_id] * (length - len(row)) for row in rows]
-        step = iter(range(10**6))
-
-        def push(_, __, logits):  # (R, 1, V)
-            now = next(step) % length
-            logits = logits.clone()
-            for r in range(len(logits)):
-                logits[r, -1, rows[r % len(rows)][now]] += 1e4
-            return logits
-
-        for handle in handles:
-            handle.remove()
-        handles[:] = [glamm.model.language_model.lm_head.register_forward_hook(push)]
-
-    yield script
-    for handle in handles:
-        handle.remove()
+    yield from scripting(glamm, monkeypatch)
 
 
 @pytest.fixture
 def prompts(glamm, monkeypatch):
-    """The ids of every prompt, without padding, as they reach the model."""
-    seen, generate = [], glamm.model.generate
-
-    def spy(input_ids, attention_mask, **kwargs):
-        seen.extend(row[mask].tolist() for row, mask in zip(input_ids, attention_mask, strict=True))
-        return generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
-
-    monkeypatch.setattr(glamm.model, "generate", spy)
-    return seen
+    return seen_prompts(glamm, monkeypatch)
 
 
 # --- answers ---------------------------------------------------------------------------------------------------------
@@ -105,7 +62,13 @@ def test_score_is_the_mean_probability_inside_and_an_empty_mask_has_no_box(glamm
     says("<p> the sea </p> [SEG] [SEG]")
     logits = torch.full((2, 30, 40), -3.0)
     logits[0, 10:20, 5:15] = 2.0
-    monkeypatch.setattr(glamm.processor, "post_process_masks", lambda low_res, size: (logits > 0, logits))
+    one_by_one = iter(logits[:, None])
+
+    def next_mask(low_res, size):
+        own = next(one_by_one)
+        return own > 0, own
+
+    monkeypatch.setattr(glamm.processor, "post_process_masks", next_mask)
     first, second = glamm.ask(picture, "What is this?").phrases
     assert first.box == (5, 10, 15, 20) and first.score == pytest.approx(1 / (1 + np.exp(-2)))
     assert second.text == "" and second.span is None and second.box is None and second.score == 0.0
@@ -160,7 +123,7 @@ def test_all_kinds_of_pictures_can_be_asked_about(glamm, picture, says, tmp_path
     Image.fromarray(picture).save(tmp_path / "a.png")
     for image in (picture, Image.fromarray(picture), tmp_path / "a.png", picture[..., 0]):
         assert glamm.describe(image).image.shape == (30, 40, 3)
-    assert glamm.describe(picture).question == module.DESCRIBE
+    assert glamm.describe(picture).question == glamm.wording.describe
 
 
 # --- boxes -----------------------------------------------------------------------------------------------------------
@@ -211,20 +174,42 @@ def test_boxes_reaching_over_the_edge_are_cut(glamm, picture, says):
         ("What?", [[0, 9, 5, 5]], "box 0 is .*y0 < y1"),
         ("What?", [[40, 0, 50, 5]], "box 0 lies outside the picture of 40 x 30"),
         ("What?", [[-9, 0, -1, 5]], "outside the picture"),
+        ("What?", [[5, 5, 5, 9]], "box 0 is .*x0 < x1"),
         ("What?", [[1, 2, 3]], "boxes have shape"),
         ("What?", [[1, 2], [3, 4]], "boxes have shape"),
         ("What?", np.zeros((1, 2, 4)), "boxes have shape"),
         ("", None, "the question is empty"),
         (" \n", None, "the question is empty"),
+        ("What?", "1 2 3 4", "boxes cannot be read as numbers"),
+        ("What?", [[1, 2, 3, 4], [1, 2]], "boxes cannot be read as numbers"),
+        ("What?", {"x0": 1}, "boxes cannot be read as numbers"),
         (None, None, "the question is empty"),
+        (7, None, "the question is a int; expected text"),
     ],
 )
 def test_mistakes_in_a_question_are_named(glamm, picture, text, boxes, words):
-    for normalised in (False, True):
-        if normalised and "picture" in words:
-            continue
-        with pytest.raises(ValueError, match=words):
-            glamm.ask(picture, text, boxes=boxes, normalised=normalised)
+    with pytest.raises(ValueError, match=words):
+        glamm.ask(picture, text, boxes=boxes)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "words"),
+    [
+        ([0.5, 0.1, 0.2, 0.9], "box 0 is .*x0 < x1"),
+        ([0.1, 0.1, float("nan"), 0.9], "expected finite"),
+        ([4, 3, 20, 24], "box 0 is .4, 3, 20, 24.; normalised boxes are fractions .*leave normalised=True out"),
+        ([-0.2, 0, 0.5, 0.5], "normalised boxes are fractions"),
+    ],
+)
+def test_mistakes_in_fractions_are_named(glamm, picture, boxes, words):
+    with pytest.raises(ValueError, match=words):
+        glamm.ask(picture, "What?", boxes=boxes, normalised=True)
+
+
+def test_fractions_given_as_pixels_are_noted(glamm, picture, says):
+    says("the sea")
+    notes = glamm.ask(picture, "What is this?", boxes=[[4, 3, 20, 24], [0.1, 0.1, 0.5, 0.8]]).notes
+    assert notes == ["box 1 is smaller than a pixel; boxes in fractions need normalised=True"]
 
 
 # --- words -----------------------------------------------------------------------------------------------------------

@@ -1,9 +1,15 @@
 """A checkpoint folder: what was saved comes back bit by bit, or an error says what is missing, damaged or foreign."""
 
+import json
+import pickle
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from small_models import small_config, small_model
 from torch import nn
@@ -13,6 +19,7 @@ from glamm_mini.checkpoints.folder import WEIGHTS, load_model, load_weights, sav
 from glamm_mini.processor import GlammProcessor
 from glamm_mini.text.wordpiece import build_wordpiece
 
+ROOT = Path(__file__).resolve().parent.parent
 TURNS = [("What is a kite <bbox>?", "<p> a kite </p> [SEG].")]
 
 
@@ -127,6 +134,71 @@ def test_a_kill_while_saving_over_what_a_kill_set_aside(made, saved, monkeypatch
     assert_same(load_model(saved)[0], made[0])
 
 
+@pytest.mark.parametrize("where", ["weights", "tokenizer", "config"])
+def test_a_full_disk_leaves_the_old_folder_and_nothing_beside_it(made, saved, monkeypatch, where):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    def half(state, path, **_):
+        path.write_bytes(b"half a file")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    other = small_model(seed=1, text=made[0].config.text, tokens=made[0].config.tokens)
+    with monkeypatch.context() as patch:
+        if where == "weights":
+            patch.setattr(module, "save_file", half)
+        else:
+            patch.setattr(made[1] if where == "tokenizer" else other.config, "save_pretrained", full)
+        with pytest.raises(OSError, match="could not be written .*No space left.*untouched; free some room") as caught:
+            save_model(saved, other, made[1])
+        with pytest.raises(OSError, match="could not be written"):
+            save_model(saved.with_name("new"), other, made[1])
+    assert str(saved) in str(caught.value)
+    assert_same(load_model(saved)[0], made[0])
+    assert others(saved) == []
+
+
+def test_a_place_that_cannot_hold_a_folder_is_named(made, tmp_path):
+    (tmp_path / "a").write_text("x")
+    with pytest.raises(OSError, match="a is a file; a checkpoint is a folder"):
+        save_model(tmp_path / "a", *made)
+    with pytest.raises(OSError, match="could not be written"):
+        save_model(tmp_path / "a" / "b", *made)
+    assert (tmp_path / "a").read_text() == "x"
+
+
+SAVE_AGAIN = """
+import sys, time
+sys.path[:0] = {paths!r}
+from small_models import small_model
+from glamm_mini.checkpoints import folder as module
+from glamm_mini.checkpoints.folder import load_model, save_model
+
+def slowly(state, path, **_):
+    path.write_bytes(b"half a file")
+    print("writing", flush=True)
+    time.sleep(60)
+
+model, processor = load_model({folder!r})
+module.save_file = slowly
+save_model({folder!r}, model, processor)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_killed_while_saving_leaves_a_checkpoint_that_loads(made, saved):
+    code = SAVE_AGAIN.format(paths=[str(ROOT), str(ROOT / "tests")], folder=str(saved))
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline().strip() == "writing"
+    finally:
+        process.kill()
+        process.wait()
+    assert_same(load_model(saved)[0], made[0])
+    save_model(saved, *made)
+    assert others(saved) == []
+
+
 # --- loading ---------------------------------------------------------------------------------------------------------
 
 
@@ -194,3 +266,98 @@ def test_a_folder_can_be_copied(made, saved, tmp_path):
     copy = shutil.copytree(saved, tmp_path / "copy")
     shutil.rmtree(saved)
     assert_same(load_model(copy)[0], made[0])
+
+
+def test_a_language_models_folder_is_named_as_such(saved, tmp_path):
+    """As the hub hands them out: its own type, weights in shards or in one file, a tokenizer without our tokens."""
+    for k, weights in enumerate(("model-00001-of-00002.safetensors", WEIGHTS)):
+        folder = tmp_path / f"llm{k}"
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": 64}))
+        (folder / weights).write_bytes((saved / WEIGHTS).read_bytes())
+        shutil.copy(saved / "tokenizer.json", folder)
+        with pytest.raises(ValueError, match="model of the type 'llama'; expected 'glamm_mini'.*give a folder that"):
+            load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model_type": "llava"}, "type 'llava'; expected 'glamm_mini'"),
+        ({"model_type": None}, "type 'None'; expected 'glamm_mini'"),
+        ({"mode": "other"}, "mode is 'other'"),
+        ({"text": {"hidden_size": 33, "num_attention_heads": 4}}, "configuration or tokenizer cannot be read"),
+        ({"region": {"colour": 1}}, "configuration or tokenizer cannot be read"),
+    ],
+)
+def test_a_configuration_of_another_kind_is_named(saved, change, words):
+    config = json.loads((saved / "config.json").read_text()) | change
+    (saved / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=words) as caught:
+        load_model(saved)
+    assert str(saved) in str(caught.value)
+
+
+def test_a_tokenizer_of_another_model_is_named(saved, tmp_path):
+    big = build_wordpiece([f"word{k}" for k in range(300)])
+    big.save_pretrained(saved)
+    with pytest.raises(ValueError, match="the tokenizer knows .* tokens, the model .*belongs to another model"):
+        load_model(saved)
+    plain = json.loads((saved / "tokenizer.json").read_text())
+    plain["added_tokens"] = []
+    (saved / "tokenizer.json").write_text(json.dumps(plain))
+    (saved / "tokenizer_config.json").unlink()
+    with pytest.raises(ValueError, match="cannot be read .*each needs an id of its own"):
+        load_model(saved)
+
+
+class Trap:
+    """Unpickling it leaves a file behind."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("form", ["torch", "old torch", "pickle 2", "pickle 4"])
+def test_a_pickle_under_another_name_is_refused_and_never_run(saved, tmp_path, form):
+    trap = Trap(tmp_path / "sprung")
+    if form.endswith("torch"):
+        torch.save({"a": trap}, saved / WEIGHTS, _use_new_zipfile_serialization=form == "torch")
+    else:
+        (saved / WEIGHTS).write_bytes(pickle.dumps({"a": trap}, protocol=int(form[-1])))
+    with pytest.raises(ValueError, match="model.safetensors is a pickle and no safetensors file; it is not read"):
+        load_model(saved)
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("name", [None, "", "  "])
+def test_no_name_is_refused(name):
+    with pytest.raises(ValueError, match="no model was named"):
+        load_model(name)
+
+
+def test_a_file_is_no_checkpoint(saved):
+    with pytest.raises(FileNotFoundError, match="is a file; give the folder that holds"):
+        load_model(saved / WEIGHTS)
+
+
+def test_a_name_of_the_hub_is_looked_up_there(made, saved, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+
+    def download(name, allow_patterns):
+        asked.append((name, allow_patterns))
+        return str(saved)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert_same(load_model("someone/a-glamm")[0], made[0])
+    assert asked == [("someone/a-glamm", ["*.json", "*.safetensors"])]
+
+
+def test_a_name_that_neither_disk_nor_hub_has_is_named(monkeypatch):
+    with pytest.raises(FileNotFoundError, match="no folder someone/a-glamm here, and the hub gave no model"):
+        load_model("someone/a-glamm")  # the tests run without a network

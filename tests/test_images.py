@@ -136,7 +136,12 @@ def test_first_frame_of_an_animated_gif(tmp_path):
         (np.zeros((2, 4, 4, 3), np.uint8), "expected"),
         (np.zeros((0, 4, 3), np.uint8), "no pixel"),
         (np.zeros(4, np.uint8), "expected"),
-        (None, "expected uint8"),
+        (np.zeros((4, 4), np.uint16), "type uint16; expected uint8 .*scale it"),
+        ([], "no pixel"),
+        (None, "no image was given, but None; give a path"),
+        ("", "no image was given, but ''; give a path"),
+        ("  ", "no image was given"),
+        (Image.new("RGB", (0, 5)), "0 x 5 pixels large; it holds no pixel"),
     ],
 )
 def test_other_arrays_are_refused(given, words):
@@ -147,8 +152,10 @@ def test_other_arrays_are_refused(given, words):
 def test_missing_and_broken_files_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no image at .*none.png"):
         load_image(tmp_path / "none.png")
-    with pytest.raises(FileNotFoundError, match="no image at"):
+    with pytest.raises(FileNotFoundError, match="is a folder and no image; give the path of one of its files"):
         load_image(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no image at https:.*download it first"):
+        load_image("https://example.org/a.png")
     (tmp_path / "words.png").write_text("no picture")
     with pytest.raises(ValueError, match="words.png cannot be read as an image"):
         load_image(tmp_path / "words.png")
@@ -159,6 +166,8 @@ def test_missing_and_broken_files_are_named(tmp_path):
         (tmp_path / name).write_bytes(whole[: len(whole) // 2])
         with pytest.raises(ValueError, match=f"{name} cannot be read as an image"):
             load_image(tmp_path / name)
+    with Image.open(tmp_path / "a.jpg") as opened, pytest.raises(ValueError, match="the PIL image cannot be read"):
+        load_image(opened)
 
 
 def test_too_many_pixels_are_refused_by_name(tmp_path, monkeypatch):
@@ -166,3 +175,10 @@ def test_too_many_pixels_are_refused_by_name(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
     with pytest.raises(ValueError, match="a.png has too many pixels"):
         load_image(tmp_path / "a.png")
+
+
+def test_twenty_megapixels_are_read_at_full_size(tmp_path):
+    Image.new("L", (5000, 4000), 77).save(tmp_path / "a.png")
+    out = load_image(tmp_path / "a.png")
+    check(out, (4000, 5000, 3))
+    assert (out[::500, ::500] == 77).all()

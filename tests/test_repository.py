@@ -18,7 +18,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # A folder or module imports only from those left of it; a bracket holds names of one rank.
 ORDER = [
-    ("paths", "images"),
+    ("paths", "images", "boxes"),
     ("config",),
     ("text",),
     ("model", "lessons"),
@@ -26,6 +26,8 @@ ORDER = [
     ("questions",),
     ("checkpoints",),
     ("datasets",),
+    ("answer",),
+    ("chat",),
     ("assistant",),
     ("evaluation",),
     ("training",),
@@ -35,8 +37,8 @@ ORDER = [
     ("cli",),
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
-LAZY = {("assistant", "visuals"), ("config", "model")}
-"""May be imported inside functions: an answer displays itself, a configuration reports the memory its model needs."""
+LAZY = {("answer", "visuals"), ("chat", "visuals"), ("config", "model")}
+"""May be imported inside functions: answers and chats show themselves, a configuration reports its model's memory."""
 EXTRAS = {"train", "eval", "app", "grand", "ray", "quantize", "dev", "all"}
 
 
@@ -102,7 +104,7 @@ def test_the_order_test_sees_faults():
     assert order_faults("text/a.py", "from glamm_mini.model import glamm")
     assert order_faults("text/a.py", "def f():\n    import glamm_mini.model")
     assert order_faults("assistant.py", "from glamm_mini.visuals import palette")
-    assert not order_faults("assistant.py", "def f():\n    from glamm_mini.visuals import palette")
+    assert not order_faults("answer.py", "def f():\n    from glamm_mini.visuals import palette")
     assert not order_faults("model/a.py", "from glamm_mini.text.tokens import SEG")
     assert order_faults("model/a.py", "from glamm_mini import training")
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import glamm_mini
-from glamm_mini.assistant import DESCRIBE, Request
+from glamm_mini.assistant import Request
 from glamm_mini.datasets.storybook.dataset import evaluation_samples
 from glamm_mini.datasets.storybook.words import parse_phrase
 from glamm_mini.evaluation.masks import iou_matrix
@@ -27,7 +27,7 @@ def scenes():
 
 @pytest.fixture(scope="module")
 def answers(glamm, scenes):
-    return glamm.answer_batch([Request(s.image, DESCRIBE) for s in scenes])
+    return glamm.answer_batch([Request(s.image, glamm.wording.describe) for s in scenes])
 
 
 def _mean_best_iou(samples, answers):

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from glamm_mini.visuals.answer_html import BYTES, answer_html, answer_page
+from glamm_mini.visuals.answer_html import answer_html, answer_page
 from glamm_mini.visuals.answer_png import answer_png
 from glamm_mini.visuals.compose import compose
+from glamm_mini.visuals.encode import BYTES, png_bytes
 from glamm_mini.visuals.outlines import mask_path
-from glamm_mini.visuals.overlay import TINT, overlay_at_size, overlay_masks
+from glamm_mini.visuals.overlay import TINT, overlay_at_size, overlay_masks, shown_ratio
 from glamm_mini.visuals.palette import PALETTE, colour, colours, contrast, hex_colour, ink_on
 from glamm_mini.visuals.sentence import Run, loose_phrases, question_words, sentence_runs
 from glamm_mini.visuals.typeset import Style, set_lines
@@ -162,6 +163,22 @@ def test_overlay_at_another_size_keeps_places_and_draws_boxes():
     box = np.array([[10, 10, 30, 30]])
     boxed = np.asarray(overlay_at_size(answer.image, [], (320, 240), box), int)
     assert (boxed[80, 40] == 255).all() and (boxed[80, 80] == 200).all()
+
+
+def test_frames_and_their_numbers_stay_inside_the_picture():
+    image = np.full((60, 80, 3), 200, np.uint8)
+    for box in ([0, 0, 80, 60], [70, 50, 80, 60], [78, 58, 79, 59]):
+        drawn = np.asarray(overlay_at_size(image, [], (320, 240), np.array([box])), int)
+        assert (drawn[1:-1, 1:-1] == 255).all(-1).sum() > 100, "a frame or a number in white"
+    whole = np.asarray(overlay_at_size(image, [], (320, 240), np.array([[0, 0, 80, 60]])), int)
+    for side in (whole[:8, 160], whole[-8:, 160], whole[120, :8], whole[120, -8:]):
+        assert (side == 255).all(-1).any() and (side == 0).all(-1).any(), "all four sides are seen"
+
+
+def test_extremely_long_pictures_are_shown_stretched():
+    shapes = {(400, 1): 1 / 8, (1, 400): 8, (30, 60): 2, (90, 30): 1 / 3}
+    for shape, ratio in shapes.items():
+        assert shown_ratio(np.zeros((*shape, 3), np.uint8)) == pytest.approx(ratio)
 
 
 def test_mask_path_encloses_the_mask():
@@ -318,7 +335,7 @@ def test_answer_html_colours_phrases_inline_and_holds_the_picture():
 
 
 def test_answer_html_escapes_everything():
-    evil = '<script>alert(1)</script>"\'&'
+    evil = "<script>alert(1)</script>\"'&"
     phrase = Phrase(evil, (0, len(evil)), np.ones((9, 9), bool))
     answer = Answer(evil, [phrase], [evil], np.zeros((9, 9, 3), np.uint8), evil)
     page = parse(answer_page([answer], title=evil))
@@ -337,6 +354,7 @@ def test_answer_html_of_little_is_still_something():
 
 def test_answer_html_stays_small_for_noisy_pictures():
     noise = np.random.default_rng(0).integers(0, 255, (640, 640, 3), dtype=np.uint8)
+    assert len(png_bytes(Image.fromarray(noise), 9_000)) <= 9_000
     assert len(answer_html(Answer("Noise.", image=noise))) < 4 / 3 * BYTES + 2_000
 
 

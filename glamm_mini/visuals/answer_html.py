@@ -7,18 +7,15 @@ phrase lights up its mask and pointing at a mask lights up its phrase; no script
 import base64
 import hashlib
 from html import escape
-from io import BytesIO
-
-from PIL import Image
 
 from glamm_mini.visuals.answer_png import overlay_of
+from glamm_mini.visuals.encode import png_bytes
 from glamm_mini.visuals.outlines import mask_path
+from glamm_mini.visuals.overlay import shown_ratio
 from glamm_mini.visuals.palette import colour, hex_colour, ink_on
 from glamm_mini.visuals.sentence import Run, is_empty, loose_phrases, question_words, sentence_runs
 
 LONG_SIDE = 640
-BYTES = 220_000
-"""PNGs larger than this are reduced to 256 colours, then in size: it keeps notebooks with many answers small."""
 WIDE = 1.9
 """Pictures with a larger width/height than this take the whole width, the sentence goes below."""
 
@@ -29,7 +26,7 @@ SHORT = 26
 def answer_html(answer) -> str:
     """The answer as HTML. answer: a GroundedAnswer, or anything with its fields; `image` may be None."""
     scope = "glamm-" + hashlib.sha256(f"{answer.text}|{answer.question}".encode()).hexdigest()[:10]
-    wide = answer.image is not None and answer.image.shape[1] / answer.image.shape[0] > WIDE
+    wide = answer.image is not None and shown_ratio(answer.image) > WIDE
     picture = "" if answer.image is None else _picture(answer, wide)
     words = f'<div style="flex:1 1 {"100%" if wide else "280px"};min-width:0;line-height:2.05;overflow-wrap:anywhere">'
     words = f"{words}{_words(answer)}</div>"
@@ -54,15 +51,14 @@ def answer_page(answers, title: str = "GLaMM") -> str:
 
 def _picture(answer, wide: bool) -> str:
     """The image with its masks as PNG; above it one invisible area a mask that reacts to the pointer."""
-    h, w = answer.image.shape[:2]
-    scale = LONG_SIDE / max(h, w)
-    size = (max(1, round(w * scale)), max(1, round(h * scale)))
+    ratio = shown_ratio(answer.image)
+    size = (round(LONG_SIDE * min(1, ratio)), round(LONG_SIDE * min(1, 1 / ratio)))
     alt = escape(f"The picture with {len(answer.phrases)} masks: {answer.caption}")
-    basis = "100%" if wide else f"{max(60, min(460, round(440 * w / h)))}px"
+    basis = "100%" if wide else f"{min(460, round(440 * ratio))}px"
     return (
         f'<div style="position:relative;flex:0 1 {basis};line-height:0;overflow:hidden;'
         f'border-radius:10px">'
-        f'<img src="data:image/png;base64,{_png(overlay_of(answer, size))}" alt="{alt}" '
+        f'<img src="data:image/png;base64,{_base64(overlay_of(answer, size))}" alt="{alt}" '
         f'style="width:100%;height:auto;display:block;margin:0;border-radius:10px">'
         f"{_areas(answer)}</div>"
     )
@@ -135,19 +131,9 @@ def _hover_style(scope: str, count: int) -> str:
     rules = [f".{scope} .shade{{transition:opacity .15s}}"]
     for i in range(count):
         pointed = f".{scope}:has(.p{i}:hover,.m{i}:hover)"
-        rules.append(f"{pointed} .s{i}{{opacity:1}}{pointed} .p{i}{{box-shadow:0 0 0 3px #8888}}")
+        rules.append(f"{pointed} .s{i}{{opacity:1}}{pointed} .p{i}{{box-shadow:0 0 0 3px #999}}")
     return f"<style>{''.join(rules)}</style>"
 
 
-def _png(picture: Image.Image) -> str:
-    data = _encode(picture)
-    while len(data) > BYTES:
-        data = _encode(picture.quantize(256))
-        picture = picture.resize([max(1, round(side * 0.8)) for side in picture.size], Image.Resampling.LANCZOS)
-    return base64.b64encode(data).decode("ascii")
-
-
-def _encode(picture: Image.Image) -> bytes:
-    buffer = BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
+def _base64(picture) -> str:
+    return base64.b64encode(png_bytes(picture)).decode("ascii")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from glamm_mini.visuals.overlay import overlay_at_size
+from glamm_mini.visuals.overlay import overlay_at_size, shown_ratio
 from glamm_mini.visuals.sentence import Run, is_empty, loose_phrases, question_words, sentence_runs
 from glamm_mini.visuals.typeset import Style, draw_lines, set_lines
 
@@ -49,7 +49,7 @@ def answer_png(answer, width: int = 1200) -> Image.Image:
     inner = width - 2 * margin
     if answer.image is None:
         return _paint(answer, None, (0, 0), width, margin, _blocks(answer, inner, _type_size(width)), beside=False)
-    ratio = answer.image.shape[1] / answer.image.shape[0]
+    ratio = shown_ratio(answer.image)
     beside = ratio <= WIDE and width >= NARROW
     size = _picture_size(ratio, inner, beside)
     text_width = inner - size[0] - round(1.4 * margin) if beside else inner

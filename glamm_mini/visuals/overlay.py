@@ -9,8 +9,15 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter
 from glamm_mini.visuals.palette import RGB, colours
 
 TINT = 0.2
+LONGEST_RATIO = 8.0
+"""A picture that is longer than this many times its short side is shown stretched: else one would see a line."""
 HALO = 0.75
 """Opacity of the white line around each outline, which keeps it visible on a background of its own colour."""
+
+
+def shown_ratio(image: np.ndarray) -> float:
+    """Width over height at which a picture (H, W, 3) is shown: its own, unless it is extremely long."""
+    return float(np.clip(image.shape[1] / image.shape[0], 1 / LONGEST_RATIO, LONGEST_RATIO))
 
 
 def overlay_masks(
@@ -76,15 +83,23 @@ def draw_boxes(picture: Image.Image, boxes: np.ndarray) -> None:
     draw = ImageDraw.Draw(picture)
     width = max(2, round(max(picture.size) / 240))
     font = ImageFont.truetype(font_file(bold=True), max(11, round(max(picture.size) / 40)))
-    for number, (x0, y0, x1, y1) in enumerate(np.asarray(boxes).tolist(), start=1):
+    # A frame along the picture's edge would lie half outside, and rounded corners would cut its number.
+    edge = np.array(picture.size) - 1 - 2 * width
+    for number, corners in enumerate(np.asarray(boxes, float).reshape(-1, 2, 2), start=1):
+        (x0, y0), (x1, y1) = np.clip(corners, np.minimum(2 * width, edge), np.maximum(edge, 0)).tolist()
         half = width / 2
         draw.rectangle((x0 - half, y0 - half, x1 + half, y1 + half), outline="black", width=2 * width)
         draw.rectangle((x0, y0, x1, y1), outline="white", width=width)
-        label = f"{number}"
-        left, top, right, bottom = draw.textbbox((0, 0), label, font=font)
-        pad = 2 * width
-        draw.rectangle((x0, y0, x0 + right - left + 2 * pad, y0 + bottom - top + 2 * pad), fill="white")
-        draw.text((x0 + pad - left, y0 + pad - top), label, fill="black", font=font)
+        _draw_number(draw, f"{number}", (x0, y0), picture.size, font, width)
+
+
+def _draw_number(draw: ImageDraw.ImageDraw, label: str, corner, size: tuple[int, int], font, width: int) -> None:
+    """Black on white in the corner of a frame, moved so far that the picture's edge does not cut it."""
+    left, top, right, bottom = draw.textbbox((0, 0), label, font=font)
+    w, h = right - left + 4 * width, bottom - top + 4 * width
+    x, y = (max(0, min(at, side - 1 - room)) for at, side, room in zip(corner, size, (w, h), strict=True))
+    draw.rectangle((x, y, x + w, y + h), fill="white", outline="black")
+    draw.text((x + 2 * width - left, y + 2 * width - top), label, fill="black", font=font)
 
 
 def font_file(bold: bool = False) -> str:
@@ -138,6 +153,6 @@ def _resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if (mask.shape[1], mask.shape[0]) == tuple(size) or not mask.any():
         return mask if (mask.shape[1], mask.shape[0]) == tuple(size) else np.zeros(size[::-1], bool)
     soft = Image.fromarray(mask.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
-    scale = size[0] / mask.shape[1]
-    values = np.asarray(soft)
-    return (gaussian_filter(values, 0.5 * scale, mode="nearest") if scale > 1 else values) > 0.5
+    scales = size[1] / mask.shape[0], size[0] / mask.shape[1]
+    blur = [0.5 * scale if scale > 1 else 0.0 for scale in scales]
+    return gaussian_filter(np.asarray(soft), blur, mode="nearest") > 0.5
