@@ -108,9 +108,7 @@ def evaluate(
         report(figures, json_file)
 
 
-def check_arguments(
-    task: str, data: str, split: str, protocol: str = "both", similarity: str | None = None
-) -> None:
+def check_arguments(task: str, data: str, split: str, protocol: str = "both", similarity: str | None = None) -> None:
     """Raises ValueError for what can be known to be wrong before a model is loaded."""
     from glamm_mini.datasets.storybook.vocabulary import SPLITS
 
@@ -209,15 +207,17 @@ def counted(values: dict) -> str:
 
 
 def result_table(task: str, values: dict) -> Table:
-    """The figures of a task: a row a figure, official and fixed side by side."""
+    """The figures of a task: a row a figure; official, fixed and, where there are any, unseen things side by side."""
     official = values.get("official") or {}
-    others = (*COUNTS, "notes", "similarity", "official", "fixed")
+    others = (*COUNTS, "notes", "similarity", "official", "fixed", "unseen")
     fixed = values.get("fixed") or {name: value for name, value in values.items() if name not in others}
-    columns = {name: column for name, column in (("official", official), ("fixed", fixed)) if column}
+    unseen = values.get("unseen") or {}
+    columns = {"official": official, "fixed": fixed, "unseen things": unseen}
+    columns = {name: column for name, column in columns.items() if column}
     table = Table("figure", title=task)
     for name in columns:
         table.add_column(name, justify="right")
-    for figure in dict.fromkeys([*fixed, *official]):
+    for figure in dict.fromkeys([*fixed, *official, *unseen]):
         cells = (_cell(column[figure]) if figure in column else "" for column in columns.values())
         table.add_row(figure, *cells)
     return table

@@ -7,6 +7,9 @@ Ground truth, in a folder, for a split such as "val":
     regcap, caption  {split}_{task}_gt.json      COCO captions: {images, annotations: [{id, image_id, caption}]}
     vqa              {split}_vqa_gt.json         [{image_id, questions: [{question_id, question, answer}]}]
 
+What means a storybook thing that training never showed (annotations of gcg, grounding, regcap; expressions of refseg)
+has "unseen": true beside it.
+
 Predictions: one `<image_id>.json` an image, or for regcap and caption `results_<rank>.json`, lists of
 {image_id, caption}. `settings.json` beside them says how they were made.
 """
@@ -34,6 +37,7 @@ class GroundedTruth:
     labels: list[str]
     masks: list[dict]
     attributes: list[dict | None]
+    unseen: list[bool] = field(default_factory=list)  # which were never shown in training, where the truth says so
 
 
 @dataclass
@@ -124,6 +128,7 @@ def read_grounded_truth(folder: Path, task: str, split: str) -> tuple[list[Groun
             truth = truths[annotation["image_id"]]
             truth.masks.append(annotation["segmentation"])
             truth.attributes.append(annotation.get("attributes"))
+            truth.unseen.append(bool(annotation.get("unseen")))
     except (KeyError, TypeError) as problem:
         path = truth_path(folder, task, split, "caption")
         raise ValueError(f"{path} and its mask file aren't in GranD-f's format: {problem!r} is missing") from problem

@@ -9,9 +9,12 @@ from glamm_mini.evaluation.gcg import fixed_grounding, official_grounding, prepa
 from glamm_mini.evaluation.masks import decode_masks
 from glamm_mini.evaluation.segmentation import fixed_refseg, official_refseg
 from glamm_mini.evaluation.similarity import SIMILARITIES, get_similarity
+from glamm_mini.evaluation.unseen import unseen_grounding, unseen_refseg, unseen_regions
 from glamm_mini.evaluation.words import answer_accuracy, mention_scores, region_accuracy
 
 PROTOCOLS = ("both", "official", "fixed")
+Scored = tuple[dict | None, dict, dict, dict | None]
+"""Official figures, fixed figures, what both stand on, and the fixed figures of unseen things."""
 
 
 def score_folder(
@@ -31,7 +34,8 @@ def score_folder(
 
     Returns `{"gcg": {"official": {...}, "fixed": {...}, "images": n, "missing_predictions": n, "notes": [...]}}`;
     for tasks other than gcg the fixed figures stand at the top level and the official ones under "official".
-    Fractions are 0..1, CIDEr on its own scale, None what can't be computed (a note says why).
+    Fractions are 0..1, CIDEr on its own scale, None what can't be computed (a note says why). Where the ground truth
+    holds things that training never showed, "unseen" has their own fixed figures (gcg, grounding, refseg, regcap).
     Raises ValueError for an unknown task, protocol or similarity, and for missing or broken files.
     """
     records.check_task(task)
@@ -47,7 +51,7 @@ def score_folder(
         "caption": _score_captions,
         "vqa": _score_vqa,
     }[task]
-    official, fixed, about = scorer(
+    official, fixed, about, unseen = scorer(
         task, Path(predictions), Path(ground_truth), split, similarity=similarity, meteor=meteor, progress=progress
     )
     figures: dict = {}
@@ -58,10 +62,12 @@ def score_folder(
         figures = dict(fixed) if protocol != "official" else {}
         if protocol != "fixed":
             figures["official"] = official
+    if unseen is not None and protocol != "official":
+        figures["unseen"] = unseen
     return {task: {**figures, **about}}
 
 
-def _score_grounded(task, predictions, ground_truth, split, similarity, meteor, progress) -> tuple[dict, dict, dict]:
+def _score_grounded(task, predictions, ground_truth, split, similarity, meteor, progress) -> Scored:
     truths, coco_truth = records.read_grounded_truth(ground_truth, task, split)
     found = records.read_grounded_predictions(predictions, [truth.image_id for truth in truths])
     name = similarity or ("storybook" if _is_storybook(coco_truth) else "bert")
@@ -73,14 +79,15 @@ def _score_grounded(task, predictions, ground_truth, split, similarity, meteor, 
         scores, caption_notes = caption_scores({"all": captions}, meteor=meteor)
         words = {"meteor": scores["all"].meteor, "cider": scores["all"].cider}
         official, fixed, notes = {**official, **words}, {**fixed, **words}, notes + caption_notes
-    return official, fixed, _about(len(truths), len(truths) - len(found), notes, similarity=name)
+    about = _about(len(truths), len(truths) - len(found), notes, similarity=name)
+    return official, fixed, about, unseen_grounding(images)
 
 
-def _score_refseg(task, predictions, ground_truth, split, similarity, meteor, progress) -> tuple[dict, dict, dict]:
+def _score_refseg(task, predictions, ground_truth, split, similarity, meteor, progress) -> Scored:
     truths = records.read_truth(ground_truth, task, split)
     ids = [truth["image_id"] for truth in truths]
     found = records.read_image_records(predictions, ids, "expressions", ("sent_id",))
-    pairs, forced_items = [], []
+    pairs, unseen, forced_items = [], [], []
     for truth in progress(truths):
         image_id, size = truth["image_id"], tuple(truth["size"])
         record = found.get(image_id) or {"expressions": []}
@@ -91,6 +98,7 @@ def _score_refseg(task, predictions, ground_truth, split, similarity, meteor, pr
             answered = said.get(expression["sent_id"])
             predicted = decode_masks([answered] if answered else [], size, f"image {image_id}, prediction")
             pairs.append((mask, predicted.any(0)))  # no mask at all gives an empty one
+            unseen.append(bool(expression.get("unseen")))
         forced = record.get("teacher_forced")
         if forced:
             place = {expression["sent_id"]: k for k, expression in enumerate(truth["expressions"])}
@@ -104,10 +112,10 @@ def _score_refseg(task, predictions, ground_truth, split, similarity, meteor, pr
     elif len(forced_items) < len(truths):
         notes.append(f"official covers the {len(forced_items)} images that have teacher-forced masks")
     about = _about(len(truths), len(truths) - len(found), notes, expressions=len(pairs))
-    return official, fixed_refseg(pairs), about
+    return official, fixed_refseg(pairs), about, unseen_refseg(pairs, unseen)
 
 
-def _score_captions(task, predictions, ground_truth, split, similarity, meteor, progress) -> tuple[dict, dict, dict]:
+def _score_captions(task, predictions, ground_truth, split, similarity, meteor, progress) -> Scored:
     truth = records.read_truth(ground_truth, task, split)
     found = records.read_results(predictions)
     references: dict = {}
@@ -122,27 +130,31 @@ def _score_captions(task, predictions, ground_truth, split, similarity, meteor, 
         "fixed": Captions(list(references.values()), [found.get(image_id, "") for image_id in references]),
     }
     scores, notes = caption_scores(corpora, meteor=meteor)
-    fixed = _words(scores["fixed"])
+    fixed, unseen = _words(scores["fixed"]), None
     if _is_storybook(truth):
-        fixed.update(_storybook_words(task, truth, references, found))
+        words, unseen = _storybook_words(task, truth, references, found)
+        fixed.update(words)
     notes = _missing(list(references), found) + notes
     regions = {"regions": len(references)} if task == "regcap" else {}  # officially each region is an "image"
     images = len({image["file_name"] for image in truth["images"]}) if regions else len(references)
-    return _words(scores["official"]), fixed, _about(images, len(references) - len(answered), notes, **regions)
+    return _words(scores["official"]), fixed, _about(images, len(references) - len(answered), notes, **regions), unseen
 
 
-def _storybook_words(task: str, truth: dict, references: dict, found: dict) -> dict:
+def _storybook_words(task: str, truth: dict, references: dict, found: dict) -> tuple[dict, dict | None]:
+    """What the record tells about the captions' words, of everything and of unseen things."""
     captions = [found.get(image_id, "") for image_id in references]
     if task == "regcap":
-        attributes = {annotation["image_id"]: annotation.get("attributes") for annotation in truth["annotations"]}
-        if None in attributes.values():
-            return {}
-        return region_accuracy([attributes[image_id] for image_id in references], captions)
+        regions = {annotation["image_id"]: annotation for annotation in truth["annotations"]}
+        attributes = [regions[image_id].get("attributes") for image_id in references]
+        if None in attributes:
+            return {}, None
+        marks = [bool(regions[image_id].get("unseen")) for image_id in references]
+        return region_accuracy(attributes, captions), unseen_regions(attributes, captions, marks)
     present = {image["id"]: set(image.get("classes", ())) for image in truth["images"]}
-    return mention_scores(list(references.values()), [present[image_id] for image_id in references], captions)
+    return mention_scores(list(references.values()), [present[image_id] for image_id in references], captions), None
 
 
-def _score_vqa(task, predictions, ground_truth, split, similarity, meteor, progress) -> tuple[None, dict, dict]:
+def _score_vqa(task, predictions, ground_truth, split, similarity, meteor, progress) -> Scored:
     truths = records.read_truth(ground_truth, task, split)
     ids = [truth["image_id"] for truth in truths]
     found = records.read_image_records(predictions, ids, "questions", ("question_id", "text"))
@@ -156,7 +168,7 @@ def _score_vqa(task, predictions, ground_truth, split, similarity, meteor, progr
     notes = _missing(ids, found)
     notes.append("official is null: the official code has no score for questions")
     about = _about(len(truths), len(truths) - len(found), notes, questions=len(expected))
-    return None, {"accuracy": answer_accuracy(expected, answers)}, about
+    return None, {"accuracy": answer_accuracy(expected, answers)}, about, None
 
 
 def _words(scores: CaptionScores) -> dict:

@@ -97,9 +97,7 @@ def storybook_similarity(truth: str, phrase: str, attributes: dict | None = None
 
     What the picture's record knows (`attributes`) counts; what it leaves open is read from the truth's own words.
     """
-    said = describe(phrase)
-    meant = {key: value for key, value in describe(truth).items()}
-    meant.update({key: value for key, value in (attributes or {}).items() if key in meant and value is not None})
+    said, meant = describe(phrase), meaning(truth, attributes)
     if meant["cls"] is None:  # words outside the world: only the same words are right
         return float(_words(truth) == _words(phrase) != [])
     if said["cls"] != meant["cls"]:
@@ -119,6 +117,12 @@ def _described(text: str) -> tuple:
 def describe(text: str) -> dict:
     """What a storybook phrase states: cls, colour, pattern, size, count; None where it is silent."""
     return dict(zip(("cls", "colour", "pattern", "size", "count"), _described(text), strict=True))
+
+
+def meaning(truth: str, attributes: dict | None) -> dict:
+    """As `describe`, of a true phrase: what the record knows goes before what the words state."""
+    meant = describe(truth)
+    return meant | {key: value for key, value in (attributes or {}).items() if key in meant and value is not None}
 
 
 def _words(text: str) -> list[str]:

@@ -6,6 +6,7 @@ import numpy as np
 
 from glamm_mini.datasets.sample import Sample, Turn
 from glamm_mini.evaluation.records import MASK_TASKS, check_task, truth_path, write_json
+from glamm_mini.evaluation.unseen import is_unseen, means_unseen
 from glamm_mini.images import encode_mask
 from glamm_mini.text.grounded import parse_grounded
 
@@ -15,7 +16,8 @@ ATTRIBUTES = ("cls", "colour", "pattern", "size")
 class TruthWriter:
     """Collects the truth of one sample after another; `write` puts the files of a task into a folder.
 
-    data: the name of the data set; "storybook" adds what its record knows (attributes, classes) to the files.
+    data: the name of the data set; "storybook" adds what its record knows to the files: attributes, classes, and
+    which things training never shows.
     """
 
     def __init__(self, task: str, split: str, data: str = "storybook"):
@@ -33,7 +35,7 @@ class TruthWriter:
             self._add_image(sample, height, width)
             self._add_grounded(sample, turns[0])
         elif self.task == "refseg":
-            said = expressions(sample)
+            said = self._marked(sample, expressions(sample))
             self.images.append({"image_id": sample.image_id, "size": [height, width], "expressions": said})
         elif self.task == "regcap":
             for k, turn in enumerate(turns):
@@ -91,7 +93,17 @@ class TruthWriter:
             }
             if known:  # what the record knows of the phrase, whatever its words leave open
                 annotation["attributes"] = {key: known.get(key) for key in (*ATTRIBUTES, "count")}
+                if self.data == "storybook" and is_unseen(known):
+                    annotation["unseen"] = True
             self.annotations.append(annotation)
+
+    def _marked(self, sample: Sample, said: list[dict]) -> list[dict]:
+        """Expressions, those marked that mean nothing but things that training never shows."""
+        if self.data == "storybook":
+            for k, expression in enumerate(said):
+                if means_unseen(sample.extras.get("things", []), facts_of(sample, k).get("members") or ()):
+                    expression["unseen"] = True
+        return said
 
     def _add_region(self, sample: Sample, turn: Turn, facts: dict, height: int, width: int) -> None:
         number = len(self.annotations) + 1  # the official script needs annotation id == image id: one image a region
@@ -110,6 +122,8 @@ class TruthWriter:
         if self.data == "storybook":
             thing = sample.extras["things"][facts["thing"]]
             self.annotations[-1]["attributes"] = {key: thing[key] for key in ATTRIBUTES}
+            if is_unseen(thing):
+                self.annotations[-1]["unseen"] = True
 
 
 def single_turns(sample: Sample) -> list[Turn]:

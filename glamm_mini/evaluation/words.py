@@ -13,19 +13,22 @@ ATTRIBUTES = ("cls", "colour", "pattern", "size")
 
 
 def region_accuracy(attributes: list[dict], descriptions: list[str]) -> dict:
-    """Of region descriptions, the share with the right class, and with all of class, colour, pattern, size right.
+    """Of region descriptions, the share with the right class, the right colour, and all attributes right.
 
     attributes: what the record knows of each region. An attribute the record leaves open (stuff has no pattern)
-    isn't asked for. Returns class_accuracy and exact in 0..1, None without regions.
+    isn't asked for. Returns class_accuracy, colour and exact (class, colour, pattern and size) in 0..1, None without
+    regions.
     """
     if not attributes:
-        return {"class_accuracy": None, "exact": None}
-    right_class = right_all = 0
+        return {"class_accuracy": None, "colour": None, "exact": None}
+    right = {"class_accuracy": 0, "colour": 0, "exact": 0}
     for truth, text in zip(attributes, descriptions, strict=True):
         said = describe(text)
-        right_class += said["cls"] == truth["cls"]
-        right_all += all(said[key] == truth[key] for key in ATTRIBUTES if truth.get(key) is not None)
-    return {"class_accuracy": right_class / len(attributes), "exact": right_all / len(attributes)}
+        same = {key: said[key] == truth[key] for key in ATTRIBUTES if truth.get(key) is not None}
+        right["class_accuracy"] += said["cls"] == truth["cls"]
+        right["colour"] += same.get("colour", True)
+        right["exact"] += all(same.values())
+    return {name: number / len(attributes) for name, number in right.items()}
 
 
 def mentioned_classes(text: str) -> set[str]:
