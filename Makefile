@@ -5,16 +5,20 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= outputs/demo
 WORKERS ?= 2
+HERO ?= 8
 COVERAGE ?= 90
 
 # One thread a process: the tests run in WORKERS processes, and more threads than cores make small models slower.
 THREADS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
+ONE := $(THREADS) $(BIN)/glamm-mini train
+
 # Two processes with one thread each train faster on two cores than one process with two threads.
-TWO := $(THREADS) $(BIN)/python -m torch.distributed.run --standalone --nproc-per-node 2 -m glamm_mini.cli.main
+PAIR := $(THREADS) $(BIN)/python -m torch.distributed.run --standalone --nproc-per-node 2
+TWO := $(PAIR) -m glamm_mini.cli.main
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint lab samples contact-sheet backbones tiny clean
+.PHONY: help demo test lint lab notebooks samples figures contact-sheet backbones tiny card table clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,24 +48,36 @@ lint: $(VENV)/.dev.stamp ## lint alone
 lab: $(VENV)/.dev.stamp ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks
 
+notebooks: $(VENV)/.dev.stamp ## run all notebooks and store them with their outputs
+	$(THREADS) $(BIN)/python notebooks/execute.py
+
 samples: $(VENV)/.base.stamp ## render the bundled pictures in data/samples again
 	$(BIN)/python figures/make_samples.py
+
+figures: $(VENV)/.base.stamp ## make the pictures of README and notebooks in figures/; HERO=8 chooses the scene the model describes
+	$(THREADS) $(BIN)/python figures/make_figures.py --hero-index $(HERO)
 
 contact-sheet: $(VENV)/.base.stamp ## draw a sheet of storybook scenes
 	$(BIN)/python figures/contact_sheet.py
 
-backbones: $(VENV)/.dev.stamp ## pretrain the tiny backbones into data/checkpoints/backbones; goes on where it stopped
-	$(BIN)/glamm-mini train backbones --size tiny --out runs/backbones-tiny --resume
+backbones: $(VENV)/.dev.stamp ## pretrain the tiny backbones into data/checkpoints/backbones, two at a time; goes on where it stopped
+	$(ONE) backbones --size tiny --out runs/segmenter --set only=segmenter --resume & \
+	$(ONE) backbones --size tiny --out runs/encoder --set only=encoder --resume && \
+	$(ONE) backbones --size tiny --out runs/language --set only=language --resume && wait $$!
 	mkdir -p data/checkpoints/backbones
-	cp -r runs/backbones-tiny/model/. data/checkpoints/backbones/
+	cp -r runs/segmenter/model/. runs/encoder/model/. runs/language/model/. data/checkpoints/backbones/
 
-tiny: $(VENV)/.dev.stamp ## train the tiny GLaMM into data/checkpoints/tiny; goes on where it stopped
-	$(TWO) train storybook --size tiny --out runs/storybook-tiny --resume --set batch_size=8 --set threads=1
-	$(TWO) train storybook --size tiny --out runs/storybook-tiny-2 --resume --set batch_size=8 --set threads=1 \
-		--set start=runs/storybook-tiny --set steps=520 --set lr=8e-4 --set muon_lr=0.006 --set seed=5 \
-		--set validate_every=0
+tiny: $(VENV)/.dev.stamp ## train the tiny GLaMM from the backbones into data/checkpoints/tiny; goes on where it stopped
+	$(TWO) train storybook --size tiny --out runs/storybook --resume --set batch_size=8 --set threads=1
 	mkdir -p data/checkpoints/tiny
-	cp -r runs/storybook-tiny-2/model/. data/checkpoints/tiny/
+	cp -r runs/storybook/model/. data/checkpoints/tiny/
+
+card: $(VENV)/.dev.stamp ## measure the tiny model on all splits, write its card, pictures and the README's table
+	$(PAIR) figures/model_card.py
+	$(BIN)/python figures/results_table.py
+
+table: $(VENV)/.base.stamp ## write the README's table of results again from the measured scores
+	$(BIN)/python figures/results_table.py
 
 clean: ## remove the environment, caches and outputs (trained checkpoints stay)
 	rm -rf $(VENV) outputs dist build .pytest_cache .ruff_cache .coverage

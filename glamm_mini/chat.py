@@ -63,4 +63,4 @@ class Chat:
     def _repr_png_(self) -> bytes:
         from glamm_mini.visuals.encode import BYTES, png_bytes
 
-        return png_bytes(self.picture(), BYTES * max(1, len(self.turns)))
+        return png_bytes(self.picture(), min(200_000, BYTES * max(1, len(self.turns))))

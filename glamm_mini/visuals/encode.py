@@ -4,7 +4,7 @@ from io import BytesIO
 
 from PIL import Image
 
-BYTES = 220_000
+BYTES = 80_000
 """PNGs larger than this are reduced to 256 colours, then in size."""
 
 
@@ -12,16 +12,22 @@ def png_bytes(picture: Image.Image, limit: int = BYTES) -> bytes:
     """An RGB picture as PNG of at most `limit` bytes: at first as it is, then with 256 colours, then smaller."""
     data = _encode(picture)
     if len(data) > limit:
-        data = _encode(picture.quantize(256))
+        data = _encode(_few_colours(picture))
     while len(data) > limit and max(picture.size) > 1:
         # The file shrinks with the area, a little less than in proportion.
         scale = min(0.9, 0.95 * (limit / len(data)) ** 0.5)
         picture = picture.resize([max(1, int(side * scale)) for side in picture.size], Image.Resampling.LANCZOS)
-        data = _encode(picture.quantize(256))
+        data = _encode(_few_colours(picture))
     return data
+
+
+def _few_colours(picture: Image.Image) -> Image.Image:
+    """256 colours that keep the hue of thin outlines (Pillow's default palette does not), with skies dithered."""
+    palette = picture.quantize(256, method=Image.Quantize.FASTOCTREE)
+    return picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
 
 
 def _encode(picture: Image.Image) -> bytes:
     buffer = BytesIO()
-    picture.save(buffer, "PNG")
+    picture.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
