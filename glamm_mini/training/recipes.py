@@ -44,15 +44,15 @@ BACKBONE_SETTINGS = {
     "language": replace(_BACKBONE, steps=1000, batch_size=8, seed=3),
 }
 STORYBOOK_SETTINGS = TrainSettings(
-    steps=2400,
+    steps=2350,
     batch_size=16,
     lr=1e-3,
-    muon_lr=0.01,
-    lr_scales={"glamm.global_encoder": 0.5},
+    muon_lr=0.008,
+    lr_scales={"glamm.global_encoder": 0.25, "glamm.vl_projector": 0.5, "glamm.region_encoder": 0.5},
     threads=2,
     precision="auto",
     save_every=200,
-    validate_every=400,
+    validate_every=470,
     seed=4,
 )
 """Muon's rates are for matrices (see training/optimiser.py); lr is AdamW's, for all else."""
@@ -151,7 +151,7 @@ def train_storybook(size: str, data: str, out: Path, resume: bool, overrides: li
     Trainer(stage, dataset, JointCollate(processor), settings, Path(out), validate).fit(resume=resume)
     folder = Path(out) / "model"
     if PartialState().is_main_process:
-        save_model(folder, glamm, processor)
+        save_model(folder, glamm, processor, torch.bfloat16)
         write_record(Path(out), folder / "training.json")
     return folder
 
