@@ -233,3 +233,10 @@ def test_bundled_pictures_are_what_the_script_renders(tmp_path):
         assert kept.shape == drawn.shape and max(kept.shape) == 512
         assert np.abs(kept - drawn).max() <= 1, f"{name} shows an older world: run `make samples`"
         assert (bundled / name).stat().st_size < 150_000
+
+
+def test_the_readme_counts_the_words_of_the_world():
+    from glamm_mini.datasets.storybook.tasks import corpus_words
+
+    words = {word.lower() for word in corpus_words() if word[0].isalpha()}
+    assert f"the {len(words)} of its world" in (ROOT / "README.md").read_text("utf-8").replace("\n", " ")

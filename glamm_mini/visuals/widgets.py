@@ -14,6 +14,8 @@ from glamm_mini.visuals.panels import phrase_panels
 from glamm_mini.visuals.sentence import loose_phrases, question_words, sentence_runs
 
 LONG_SIDE = 640
+PANEL_BYTES = 200_000
+"""A panel for each phrase holds as many pictures as there are phrases."""
 
 
 class PhraseExplorer(anywidget.AnyWidget):
@@ -65,7 +67,7 @@ class PhraseExplorer(anywidget.AnyWidget):
         """The widget, and beside it a PNG with one panel per phrase, which is all that a stored page can show."""
         data, metadata = super()._repr_mimebundle_(**kwargs)
         data["text/plain"] = repr(self)
-        data["image/png"] = base64.b64encode(png_bytes(phrase_panels(self.answer))).decode("ascii")
+        data["image/png"] = base64.b64encode(png_bytes(phrase_panels(self.answer), PANEL_BYTES)).decode("ascii")
         words = ", ".join(phrase.text or "a mask without words" for phrase in self.answer.phrases)
         return data, metadata | {"image/png": {"alt": f"The mask of each phrase alone: {words}", "width": 800}}
 
