@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= outputs/demo
 WORKERS ?= 2
-HERO ?= 8
+HERO ?= 18
 COVERAGE ?= 90
 
 # One thread a process: the tests run in WORKERS processes, and more threads than cores make small models slower.
@@ -54,7 +54,7 @@ notebooks: $(VENV)/.dev.stamp ## run all notebooks and store them with their out
 samples: $(VENV)/.base.stamp ## render the bundled pictures in data/samples again
 	$(BIN)/python figures/make_samples.py
 
-figures: $(VENV)/.base.stamp ## make the pictures of README and notebooks in figures/; HERO=8 chooses the scene the model describes
+figures: $(VENV)/.base.stamp ## make the pictures of README and notebooks in figures/; HERO=18 chooses the scene the model describes
 	$(THREADS) $(BIN)/python figures/make_figures.py --hero-index $(HERO)
 
 contact-sheet: $(VENV)/.base.stamp ## draw a sheet of storybook scenes
