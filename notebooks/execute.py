@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import costs
 import nbformat
 from nbclient import NotebookClient
 
@@ -49,8 +50,11 @@ def stated(notebook: nbformat.NotebookNode) -> tuple[int, float] | None:
     return (int(found[1]), float(found[2])) if found else None
 
 
-def run(path: Path) -> Run:
-    """Execute a notebook; nothing is written. Raises CellExecutionError for the first cell that fails."""
+def run(path: Path, home: Path | None = None) -> Run:
+    """Execute a notebook as if it lay in `home`, by default where it lies; nothing is written.
+
+    Raises CellExecutionError for the first cell that fails.
+    """
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(
         notebook,
@@ -59,7 +63,7 @@ def run(path: Path) -> Run:
         extra_arguments=["--IPKernelApp.log_level=40"],
         record_timing=False,
         coalesce_streams=True,
-        resources={"metadata": {"path": str(path.parent)}},
+        resources={"metadata": {"path": str(home or path.parent)}},
     )
     started = time.monotonic()
     client.reset_execution_trackers()
@@ -106,6 +110,9 @@ def main() -> None:
         path = path.resolve()
         done = run(path)
         nbformat.write(done.notebook, path)
+        if path.parent == FOLDER and done.computing is not None:
+            costs.record(path, done)
+            costs.write_table()
         size = path.stat().st_size / 1e6
         print(f"{path.name} in {path.parent.name}/, {size:.1f} MB: {what_it_took(done)}", flush=True)
 

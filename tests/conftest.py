@@ -18,3 +18,34 @@ import torch  # noqa: E402
 def one_thread():
     """Torch computes on one thread."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def processor():
+    """A processor of the smallest model, with storybook's words."""
+    from small_models import small_config
+
+    from glamm_mini.datasets.storybook import tasks
+    from glamm_mini.processor import GlammProcessor
+    from glamm_mini.text.wordpiece import build_wordpiece
+
+    tokenizer = build_wordpiece(tasks.corpus_words())
+    text = small_config().text.to_dict() | {"vocab_size": len(tokenizer)}
+    return GlammProcessor(small_config(text=text), tokenizer)
+
+
+@pytest.fixture
+def glamm(processor):
+    """The smallest model, for that processor."""
+    from small_models import small_model
+
+    return small_model(text=processor.config.text, tokens=processor.config.tokens)
+
+
+@pytest.fixture(scope="module")
+def samples():
+    """Three scenes with conversations of several kinds."""
+    from glamm_mini.datasets.storybook.dataset import StorybookDataset
+
+    data = StorybookDataset("train", size=9, long_side=32, mixture={"gcg": 1, "regcap": 2, "refseg": 1})
+    return [data[i] for i in range(3)]

@@ -2,13 +2,15 @@
 
 import ast
 import base64
-import importlib.util
+import importlib
 import re
+import sys
 from pathlib import Path
 
 import nbformat
 import pytest
 
+from glamm_mini.exercises.sameness import bare, definitions
 from glamm_mini.visuals.maps import ROOMS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -18,16 +20,15 @@ IMAGE_BYTES = 300_000
 NEVER = re.compile(r"\b(simply|obviously|just)\b", re.I)
 
 
-def _execute():
-    spec = importlib.util.spec_from_file_location("execute", ROOT / "notebooks" / "execute.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-execute = _execute()
+sys.path.insert(0, str(ROOT / "notebooks"))
+badges, bands, classroom, costs, execute = (
+    importlib.import_module(name) for name in ("badges", "bands", "classroom", "costs", "execute")
+)
 PATHS = execute.notebooks()
 ROOM_PATHS = [path for path in PATHS if path.parent.name == "notebooks"]
+
+
+SOURCES = [*(ROOT / "glamm_mini").rglob("*.py")]
 
 
 def name_of(path: Path) -> str:
@@ -101,6 +102,49 @@ def test_links_in_notebooks_lead_somewhere(stored, request):
     ]
     for link in re.findall(r"\]\(([^)#\s]+)", "\n".join(texts)):
         assert "://" in link or (path.parent / link).exists(), f"{path.name} links to {link}"
+
+
+@pytest.fixture(scope="module")
+def package():
+    """Every definition of the package, bare, by name."""
+    found: dict[str, set[str]] = {}
+    for path in SOURCES:
+        for name, node in definitions(path.read_text(encoding="utf-8")).items():
+            found.setdefault(name, set()).add(bare(node))
+    return found
+
+
+def taught(path: Path) -> dict[str, ast.stmt]:
+    """What the cells of a room define at the top level, exercises aside."""
+    cells = nbformat.read(path, as_version=4).cells
+    code = [c.source for c in cells if c.cell_type == "code" and "exercise" not in c.metadata.get("tags", [])]
+    return definitions("\n".join(re.sub(r"(?m)^\s*[%!].*", "", source) for source in code))
+
+
+@pytest.mark.parametrize("path", ROOM_PATHS, ids=name_of)
+def test_what_a_room_defines_is_what_the_package_holds(path, package):
+    for name, node in taught(path).items():
+        assert bare(node) in package.get(name, ()), f"{path.stem} defines {name}, and no module of the package holds it"
+
+
+def test_no_room_copies_an_earlier_one():
+    names = [name for path in ROOM_PATHS for name in taught(path)]
+    assert len(names) == len(set(names)), sorted(name for name in set(names) if names.count(name) > 1)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=name_of)
+def test_setup_and_badges_are_what_the_project_states(path):
+    url, name = badges.repository(), path.relative_to(execute.FOLDER).as_posix()
+    kept = nbformat.read(path, as_version=4)
+    assert badges.dressed(nbformat.read(path, as_version=4), url, name) == kept, "run `make badges`"
+
+
+def test_costs_are_those_of_the_stored_code():
+    kept = costs.read()
+    assert list(kept) == [path.stem for path in ROOM_PATHS], "run `make notebooks`"
+    for path in ROOM_PATHS:
+        assert kept[path.stem]["code"] == costs.fingerprint(nbformat.read(path, as_version=4)), f"run {path.stem} again"
+    assert costs.BETWEEN.search(costs.README.read_text())[0] == costs.table()
 
 
 @pytest.mark.parametrize("path", ROOM_PATHS, ids=name_of)

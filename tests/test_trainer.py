@@ -1,6 +1,5 @@
 """The trainer: which samples a step holds, its losses, validation, moving average, log, command."""
 
-
 import pytest
 import torch
 import training_toy
@@ -146,12 +145,14 @@ def test_training_learns(tmp_path):
     assert {"lr", "grad_norm", "seconds", "samples_per_second", "ce", "mask"} <= set(records[0])
 
 
-def test_precision_auto_is_float32_on_a_cpu(tmp_path):
+@pytest.mark.parametrize("able", [{"avx512_bf16": True}, {"amx_bf16": True, "avx512_bf16": False}, {"avx2": True}, {}])
+def test_precision_auto_is_bf16_where_the_processor_computes_it(tmp_path, monkeypatch, able):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
     settings = BASE.with_overrides(["steps=3"])
-    trainer(tmp_path / "no", settings).fit()
-    trainer(tmp_path / "auto", settings.with_overrides(["precision=auto"])).fit()
-    trainer(tmp_path / "bf16", settings.with_overrides(["precision=bf16"])).fit()
-    assert losses(tmp_path / "auto") == losses(tmp_path / "no") != losses(tmp_path / "bf16")
+    for precision in ("no", "bf16", "auto"):
+        trainer(tmp_path / precision, settings.with_overrides([f"precision={precision}"])).fit()
+    found = [losses(tmp_path / precision) for precision in ("no", "bf16", "auto")]
+    assert found[0] != found[1] and found[2] == found[1 if any(able.get(k) for k in ("avx512_bf16", "amx_bf16")) else 0]
 
 
 # ---- log and command ----

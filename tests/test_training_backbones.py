@@ -5,41 +5,15 @@ import math
 import numpy as np
 import pytest
 import torch
-from small_models import small_config, small_model
 from torch.nn import functional as F
 
 from glamm_mini.datasets.sample import Sample
-from glamm_mini.datasets.storybook import tasks
-from glamm_mini.datasets.storybook.dataset import StorybookDataset
 from glamm_mini.datasets.storybook.vocabulary import CLASSES, STUFF
-from glamm_mini.processor import GlammProcessor
-from glamm_mini.text.wordpiece import build_wordpiece
-from glamm_mini.training.aids import BOX_WEIGHT, BoxAid
 from glamm_mini.training.backbones import EncoderTraining, collate_encoder
 from glamm_mini.training.codes import CodeBook
 from glamm_mini.training.dense import ATTRIBUTES, IGNORE, KINDS, DenseLabels, dense_labels
 from glamm_mini.training.language import LanguageCollate, LanguageTraining
 from glamm_mini.training.segmenter import CODED, SegmenterTraining, _targets, collate_segmenter
-
-
-@pytest.fixture(scope="module")
-def processor():
-    torch.set_num_threads(1)
-    tokenizer = build_wordpiece(tasks.corpus_words())
-    text = small_config().text.to_dict() | {"vocab_size": len(tokenizer)}
-    return GlammProcessor(small_config(text=text), tokenizer)
-
-
-@pytest.fixture
-def glamm(processor):
-    return small_model(text=processor.config.text, tokens=processor.config.tokens)
-
-
-@pytest.fixture(scope="module")
-def samples():
-    data = StorybookDataset("train", size=9, long_side=32, mixture={"gcg": 1, "regcap": 2, "refseg": 1})
-    return [data[i] for i in range(3)]
-
 
 # --- the code --------------------------------------------------------------------------------------------------------
 
@@ -222,9 +196,9 @@ def test_the_language_model_reads_codes_in_place_of_the_picture(glamm, processor
     stage, batch = LanguageTraining(glamm), LanguageCollate(processor)(samples)
     assert any(b is not None for b in batch["boxes"]) and len(batch["prompts"].boxes) == len(batch["seg_boxes"]) > 0
     out = stage(**batch)
-    assert set(out.losses) == {"ce", "box", "prompt"} and torch.isfinite(out.loss)
+    assert set(out.losses) == {"ce", "box", "point", "prompt"} and torch.isfinite(out.loss)
     out.loss.backward()
-    for part in (stage.language_model, stage.lp_projector, stage.box):
+    for part in (stage.language_model, stage.lp_projector, stage.box, stage.point):
         assert any(p.grad is not None and p.grad.abs().any() for p in part.parameters())
     # GLaMM itself, whose encoders write exactly the code, has the same loss.
     glamm.vl_projector.forward = lambda tokens: stage.picture_code(dense_labels(samples, 3))
@@ -240,25 +214,3 @@ def test_noise_on_the_codes_is_drawn_anew(glamm, processor, samples):
     stage, batch = LanguageTraining(glamm), LanguageCollate(processor)(samples)
     with torch.no_grad():
         assert float(stage(**batch).losses["ce"]) != float(stage(**batch).losses["ce"])
-
-
-# --- the box aid -----------------------------------------------------------------------------------------------------
-
-
-def test_the_box_aid_asks_every_state_of_a_phrase(glamm):
-    """Wrong truth for one mask changes the loss by that mask's error alone, averaged over its phrase's states."""
-    aid, t = BoxAid(glamm.config), glamm.config.tokens
-    #                 0   1                 2  3             4       5  6                 7             8
-    ids = torch.tensor([[9, t.phrase_start, 9, t.phrase_end, t.seg, 9, t.phrase_start, t.phrase_end, t.seg],
-                        [9, 9, t.seg, 9, t.phrase_start, 9, t.phrase_end, t.seg, 9]])  # fmt: skip
-    hidden, boxes = torch.randn(2, 9, glamm.config.text.hidden_size), torch.rand(4, 4)
-    states = [[(0, 1), (0, 2), (0, 3)], [(0, 6), (0, 7)], [(1, 1)], [(1, 4), (1, 5), (1, 6)]]
-    with torch.no_grad():
-        guess = aid.net(hidden).sigmoid()
-        errors = [
-            torch.stack([(guess[at] - box).abs().sum() for at in own]).mean()
-            for own, box in zip(states, boxes, strict=True)
-        ]
-        torch.testing.assert_close(aid(hidden, ids, boxes), BOX_WEIGHT * sum(errors) / 4)
-        torch.testing.assert_close(aid(hidden, ids, boxes, 8), BOX_WEIGHT * sum(errors) / 8)
-        assert float(aid(hidden, torch.full_like(ids, 9), boxes[:0])) == 0

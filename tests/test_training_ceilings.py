@@ -38,21 +38,21 @@ def test_answers_come_from_the_scenes_and_unknown_pictures_are_an_error(samples,
     eyes.learn(samples[:1])
     turn = samples[0].conversations[0][0]
     assert eyes.ask(samples[0].image, turn.question, turn.boxes).text
-    with pytest.raises(KeyError):
+    with pytest.raises(ValueError, match="1 pictures, the first of shape .* were not given to `learn`"):
         eyes.describe(samples[1].image)
 
 
 def test_the_table_has_a_row_a_figure_and_a_column_for_each_kind_of_eyes(monkeypatch, capsys, tmp_path):
     asked = []
 
-    def figures(assistant, scenes):
-        asked.append((type(assistant).__name__, scenes))
+    def figures(assistant, scenes, before=None):
+        asked.append((type(assistant).__name__, scenes, before == getattr(assistant, "learn", None)))
         return {"gcg_miou": 0.5 if len(asked) == 1 else 0.75}
 
     monkeypatch.setattr(module, "storybook_figures", figures)
     monkeypatch.setattr(recipes, "load_backbones", lambda folder, glamm: asked.append(folder) or asked.pop())
     assert ceilings(tmp_path, 3) == {"own eyes": {"gcg_miou": 0.5}, "perfect eyes": {"gcg_miou": 0.75}}
-    assert asked == [("Assistant", 3), ("PerfectEyes", 3)]
+    assert asked == [("Assistant", 3, True), ("PerfectEyes", 3, True)]
     asked.clear()
     monkeypatch.setattr(sys, "argv", ["ceilings", "--backbones", str(tmp_path), "--scenes", "2"])
     module.main()

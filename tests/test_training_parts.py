@@ -5,14 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from small_models import small_config, small_model
 
 from glamm_mini.datasets.sample import Sample
-from glamm_mini.datasets.storybook import tasks
 from glamm_mini.datasets.storybook.dataset import StorybookDataset
 from glamm_mini.datasets.storybook.vocabulary import CLASSES, STUFF
-from glamm_mini.processor import GlammProcessor
-from glamm_mini.text.wordpiece import build_wordpiece
 from glamm_mini.training.batches import COUNTS
 from glamm_mini.training.dense import (
     ATTRIBUTES,
@@ -26,26 +22,6 @@ from glamm_mini.training.dense import (
     region_labels,
 )
 from glamm_mini.training.joint import JointCollate, JointTraining
-
-
-@pytest.fixture(scope="module")
-def processor():
-    torch.set_num_threads(1)
-    tokenizer = build_wordpiece(tasks.corpus_words())
-    text = small_config().text.to_dict() | {"vocab_size": len(tokenizer)}
-    return GlammProcessor(small_config(text=text), tokenizer)
-
-
-@pytest.fixture
-def glamm(processor):
-    return small_model(text=processor.config.text, tokens=processor.config.tokens)
-
-
-@pytest.fixture(scope="module")
-def samples():
-    data = StorybookDataset("train", size=9, long_side=32, mixture={"gcg": 1, "regcap": 2, "refseg": 1})
-    return [data[i] for i in range(3)]
-
 
 # --- dense labels ----------------------------------------------------------------------------------------------------
 
@@ -194,7 +170,7 @@ def test_joint_loss_reaches_every_part(glamm, processor, samples):
     assert any(b is not None for b in batch["boxes"])
     out = stage(**batch, normalisers=counts)
     assert torch.isfinite(out.loss)
-    assert {"ce", "mask_bce", "mask_dice", "dense", "regions", "box"} <= set(out.losses)
+    assert {"ce", "mask_bce", "mask_dice", "dense", "regions", "box", "point"} <= set(out.losses)
     out.loss.backward()
     untouched = {n for n, p in stage.named_parameters() if p.grad is None or not p.grad.abs().any()}
     # What GLaMM never asks for: quality, more than one proposal, points, boxes and masks as prompts; and of the
@@ -203,7 +179,8 @@ def test_joint_loss_reaches_every_part(glamm, processor, samples):
               "output_hypernetworks_mlps.3", "point_embeddings", "not_a_point_embed", "mask_downscaling",
               "post_layernorm", "layers.3.", "k_proj.bias")  # fmt: skip
     assert [n for n in sorted(untouched) if not any(u in n for u in unused)] == []
-    for name, part in [*glamm.named_children(), *((n, getattr(stage, n)) for n in ("heads", "region_heads", "box"))]:
+    aids = {name: getattr(stage, name) for name in ("heads", "region_heads", "box", "point")}
+    for name, part in [*glamm.named_children(), *aids.items()]:
         assert any(p.grad is not None and p.grad.abs().any() for p in part.parameters()), name
 
 
@@ -218,7 +195,7 @@ def test_micro_batches_add_up_to_the_whole_batch(glamm, processor, samples):
     stage.zero_grad()
     parts = [stage(**split(collate(s))[0], normalisers=totals) for s in (samples[:1], samples[1:])]
     sum(p.loss for p in parts).backward()
-    for name in ("ce", "mask_bce", "mask_dice", "dense", "regions", "box"):
+    for name in ("ce", "mask_bce", "mask_dice", "dense", "regions", "box", "point"):
         torch.testing.assert_close(sum(p.losses[name] for p in parts), whole.losses[name], atol=1e-5, rtol=1e-4)
     for name, p in stage.named_parameters():
         if name in gradient:

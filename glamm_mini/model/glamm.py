@@ -16,7 +16,7 @@ from glamm_mini.model.initialise import initialise_weights
 from glamm_mini.model.pixel_decoder import PixelDecoder, upscale_logits
 from glamm_mini.model.projector import LPProjector, VLProjector
 from glamm_mini.model.region_encoder import RegionEncoder
-from glamm_mini.model.splice import Spliced, check_rows, language_states, put_images, put_regions
+from glamm_mini.model.splice import Spliced, check_rows, language_output, put_images, put_regions
 from glamm_mini.text.tokens import IGNORE_INDEX
 
 
@@ -35,14 +35,16 @@ class ImageFeatures:
 @dataclass
 class GlammOutput(ModelOutput):
     """loss and its parts (`losses`, unweighted); logits (R, T, V) unless only the loss was asked for; last_hidden
-    (R, T, D); spliced_ids (R, T), what stands at each position; seg_positions (M, 2) row and position of the state
-    used for each mask; prompts (M, C); low_res (M, m, m); mask_logits: per image (M_i, H, W) at the picture's size;
+    (R, T, D), and hidden_states of every layer if they were asked for; spliced_ids (R, T), what stands at each
+    position; seg_positions (M, 2) row and position of the state used for each mask; prompts (M, C); low_res (M, m, m);
+    mask_logits: per image (M_i, H, W) at the picture's size;
     image_features."""
 
     loss: torch.Tensor | None = None
     losses: dict | None = None
     logits: torch.Tensor | None = None
     last_hidden: torch.Tensor | None = None
+    hidden_states: tuple | None = None
     spliced_ids: torch.Tensor | None = None
     seg_positions: torch.Tensor | None = None
     prompts: torch.Tensor | None = None
@@ -150,6 +152,7 @@ class GlammForConditionalGeneration(GlammGeneration, PreTrainedModel):
         normalisers=None,
         image_features=None,
         return_logits=None,
+        output_hidden_states=False,
     ) -> GlammOutput:
         """One pass over whole rows.
 
@@ -166,8 +169,10 @@ class GlammForConditionalGeneration(GlammGeneration, PreTrainedModel):
         if features is None and global_images is not None:
             features = self.encode_images(global_images, grounding_images)
         spliced = self.splice(input_ids, attention_mask, labels, features, image_index, boxes, segment_ids)
-        hidden = language_states(self.language_model, spliced)
-        out = GlammOutput(last_hidden=hidden, spliced_ids=spliced.ids, image_features=features)
+        words = language_output(self.language_model, spliced, output_hidden_states=output_hidden_states)
+        hidden = words.last_hidden_state
+        out = GlammOutput(last_hidden=hidden, hidden_states=words.hidden_states, spliced_ids=spliced.ids)
+        out.image_features = features
         if features is not None and features.grounding is not None:
             self._ground(out, spliced.ids, image_index, resized, original)
         if self.training and (out.prompts is None or len(out.prompts) == 0):

@@ -109,12 +109,17 @@ def _pad(column, length, value):
 
 def language_states(language_model, spliced: Spliced) -> torch.Tensor:
     """Last hidden states (R, T, D) of a spliced batch, after the final norm."""
+    return language_output(language_model, spliced).last_hidden_state
+
+
+def language_output(language_model, spliced: Spliced, **more):
+    """What transformers' language model returns for a spliced batch, without logits; `more` goes to it."""
     mask, positions = spliced.attention, None
     if spliced.segments is not None:
         mask, positions = packed_attention(spliced.segments, spliced.attention)
     return language_model.model(
-        inputs_embeds=spliced.embeds, attention_mask=mask, position_ids=positions, use_cache=False
-    ).last_hidden_state
+        inputs_embeds=spliced.embeds, attention_mask=mask, position_ids=positions, use_cache=False, **more
+    )
 
 
 def packed_attention(segments: torch.Tensor, attention: torch.Tensor):

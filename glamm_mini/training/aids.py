@@ -2,11 +2,14 @@
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from glamm_mini.config import GlammConfig
+from glamm_mini.text.tokens import IMAGE_TOKEN_INDEX
 from glamm_mini.training.dense import mask_boxes
 
 BOX_WEIGHT = 2.0
+POINT_WEIGHT = 2.0
 
 
 def seg_boxes(masks: list[torch.Tensor]) -> torch.Tensor:
@@ -45,3 +48,34 @@ class BoxAid(nn.Module):
         per_phrase = error.new_zeros(len(boxes)).index_add(0, which, error)
         states = error.new_zeros(len(boxes)).index_add(0, which, torch.ones_like(error))
         return BOX_WEIGHT * (per_phrase / states.clamp(min=1)).sum() / (count or len(boxes))
+
+
+class PointAid(nn.Module):
+    """Half-way through the language model, the state of a noun in a question must point at the patches that it speaks
+    of, and no others. Answers hold too few examples of looking a word up in the picture; questions are full of them."""
+
+    def __init__(self, config: GlammConfig):
+        super().__init__()
+        width = config.text.hidden_size
+        self.layer = config.text.num_hidden_layers // 2
+        self.norm = nn.LayerNorm(width)
+        self.asks, self.shows = nn.Linear(width, width), nn.Linear(width, width)
+        # A thing covers a patch in twenty: the head need not learn that first.
+        self.bias = nn.Parameter(torch.tensor(-3.0))
+
+    def forward(self, states: tuple, ids: torch.Tensor, at: torch.Tensor, patches: torch.Tensor, count=None):
+        """Sum over rows of the mean binary cross-entropy of a row's mentions, over `count` (by default all rows).
+
+        states: hidden states (R, T, D) of every layer, of ids (R, T) with one image a row; at (M, 2): row and place of
+        each mention among the ids before the image made room; patches (M, P).
+        """
+        if not len(at):
+            return 0.0 * self.bias
+        rows, (image, states) = at[:, 0], (ids == IMAGE_TOKEN_INDEX, self.norm(states[self.layer]))
+        shown = self.shows(states[image].view(len(ids), -1, states.shape[-1]))  # (R * P, D) -> (R, P, D)
+        asked = self.asks(states[rows, at[:, 1] + shown.shape[1] - 1])  # the image takes P places instead of one
+        logits = torch.einsum("md,mpd->mp", asked, shown[rows]) / states.shape[-1] ** 0.5
+        error = F.binary_cross_entropy_with_logits(logits.float() + self.bias, patches, reduction="none").mean(1)
+        per_row = error.new_zeros(len(ids)).index_add(0, rows, error)
+        mentions = error.new_zeros(len(ids)).index_add(0, rows, torch.ones_like(error))
+        return POINT_WEIGHT * (per_row / mentions.clamp(min=1)).sum() / (count or len(ids))

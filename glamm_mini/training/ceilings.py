@@ -38,6 +38,9 @@ class PerfectEyes(Assistant):
         self.known = {sample.image.tobytes(): sample for sample in samples}
 
     def _features(self, pictures: list) -> ImageFeatures:
+        unknown = [picture.shape for picture in pictures if picture.tobytes() not in self.known]
+        if unknown:
+            raise ValueError(f"{len(unknown)} pictures, the first of shape {unknown[0]}, were not given to `learn`")
         samples = [self.known[picture.tobytes()] for picture in pictures]
         self.model.region_encoder.samples = samples
         images = self.processor.images(pictures)["grounding_images"]
@@ -61,12 +64,18 @@ class _RegionCodes(nn.Module):
 
 def ceilings(backbones: Path, scenes: int) -> dict[str, dict[str, float]]:
     """Figures on val scenes, as in training, of GLaMM from backbones: {"own eyes": ..., "perfect eyes": ...}."""
-    found = {}
-    for name, eyes in (("own eyes", Assistant), ("perfect eyes", PerfectEyes)):
-        glamm, processor = recipes.untrained("tiny")
-        recipes.load_backbones(Path(backbones), glamm)
-        found[name] = storybook_figures(eyes(glamm, processor), scenes)
-    return found
+    own, perfect = Assistant(*_assembled(backbones)), PerfectEyes(*_assembled(backbones))
+    return {
+        "own eyes": storybook_figures(own, scenes),
+        "perfect eyes": storybook_figures(perfect, scenes, before=perfect.learn),
+    }
+
+
+def _assembled(backbones: Path):
+    """GLaMM from backbones, and its processor."""
+    glamm, processor = recipes.untrained("tiny")
+    recipes.load_backbones(Path(backbones), glamm)
+    return glamm, processor
 
 
 def main() -> None:

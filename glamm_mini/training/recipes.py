@@ -22,7 +22,7 @@ from glamm_mini.processor import GlammProcessor
 from glamm_mini.text.wordpiece import build_wordpiece
 from glamm_mini.training.backbones import EncoderTraining, collate_encoder
 from glamm_mini.training.joint import JointCollate, JointTraining
-from glamm_mini.training.language import LanguageCollate, LanguageTraining
+from glamm_mini.training.language import SPOKEN, LanguageCollate, LanguageTraining
 from glamm_mini.training.logs import read_log
 from glamm_mini.training.segmenter import SegmenterTraining, collate_segmenter
 from glamm_mini.training.settings import TrainSettings
@@ -34,17 +34,17 @@ ENDLESS = 10_000_000
 
 VALIDATION_SCENES = 24
 
-CONVERSATIONS = 6
+CONVERSATIONS = 11
 """About each scene; they share one row and the picture's features."""
 
 _BACKBONE = TrainSettings(lr=1.5e-3, muon_lr=0.02, precision="auto", threads=1, save_every=200)
 BACKBONE_SETTINGS = {
     "encoder": replace(_BACKBONE, steps=1400, batch_size=32, seed=1),
-    "segmenter": replace(_BACKBONE, steps=1400, batch_size=16, seed=2),
-    "language": replace(_BACKBONE, steps=1000, batch_size=8, seed=3),
+    "segmenter": replace(_BACKBONE, steps=3000, batch_size=16, seed=2),
+    "language": replace(_BACKBONE, steps=2300, batch_size=8, seed=3),
 }
 STORYBOOK_SETTINGS = TrainSettings(
-    steps=2350,
+    steps=1750,
     batch_size=16,
     lr=1e-3,
     muon_lr=0.008,
@@ -52,7 +52,7 @@ STORYBOOK_SETTINGS = TrainSettings(
     threads=2,
     precision="auto",
     save_every=200,
-    validate_every=470,
+    validate_every=350,
     seed=4,
 )
 """Muon's rates are for matrices (see training/optimiser.py); lr is AdamW's, for all else."""
@@ -67,8 +67,9 @@ def untrained(size: str) -> tuple[GlammForConditionalGeneration, GlammProcessor]
         raise ValueError(f"size {size!r} is unknown; expected one of {', '.join(SIZES)}")
     if size != "tiny":
         raise ValueError(f"size {size!r} starts from pretrained parts of the hub; the storybook recipes make size tiny")
-    tokenizer = build_wordpiece(tasks.corpus_words())
     config = GlammConfig.of_size(size)
+    # The two roles stand in every row: spelt in letters, they take a third of its words.
+    tokenizer = build_wordpiece([config.prompt.user, config.prompt.assistant, *tasks.corpus_words()])
     config.text.vocab_size = len(tokenizer)
     config.text.pad_token_id, config.text.bos_token_id, config.text.eos_token_id = 0, 1, 2
     processor = GlammProcessor(config, tokenizer)
@@ -92,7 +93,7 @@ def train_backbones(size: str, data: str, out: Path, resume: bool, overrides: li
     stages = {
         "encoder": (EncoderTraining, partial(collate_encoder, processor=processor), scenes(**silent)),
         "segmenter": (SegmenterTraining, partial(collate_segmenter, processor=processor), scenes(**silent)),
-        "language": (LanguageTraining, LanguageCollate(processor), scenes(conversations=CONVERSATIONS)),
+        "language": (LanguageTraining, LanguageCollate(processor), scenes(**SPOKEN)),
     }
     model_folder = Path(out) / "model"
     names = [own["only"]] if own else list(stages)
@@ -124,7 +125,8 @@ def load_backbones(folder: Path, glamm: GlammForConditionalGeneration) -> JointT
     for name, stage in stages.items():
         load_weights(stage, folder / f"{name}.safetensors")
     encoder = stages["encoder"]
-    return JointTraining(glamm, encoder.heads, encoder.region_heads, stages["language"].box)
+    language = stages["language"]
+    return JointTraining(glamm, encoder.heads, encoder.region_heads, language.box, language.point)
 
 
 def train_storybook(size: str, data: str, out: Path, resume: bool, overrides: list[str]) -> Path:

@@ -35,8 +35,8 @@ class TrainSettings:
         schedule: cosine, linear or constant after the warm-up.
         final_lr: where the schedule ends, as a fraction of the peak.
         clip: largest norm of the gradient; 0 does not clip.
-        precision: no (float32), bf16 or fp16 autocast; auto is float32 on a CPU (where bf16 gains little, and takes
-            seven times as long without instructions for it), bf16 on a GPU that has it, else fp16.
+        precision: no (float32), bf16 or fp16 autocast; auto is bf16 where the processor or the
+            GPU computes it itself, else float32 on a CPU and fp16 on a GPU.
         ema: decay of the moving average of the weights, such as 0.999; 0 keeps none.
         seed: of the order of samples and of dropout.
         lr_scales: factor on the learning rate for parameters whose name starts with the key (longest key wins).

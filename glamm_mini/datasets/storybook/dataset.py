@@ -8,7 +8,7 @@ from glamm_mini.datasets.storybook.relations import View
 from glamm_mini.datasets.storybook.render import render
 from glamm_mini.datasets.storybook.scene import keyed_rng, sample_scene
 
-MIXTURE = {"gcg": 3.5, "refseg": 5.0, "regcap": 5.0, "caption": 0.4, "grounding": 1.0, "vqa": 8.0, "chat": 0.7}
+MIXTURE = {"gcg": 3.5, "refseg": 6.0, "regcap": 4.0, "caption": 0.4, "grounding": 1.0, "vqa": 12.0, "chat": 0.7}
 """Weights of the tasks in training. Every supervised token weighs the same there, and a grounded caption has 60 of
 them, a referring answer 12, a region 10, the answer to a question 3: short answers are asked for more often."""
 

@@ -1,0 +1,114 @@
+"""One JupyterLab and one Chromium for all browser tests; each test opens a notebook of its own, runs and clicks it."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+ROOT = Path(__file__).resolve().parents[2]
+SECONDS = 120
+SETTINGS = ["--ServerApp.token=", "--ServerApp.password=", "--ServerApp.port=0", "--no-browser", "--allow-root"]
+
+
+def pytest_collection_modifyitems(items):
+    """Whatever lies in this folder needs a browser."""
+    missing = [] if shutil.which("chromium") else ["Chromium"]
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.browser)
+            # One server for all: the tests of this folder stay in one process.
+            item.add_marker(pytest.mark.xdist_group("browser"))
+            if missing:
+                item.add_marker(pytest.mark.skip(reason="Chromium is not installed"))
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """Address and folder of a JupyterLab whose kernels find this package."""
+    pytest.importorskip("jupyterlab", reason="JupyterLab comes with the dev extra")
+    home = tmp_path_factory.mktemp("lab")
+    (home / "notebooks").mkdir()
+    environment = os.environ | {"HOME": str(home), "PYTHONPATH": str(ROOT), "JUPYTER_CONFIG_DIR": str(home / "config")}
+    command = [sys.executable, "-m", "jupyterlab", *SETTINGS, f"--ServerApp.root_dir={home / 'notebooks'}"]
+    log = home / "server.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, cwd=home, env=environment, stdout=out, stderr=subprocess.STDOUT)
+    try:
+        yield _address(process, log), home / "notebooks"
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def _address(process, log: Path) -> str:
+    """Wait until the server says where it listens, and answers."""
+    ended = time.monotonic() + SECONDS
+    while time.monotonic() < ended and process.poll() is None:
+        found = re.search(r"http://(?:localhost|127\.0\.0\.1):(\d+)/", log.read_text(errors="replace"))
+        if found:
+            address = f"http://127.0.0.1:{found[1]}"
+            try:
+                urllib.request.urlopen(f"{address}/api", timeout=5).read()
+                return address
+            except OSError:
+                pass
+        time.sleep(0.3)
+    raise RuntimeError(f"JupyterLab did not start:\n{log.read_text(errors='replace')[-2000:]}")
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A running browser."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright comes with the dev extra")
+    with playwright.sync_playwright() as start:
+        arguments = ["--no-sandbox", "--disable-background-networking"]
+        browser = start.chromium.launch(executable_path=shutil.which("chromium"), args=arguments)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def lab(server, chromium, request, tmp_path):
+    """`lab(*cells)`: open a notebook with these code cells in JupyterLab, run all, and return Playwright's page.
+
+    A screenshot of how it ended is left in the test's temporary folder, and in GLAMM_SHOTS where that is set.
+    """
+    address, folder = server
+    pages = []
+
+    def open_and_run(*cells: str):
+        name = f"{re.sub(r'[^a-z0-9]+', '_', request.node.name.lower())}.ipynb"
+        notebook = new_notebook(cells=[new_code_cell(source) for source in cells])
+        notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        nbformat.write(notebook, folder / name)
+        page = chromium.new_page(viewport={"width": 1300, "height": 1100})
+        pages.append(page)
+        page.set_default_timeout(SECONDS * 1000)
+        page.goto(f"{address}/lab/tree/{name}?reset", wait_until="domcontentloaded")
+        page.wait_for_selector(".jp-Notebook .jp-CodeCell")
+        page.wait_for_selector("text=| Idle")
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_text("Run All Cells", exact=True).first.click()
+        # A number beside the last cell: it has run.
+        last = page.locator(".jp-Notebook .jp-CodeCell .jp-InputArea-prompt").nth(len(cells) - 1)
+        deadline = time.monotonic() + SECONDS
+        while not re.search(r"\[\d+\]", last.text_content() or ""):
+            assert time.monotonic() < deadline, "the cells did not finish"
+            page.wait_for_timeout(200)
+        failed = page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr'] .ansi-red-fg")
+        assert failed.count() == 0, failed.first.text_content()
+        return page
+
+    yield open_and_run
+    for page in pages:
+        shots = Path(os.environ.get("GLAMM_SHOTS") or tmp_path)
+        page.screenshot(path=shots / f"{request.node.name}.png")
+        page.close()
