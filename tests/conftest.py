@@ -1,6 +1,7 @@
 """Every test runs on one thread and without a network."""
 
 import os
+import shutil
 
 # Before any library reads them. Two test processes share two cores; more threads make small models slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -49,3 +50,16 @@ def samples():
 
     data = StorybookDataset("train", size=9, long_side=32, mixture={"gcg": 1, "regcap": 2, "refseg": 1})
     return [data[i] for i in range(3)]
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A running browser, one for all tests of a process; they are skipped where there is none."""
+    if not shutil.which("chromium"):
+        pytest.skip("Chromium is not installed")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright comes with the dev extra")
+    with playwright.sync_playwright() as start:
+        arguments = ["--no-sandbox", "--disable-background-networking"]
+        browser = start.chromium.launch(executable_path=shutil.which("chromium"), args=arguments)
+        yield browser
+        browser.close()

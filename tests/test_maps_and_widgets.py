@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -139,34 +138,29 @@ module.default.render({ model: window.model, el: document.getElementById("here")
 
 
 @pytest.mark.browser
-@pytest.mark.skipif(not shutil.which("chromium"), reason="Chromium is not installed")
-def test_clicking_a_phrase_shows_its_mask_alone(answer, tmp_path):
-    playwright = pytest.importorskip("playwright.sync_api", reason="the browser needs the dev extra")
+def test_clicking_a_phrase_shows_its_mask_alone(answer, tmp_path, chromium):
     explorer = PhraseExplorer(answer)
     names = ("picture", "alt", "question", "runs", "phrases", "selected")
     safe = {key: json.dumps(value).replace("<", "\\u003c") for key, value in {
         "STATE": {name: getattr(explorer, name) for name in names}, "SCRIPT": PhraseExplorer._esm}.items()}  # fmt: skip
     page_text = PAGE.replace("STATE", safe["STATE"]).replace("SCRIPT", safe["SCRIPT"])
     (tmp_path / "page.html").write_text(page_text, encoding="utf-8")
-    with playwright.sync_playwright() as start:
-        arguments = ["--no-sandbox", "--disable-background-networking"]
-        browser = start.chromium.launch(executable_path=shutil.which("chromium"), args=arguments)
-        page = browser.new_page(viewport={"width": 900, "height": 500})
-        page.goto((tmp_path / "page.html").as_uri())
-        boat = page.get_by_role("button", name="a boat")
-        boat.click()
-        assert page.evaluate("model.get('selected')") == 1 and boat.get_attribute("aria-pressed") == "true"
-        assert "score 0.80" in page.locator("[aria-live]").text_content()
-        masks = [page.locator(f"[data-mask='{k}']").get_attribute("stroke-opacity") for k in range(2)]
-        assert masks == ["0", "1"]
-        page.locator("[data-mask='0']").click()
-        assert page.evaluate("model.get('selected')") == 0
-        page.locator("[data-mask='0']").click()
-        assert page.evaluate("model.get('selected')") == -1
-        assert page.get_by_role("button", name="A <b>kite</b>").count() == 1, "texts are shown as text"
-        assert page.locator("b, i").count() == 0
-        page.screenshot(path=str(tmp_path / "widget.png"))
-        browser.close()
+    page = chromium.new_page(viewport={"width": 900, "height": 500})
+    page.goto((tmp_path / "page.html").as_uri())
+    boat = page.get_by_role("button", name="a boat")
+    boat.click()
+    assert page.evaluate("model.get('selected')") == 1 and boat.get_attribute("aria-pressed") == "true"
+    assert "score 0.80" in page.locator("[aria-live]").text_content()
+    masks = [page.locator(f"[data-mask='{k}']").get_attribute("stroke-opacity") for k in range(2)]
+    assert masks == ["0", "1"]
+    page.locator("[data-mask='0']").click()
+    assert page.evaluate("model.get('selected')") == 0
+    page.locator("[data-mask='0']").click()
+    assert page.evaluate("model.get('selected')") == -1
+    assert page.get_by_role("button", name="A <b>kite</b>").count() == 1, "texts are shown as text"
+    assert page.locator("b, i").count() == 0
+    page.screenshot(path=str(tmp_path / "widget.png"))
+    page.close()
 
 
 @pytest.mark.parametrize("name", ["series", "architecture", "hero", "contact_sheet"])

@@ -52,7 +52,7 @@ def test_backbones_are_put_into_a_glamm(backbones):
     joint = recipes.load_backbones(backbones, glamm)
     assert joint.glamm is glamm
     state = glamm.state_dict()
-    for name, part in (("encoder", "heads"), ("encoder", "region_heads"), ("language", "box")):
+    for name, part in (("encoder", "heads"), ("encoder", "region_heads"), ("language", "box"), ("language", "point")):
         stored = load_file(backbones / f"{name}.safetensors")
         for key, value in getattr(joint, part).state_dict().items():
             assert torch.equal(value, stored[f"{part}.{key}"].float()), key
@@ -60,7 +60,7 @@ def test_backbones_are_put_into_a_glamm(backbones):
                "segmenter": ("grounding_encoder", "pixel_decoder"),
                "language": ("language_model", "lp_projector")}  # fmt: skip
     assert {child for children in sources.values() for child in children} == {n for n, _ in glamm.named_children()}
-    aids = ("heads.", "region_heads.", "pixel_head.", "box.")
+    aids = ("heads.", "region_heads.", "pixel_head.", "box.", "point.")
     for name, children in sources.items():
         stored = load_file(backbones / f"{name}.safetensors")
         own = {k: v for k, v in state.items() if k.startswith(children)}
@@ -80,9 +80,7 @@ def test_a_trained_model_loads_and_answers(trained, monkeypatch):
     record = json.loads((trained / "training.json").read_text())
     assert record["validation"] == [{"step": 2, "gcg_miou": 0.25}] and record["settings"]["batch_size"] == 2
     assert {"ce", "mask_bce", "mask_dice", "dense", "regions", "box"} <= set(record["last"])
-    assert not any(
-        name.startswith(("heads", "region_heads", "box")) for name in model.state_dict()
-    )
+    assert not any(name.startswith(("heads", "region_heads", "box")) for name in model.state_dict())
 
 
 def test_training_changed_every_part_that_learns(trained, backbones):

@@ -4,7 +4,6 @@ import base64
 import io
 import itertools
 import re
-import shutil
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
@@ -359,27 +358,22 @@ def test_answer_html_stays_small_for_noisy_pictures():
 
 
 @pytest.mark.browser
-@pytest.mark.skipif(not shutil.which("chromium"), reason="Chromium is not installed")
-def test_pointing_at_a_phrase_lights_up_its_mask_and_the_other_way_round(tmp_path):
-    playwright = pytest.importorskip("playwright.sync_api", reason="the browser needs the dev extra")
+def test_pointing_at_a_phrase_lights_up_its_mask_and_the_other_way_round(tmp_path, chromium):
     (tmp_path / "page.html").write_text(answer_page([answer_with(3)]), encoding="utf-8")
-    with playwright.sync_playwright() as start:
-        arguments = ["--no-sandbox", "--disable-background-networking"]
-        browser = start.chromium.launch(executable_path=shutil.which("chromium"), args=arguments)
-        page = browser.new_page(viewport={"width": 1000, "height": 700}, color_scheme="dark")
-        page.goto((tmp_path / "page.html").as_uri())
-        look = "e => getComputedStyle(e)"
-        assert page.locator(".s1").evaluate(f"{look}.opacity") == "0"
-        page.locator(".p1").hover()
-        page.wait_for_timeout(400)
-        assert [page.locator(f".s{k}").evaluate(f"{look}.opacity") for k in range(3)] == ["0", "1", "0"]
-        page.locator(".m2").hover()
-        page.wait_for_timeout(400)
-        assert page.locator(".p2").evaluate(f"{look}.boxShadow") != "none"
-        assert page.locator(".p1").evaluate(f"{look}.boxShadow") == "none"
-        plain = page.get_by_text("What is where?").evaluate(f"{look}.color")
-        assert plain == "rgb(255, 255, 255)", "plain words follow the dark theme"
-        browser.close()
+    page = chromium.new_page(viewport={"width": 1000, "height": 700}, color_scheme="dark")
+    page.goto((tmp_path / "page.html").as_uri())
+    look = "e => getComputedStyle(e)"
+    assert page.locator(".s1").evaluate(f"{look}.opacity") == "0"
+    page.locator(".p1").hover()
+    page.wait_for_timeout(400)
+    assert [page.locator(f".s{k}").evaluate(f"{look}.opacity") for k in range(3)] == ["0", "1", "0"]
+    page.locator(".m2").hover()
+    page.wait_for_timeout(400)
+    assert page.locator(".p2").evaluate(f"{look}.boxShadow") != "none"
+    assert page.locator(".p1").evaluate(f"{look}.boxShadow") == "none"
+    plain = page.get_by_text("What is where?").evaluate(f"{look}.color")
+    assert plain == "rgb(255, 255, 255)", "plain words follow the dark theme"
+    page.close()
 
 
 def test_compose_fills_the_shortest_column():

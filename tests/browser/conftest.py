@@ -1,8 +1,7 @@
-"""One JupyterLab and one Chromium for all browser tests; each test opens a notebook of its own, runs and clicks it."""
+"""One JupyterLab for all browser tests of a process; each test opens a notebook of its own, runs and clicks it."""
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -20,14 +19,9 @@ SETTINGS = ["--ServerApp.token=", "--ServerApp.password=", "--ServerApp.port=0",
 
 def pytest_collection_modifyitems(items):
     """Whatever lies in this folder needs a browser."""
-    missing = [] if shutil.which("chromium") else ["Chromium"]
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.browser)
-            # One server for all: the tests of this folder stay in one process.
-            item.add_marker(pytest.mark.xdist_group("browser"))
-            if missing:
-                item.add_marker(pytest.mark.skip(reason="Chromium is not installed"))
 
 
 @pytest.fixture(scope="session")
@@ -62,17 +56,6 @@ def _address(process, log: Path) -> str:
                 pass
         time.sleep(0.3)
     raise RuntimeError(f"JupyterLab did not start:\n{log.read_text(errors='replace')[-2000:]}")
-
-
-@pytest.fixture(scope="session")
-def chromium():
-    """A running browser."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright comes with the dev extra")
-    with playwright.sync_playwright() as start:
-        arguments = ["--no-sandbox", "--disable-background-networking"]
-        browser = start.chromium.launch(executable_path=shutil.which("chromium"), args=arguments)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
