@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import linecache
 import sys
 from pathlib import Path
 
@@ -52,6 +53,19 @@ def test_words_about_code_do_not_count_and_code_does():
         assert only(FULL) != only(FULL.replace(*changed)), changed
     assert only("def f(x: int):\n    y: int = x\n    return y") == only("def f(x):\n    y = x\n    return y")
     assert only("def f():\n    'words'") == only("def f():\n    pass")
+
+
+def test_same_code_reads_a_class_of_a_cell(monkeypatch):
+    name = "/tmp/ipykernel_1/2.py"
+    source = "%matplotlib inline\nclass Grade:\n    passed: bool\n"
+    monkeypatch.setitem(linecache.cache, name, (len(source), None, source.splitlines(True), name))
+    space = {"__name__": "cell"}
+    exec(compile(source.partition("\n")[2], name, "exec"), space)
+    with pytest.raises(AssertionError, match="Grade differs from glamm_mini/exercises/grading.py"):
+        same_code(space["Grade"], "glamm_mini.exercises.grading")
+    nowhere = type("Nowhere", (), {"__module__": "cell"})
+    with pytest.raises(AssertionError, match="defines no Nowhere"):
+        same_code(nowhere, "glamm_mini.exercises.grading")
 
 
 def test_same_code_says_where_and_what_differs():

@@ -1,28 +1,34 @@
 """The exercises: graders pass the published solutions, fail the stubs, and see what is nearly right."""
 
+import ast
 import os
 from pathlib import Path
 
 import nbformat
 import numpy as np
 import pytest
+import torch
 
 from glamm_mini.exercises import tour
-from glamm_mini.exercises.grading import Grade, grade
+from glamm_mini.exercises.grading import Grade, array_fault, grade
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 NAMES = sorted(path.name for path in (NOTEBOOKS / "solutions").glob("*.ipynb"))
 
 
 def grades_of(path: Path, tag: str | None) -> list[Grade]:
-    """Run code cells in one namespace; the grades that their last lines give."""
-    space, grades = {"tour": tour}, []
-    for cell in nbformat.read(path, as_version=4).cells:
-        if cell.cell_type != "code" or (tag and tag not in cell.metadata.get("tags", [])):
+    """Run code cells in one namespace that holds all that the notebook imports; the grades that their last lines give."""
+    space, grades = {}, []
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    for cell in cells:
+        imports = [node for node in ast.parse(cell.source).body if isinstance(node, ast.Import | ast.ImportFrom)]
+        exec(ast.unparse(imports), space)
+    for cell in cells:
+        if tag and tag not in cell.metadata.get("tags", []):
             continue
         body, _, last = cell.source.rstrip().rpartition("\n")
         exec(body, space)
-        if ".grade_" in last:
+        if "grade_" in last:
             grades.append(eval(last, space))
         else:
             exec(last, space)
@@ -68,3 +74,19 @@ def test_grades_tell_what_was_expected():
     kept = [1, 2]
     grade(lambda a: a.clear(), [((kept,), None)])
     assert kept == [1, 2], "a reader's function cannot change the cases"
+
+
+def test_faults_of_arrays_name_what_differs():
+    right = torch.arange(6.0).reshape(2, 3)
+    assert array_fault(right.clone(), right) == "" and array_fault(right.bfloat16(), right) == ""
+    assert "expected a torch.Tensor, got a list" in array_fault([1.0], right)
+    assert "expected a torch.Tensor, got a numpy.ndarray" in array_fault(right.numpy(), right)
+    assert array_fault(right.T, right) == "expected shape (2, 3), got (3, 2)"
+    assert "dtype torch.float32, got torch.int64" in array_fault(right.long(), right)
+    wrong = right.clone()
+    wrong[1, 0] = 7
+    assert array_fault(wrong, right) == "element [1, 0] is 7, expected 3 (17% of the elements differ)"
+    grade_of = grade(lambda a: a + 1, [((right,), right)], fault=array_fault)
+    assert "case 1, for a float32 tensor of shape (2, 3): element [0, 0] is 1, expected 0" in grade_of.message
+    assert grade(lambda a: a, [((right,), right)], fault=array_fault)
+    assert array_fault(np.array([True, False]), np.array([True, True])).startswith("element [1] is 0, expected 1")

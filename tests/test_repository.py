@@ -21,7 +21,7 @@ ORDER = [
     ("paths", "images", "boxes"),
     ("config",),
     ("text",),
-    ("model", "lessons"),
+    ("model",),
     ("processor",),
     ("questions",),
     ("checkpoints",),
@@ -32,6 +32,7 @@ ORDER = [
     ("evaluation",),
     ("training",),
     ("grand",),
+    ("lessons",),
     ("visuals",),
     ("exercises",),
     ("cli",),
@@ -80,8 +81,6 @@ def order_faults(name: str, text: str) -> list[str]:
     faults = []
     for other, inside, line in imports_of(ast.parse(text)):
         allowed = other == own or RANK[other] < RANK[own] or (inside and (own, other) in LAZY)
-        if other == "lessons":
-            allowed = own in ("lessons", "exercises")
         if not allowed:
             faults.append(f"{name}:{line} imports {other}, which is not left of {own}")
     return faults

@@ -1,24 +1,20 @@
-"""Things to click in a notebook. Each carries a picture of itself for pages that run no Python."""
+"""An answer to click: the chosen phrase keeps its mask light, the rest goes dark."""
 
-import base64
 from pathlib import Path
 
-import anywidget
 import traitlets
 from PIL import Image
 
-from glamm_mini.visuals.encode import png_bytes
 from glamm_mini.visuals.outlines import mask_path
 from glamm_mini.visuals.palette import colour, hex_colour, ink_on
 from glamm_mini.visuals.panels import phrase_panels
+from glamm_mini.visuals.pictured import PicturedWidget, data_url
 from glamm_mini.visuals.sentence import loose_phrases, question_words, sentence_runs
 
 LONG_SIDE = 640
-PANEL_BYTES = 200_000
-"""A panel for each phrase holds as many pictures as there are phrases."""
 
 
-class PhraseExplorer(anywidget.AnyWidget):
+class PhraseExplorer(PicturedWidget):
     """An answer whose phrases can be clicked: the mask of the chosen one stays light, the rest goes dark.
 
     answer: a GroundedAnswer with its image. `selected` is the number of the chosen phrase, -1 for none; it can be
@@ -42,7 +38,7 @@ class PhraseExplorer(anywidget.AnyWidget):
         self.answer = answer
         runs = [*sentence_runs(answer), *loose_phrases(answer)]
         super().__init__(
-            picture="data:image/png;base64," + base64.b64encode(png_bytes(_resized(answer.image))).decode("ascii"),
+            picture=data_url(_resized(answer.image)),
             alt=f"The picture that was asked about, with {len(answer.phrases)} masks",
             question=question_words(answer),
             runs=[{"text": run.text, "phrase": -1 if run.phrase is None else run.phrase} for run in runs],
@@ -63,13 +59,14 @@ class PhraseExplorer(anywidget.AnyWidget):
             raise traitlets.TraitError(f"phrase {proposal['value']} of {len(self.phrases)}; -1 chooses none")
         return proposal["value"]
 
-    def _repr_mimebundle_(self, **kwargs):
-        """The widget, and beside it a PNG with one panel per phrase, which is all that a stored page can show."""
-        data, metadata = super()._repr_mimebundle_(**kwargs)
-        data["text/plain"] = repr(self)
-        data["image/png"] = base64.b64encode(png_bytes(phrase_panels(self.answer), PANEL_BYTES)).decode("ascii")
+    def static_picture(self) -> Image.Image:
+        """One panel for each phrase."""
+        return phrase_panels(self.answer)
+
+    def static_words(self) -> str:
+        """The phrases."""
         words = ", ".join(phrase.text or "a mask without words" for phrase in self.answer.phrases)
-        return data, metadata | {"image/png": {"alt": f"The mask of each phrase alone: {words}", "width": 800}}
+        return f"The mask of each phrase alone: {words}"
 
 
 def _record(index: int, phrase) -> dict:

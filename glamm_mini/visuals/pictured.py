@@ -1,0 +1,35 @@
+"""A widget that carries a picture of itself: pages that run no Python show the picture instead."""
+
+import base64
+
+import anywidget
+from PIL import Image
+
+from glamm_mini.visuals.encode import png_bytes
+
+PANEL_BYTES = 200_000
+"""More than a plain picture may have: it may hold several panels, and is looked at closely."""
+
+
+class PicturedWidget(anywidget.AnyWidget):
+    """A widget whose stored form is a PNG. Subclasses say what it shows (`static_picture`) and its words."""
+
+    def static_picture(self) -> Image.Image:
+        """What a page without Python shows."""
+        raise NotImplementedError
+
+    def static_words(self) -> str:
+        """The words that stand for the picture where it is not seen."""
+        raise NotImplementedError
+
+    def _repr_mimebundle_(self, **kwargs):
+        """The widget's view, its picture, and its name as text."""
+        data, metadata = super()._repr_mimebundle_(**kwargs)
+        data["text/plain"] = repr(self)
+        data["image/png"] = base64.b64encode(png_bytes(self.static_picture(), PANEL_BYTES)).decode("ascii")
+        return data, metadata | {"image/png": {"alt": self.static_words(), "width": 800}}
+
+
+def data_url(picture: Image.Image) -> str:
+    """A picture as an address that holds it."""
+    return "data:image/png;base64," + base64.b64encode(png_bytes(picture, PANEL_BYTES)).decode("ascii")
