@@ -17,7 +17,7 @@ NAMES = sorted(path.name for path in (NOTEBOOKS / "solutions").glob("*.ipynb"))
 
 
 def grades_of(path: Path, tag: str | None) -> list[Grade]:
-    """Run code cells in one namespace that holds all that the notebook imports; the grades that their last lines give."""
+    """Run code cells in one namespace that holds what the notebook imports; the grades that their last lines give."""
     space, grades = {}, []
     cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
     for cell in cells:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from glamm_mini.visuals.answer_html import answer_html, answer_page
 from glamm_mini.visuals.answer_png import answer_png
-from glamm_mini.visuals.compose import compose
+from glamm_mini.visuals.compose import compose, labelled
 from glamm_mini.visuals.encode import BYTES, png_bytes
 from glamm_mini.visuals.outlines import mask_path
 from glamm_mini.visuals.overlay import TINT, overlay_at_size, overlay_masks, shown_ratio
@@ -386,3 +386,12 @@ def test_compose_fills_the_shortest_column():
     for wrong in ([], [cards[0], Image.new("RGB", (90, 50))]):
         with pytest.raises(ValueError, match="equal widths"):
             compose(wrong)
+
+
+def test_labelled_pictures_stand_in_rows_with_their_words():
+    red, blue = Image.new("RGB", (40, 20), "red"), Image.new("RGB", (40, 40), "blue")
+    sheet = labelled([red, blue, red], ["one", "two", "three"], columns=2, width=600)
+    assert sheet.width == 600 and sheet.getpixel((100, 50)) == (255, 0, 0) and sheet.getpixel((400, 100)) == (0, 0, 255)
+    assert sheet.getpixel((400, sheet.height - 60)) == (255, 255, 255)
+    with pytest.raises(ValueError, match="1 pictures and 2 texts"):
+        labelled([red], ["one", "two"])

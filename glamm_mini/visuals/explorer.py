@@ -7,11 +7,10 @@ from typing import Any
 import traitlets
 from PIL import Image
 
-from glamm_mini.visuals.diagram import INK, Diagram
+from glamm_mini.visuals.compose import labelled
 from glamm_mini.visuals.pictured import PicturedWidget, data_url
 
 POINTERS = (None, "click", "box")
-_WIDTH, _GAP, _LINE, _LETTERS = 1200, 30, 34, 24
 
 
 class PictureExplorer(PicturedWidget):
@@ -114,22 +113,7 @@ class PictureExplorer(PicturedWidget):
     def static_picture(self) -> Image.Image:
         """The panels side by side, at most three in a row, each with its words below."""
         drawn = [self._draw(self._first | self._checked(panel)) for panel in self._panels or [{}]]
-        columns = min(3, len(drawn)) if len(drawn) != 4 else 2
-        side = (_WIDTH - (columns - 1) * _GAP) / columns
-        ruler = Diagram(10, 10)
-        texts = [[line for part in said.splitlines() for line in ruler.wrap(part, side, _LETTERS)] for _, said in drawn]
-        tall = [side * image.height / image.width for image, _ in drawn]
-        rows = [range(start, min(start + columns, len(drawn))) for start in range(0, len(drawn), columns)]
-        heights = [max(tall[k] + _LINE * len(texts[k]) for k in row) + _GAP for row in rows]
-        diagram, top = Diagram(_WIDTH, round(sum(heights))), 0.0
-        for row, height in zip(rows, heights, strict=True):
-            for column, k in enumerate(row):
-                left = column * (side + _GAP)
-                diagram.paste(drawn[k][0], (left, top, left + side, top + tall[k]))
-                for number, line in enumerate(texts[k]):
-                    diagram.words((left, top + tall[k] + _LINE * (number + 0.7)), line, _LETTERS, ink=INK)
-            top += height
-        return diagram.finish()
+        return labelled(*zip(*drawn, strict=True), columns=2 if len(drawn) in (2, 4) else 3)
 
     def static_words(self) -> str:
         """`alt`, or the words of all panels."""
