@@ -2,6 +2,8 @@
 
 import base64
 import io
+import sys
+import types
 
 import pytest
 from PIL import Image
@@ -61,3 +63,15 @@ def test_the_static_picture_holds_the_panels():
 def test_a_wrong_explorer_is_refused(given, message):
     with pytest.raises(ValueError, match=message):
         PictureExplorer(draw, **given)
+
+
+def test_colab_is_asked_to_run_widgets_and_nothing_else_is(monkeypatch):
+    asked = []
+    output = types.ModuleType("google.colab.output")
+    output.enable_custom_widget_manager = lambda: asked.append("asked")
+    PictureExplorer(draw)
+    assert not asked
+    monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
+    monkeypatch.setitem(sys.modules, "google.colab.output", output)
+    PictureExplorer(draw)
+    assert asked == ["asked"]

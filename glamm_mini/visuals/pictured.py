@@ -1,4 +1,7 @@
-"""A widget that carries a picture of itself: pages that run no Python show the picture instead."""
+"""A widget that carries a picture of itself: pages that run no Python show the picture instead.
+
+In Colab, anywidget asks for the widget manager of third parties by itself (a test holds it to that).
+"""
 
 import base64
 
