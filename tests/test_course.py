@@ -55,8 +55,8 @@ def test_words_about_code_do_not_count_and_code_does():
     assert only("def f():\n    'words'") == only("def f():\n    pass")
 
 
-def test_same_code_reads_a_class_of_a_cell(monkeypatch):
-    name = "/tmp/ipykernel_1/2.py"
+def test_same_code_reads_a_class_of_a_cell(monkeypatch, tmp_path):
+    name = str(tmp_path / "ipykernel_1" / "2.py")
     source = "%matplotlib inline\nclass Grade:\n    passed: bool\n"
     monkeypatch.setitem(linecache.cache, name, (len(source), None, source.splitlines(True), name))
     space = {"__name__": "cell"}

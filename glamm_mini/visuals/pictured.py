@@ -15,15 +15,8 @@ PANEL_BYTES = 200_000
 
 
 class PicturedWidget(anywidget.AnyWidget):
-    """A widget whose stored form is a PNG. Subclasses say what it shows (`static_picture`) and its words."""
-
-    def static_picture(self) -> Image.Image:
-        """What a page without Python shows."""
-        raise NotImplementedError
-
-    def static_words(self) -> str:
-        """The words that stand for the picture where it is not seen."""
-        raise NotImplementedError
+    """A widget whose stored form is a PNG. A subclass has `static_picture()`, the PIL image that a page without Python
+    shows, and `static_words()`, the words that stand for it where it is not seen."""
 
     def _repr_mimebundle_(self, **kwargs):
         """The widget's view, its picture, and its name as text."""
