@@ -134,6 +134,8 @@ def test_untrained_models_are_equal_and_match_their_tokenizer():
         ("backbones", "tiny", "storybook", ["only=encoder", "language.lr=fast"], "the setting lr is 'fast'"),
         ("backbones", "tiny", "storybook", ["eyes.steps=3"], "unknown setting 'eyes.steps'"),
         ("storybook", "tiny", "storybook", ["scenes=many"], "scenes is 'many'"),
+        ("storybook", "tiny", "storybook", ["tasks=gcg,dance"], "unknown|among"),
+        ("storybook", "tiny", "storybook", ["conversations=0"], "draw at least 1"),
     ],
 )
 def test_mistakes_are_named_before_anything_is_trained(recipe, size, data, overrides, words, tmp_path):

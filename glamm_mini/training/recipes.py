@@ -16,7 +16,7 @@ from glamm_mini.assistant import Assistant
 from glamm_mini.checkpoints.folder import load_weights, save_model
 from glamm_mini.config import SIZES, GlammConfig
 from glamm_mini.datasets.storybook import tasks
-from glamm_mini.datasets.storybook.dataset import StorybookDataset
+from glamm_mini.datasets.storybook.dataset import MIXTURE, StorybookDataset
 from glamm_mini.model.glamm import GlammForConditionalGeneration
 from glamm_mini.processor import GlammProcessor
 from glamm_mini.text.wordpiece import build_wordpiece
@@ -133,14 +133,13 @@ def train_storybook(size: str, data: str, out: Path, resume: bool, overrides: li
     """GLaMM from the bundled backbones on the mixture of storybook tasks; `OUT/model` then holds the model.
 
     Overrides of its own: `backbones=FOLDER` to start from others, `start=RUN` to go on from the end of an earlier run
-    with settings of its own (another round), `scenes=64` to validate on more scenes, or on none.
+    with settings of its own (another round), `scenes=64` to validate on more scenes, or on none (0), `tasks=gcg,vqa` to
+    draw these tasks alone, `conversations=2` to hold fewer about each scene.
     """
     glamm, processor = untrained(size)
-    own, rest = _split(overrides, ("backbones", "scenes", "start"))
-    scenes = own.get("scenes", str(VALIDATION_SCENES))
-    if not scenes.isdecimal():
-        raise ValueError(f"scenes is {scenes!r}; expected a whole number, 0 for no validation")
-    scenes = int(scenes)
+    own, rest = _split(overrides, ("backbones", "scenes", "start", "tasks", "conversations"))
+    scenes, conversations = _whole(own, "scenes", VALIDATION_SCENES), _whole(own, "conversations", CONVERSATIONS)
+    mixture = {task: MIXTURE.get(task, 0.0) for task in own["tasks"].split(",")} if "tasks" in own else None
     folder = Path(own["backbones"]) if "backbones" in own else paths.checkpoint_folder("backbones")
     torch.manual_seed(0)
     stage = load_backbones(folder, glamm)
@@ -148,7 +147,7 @@ def train_storybook(size: str, data: str, out: Path, resume: bool, overrides: li
         load_weights(stage, Path(own["start"]) / "last" / "model.safetensors")
     settings = STORYBOOK_SETTINGS.with_overrides(rest)
     side = processor.config.grounding.image_size
-    dataset = StorybookDataset("train", size=ENDLESS, long_side=side, conversations=CONVERSATIONS)
+    dataset = StorybookDataset("train", 0, ENDLESS, side, mixture, conversations)
     validate = partial(_validate, processor=processor, scenes=scenes) if scenes else None
     Trainer(stage, dataset, JointCollate(processor), settings, Path(out), validate).fit(resume=resume)
     folder = Path(out) / "model"
@@ -196,3 +195,10 @@ def _for_stage(name: str, overrides: list[str]) -> list[str]:
 def _split(overrides: list[str], names: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
     own = dict(o.split("=", 1) for o in overrides if o.split("=", 1)[0] in names and "=" in o)
     return own, [o for o in overrides if o.split("=", 1)[0] not in own]
+
+
+def _whole(own: dict[str, str], name: str, default: int) -> int:
+    text = own.get(name, str(default))
+    if not text.isdecimal():
+        raise ValueError(f"{name} is {text!r}; expected a whole number, 0 or more")
+    return int(text)

@@ -4,7 +4,7 @@ from io import BytesIO
 
 from PIL import Image
 
-BYTES = 80_000
+BYTES = 60_000
 """PNGs larger than this are reduced to 256 colours, then in size."""
 
 

@@ -7,6 +7,9 @@ from PIL import Image
 
 from glamm_mini.visuals.encode import png_bytes
 
+BYTES = 120_000
+"""Twice what an answer may have: diagrams and charts suffer when their colours are reduced."""
+
 DPI = 200
 """Pixels an inch of a matplotlib figure: shown at half their size, they are sharp on every screen."""
 
@@ -26,7 +29,7 @@ def illustration(picture, alt: str, width: int | None = None) -> Shown:
         raise ValueError("the picture has no words: say in `alt` what is to be seen")
     if hasattr(picture, "savefig"):
         picture = _drawn(picture)
-    return Shown(data=png_bytes(picture), format="png", alt=alt, width=width)
+    return Shown(data=png_bytes(picture, BYTES), format="png", alt=alt, width=width)
 
 
 def _drawn(figure) -> Image.Image:
