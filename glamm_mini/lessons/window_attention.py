@@ -1,0 +1,96 @@
+"""SAM's image encoder from scratch: windows with padding, relative positions, attention on a grid, neck."""
+
+import torch
+from torch.nn import functional as F
+
+from glamm_mini.lessons.patches import embed_patches
+
+
+def cut_windows(x, side):
+    """Features (B, h, w, C) to windows (B * N, side, side, C), row by row; zeros fill up the last ones."""
+    B, h, w, C = x.shape
+    x = F.pad(x, (0, 0, 0, -w % side, 0, -h % side))  # counted from the last axis: C, w, h
+    x = x.unflatten(2, (-1, side)).unflatten(1, (-1, side))  # (B, rows, side, columns, side, C)
+    return x.transpose(2, 3).reshape(-1, side, side, C)  # (B * rows * columns, side, side, C)
+
+
+def join_windows(windows, h, w):
+    """Undo `cut_windows`: (B * N, side, side, C) to (B, h, w, C), without what was filled up."""
+    side, C = windows.shape[2:]
+    rows, columns = -(-h // side), -(-w // side)  # rounded up
+    x = windows.reshape(-1, rows, columns, side, side, C).transpose(2, 3)  # (B, rows, side, columns, side, C)
+    return x.flatten(3, 4).flatten(1, 2)[:, :h, :w]  # (B, rows * side, columns * side, C), then cut
+
+
+def relative_table(table, size):
+    """The vector for each pair of rows (or columns): (2 * size - 1, d) to (size, size, d), [query, key].
+
+    A table of another length, from another resolution, is stretched first.
+    """
+    if len(table) != 2 * size - 1:
+        table = F.interpolate(table.T[None], 2 * size - 1, mode="linear")[0].T
+    place = torch.arange(size)
+    return table[place[:, None] - place + size - 1]
+
+
+def position_scores(q, rows, columns):
+    """What relative positions add to the scores: (B, heads, P, P), [query, key].
+
+    q: queries on their grid (B, heads, h, w, d). rows, columns: tables (2h - 1, d) and (2w - 1, d).
+    """
+    h, w = q.shape[2:4]
+    down = torch.einsum("bnhwd,hkd->bnhwk", q, relative_table(rows, h))  # (B, heads, h, w, h)
+    across = torch.einsum("bnhwd,wkd->bnhwk", q, relative_table(columns, w))  # (B, heads, h, w, w)
+    both = down[..., :, None] + across[..., None, :]  # (B, heads, h, w, h, w)
+    return both.flatten(4, 5).flatten(2, 3)  # (B, heads, P, P)
+
+
+def grid_attention(x, layer):
+    """Every patch of a grid (B, h, w, C) looks at every other, with the weights of segment-anything's Attention.
+
+    Returns the new grid (B, h, w, C), and who looks where (B, heads, P, P): rows sum to 1.
+    """
+    B, h, w, C = x.shape
+    qkv = layer.qkv(x).reshape(B, h * w, 3, layer.num_heads, -1)  # (B, P, 3, heads, d)
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, P, d)
+    scores = layer.scale * q @ k.transpose(2, 3)  # (B, heads, P, P)
+    if layer.use_rel_pos:
+        scores = scores + position_scores(q.unflatten(2, (h, w)), layer.rel_pos_h, layer.rel_pos_w)
+    weights = scores.softmax(-1)
+    out = (weights @ v).transpose(1, 2).reshape(B, h, w, C)  # (B, heads, P, d) -> (B, h, w, C)
+    return layer.proj(out), weights
+
+
+def window_block(x, block):
+    """One block of SAM's encoder, (B, h, w, C) to the same, with the weights of segment-anything's Block.
+
+    Patches look at each other inside windows of `block.window_size`, or everywhere where that is 0.
+    """
+    seen = block.norm1(x)
+    if block.window_size:
+        seen = cut_windows(seen, block.window_size)
+    seen, _ = grid_attention(seen, block.attn)
+    if block.window_size:
+        seen = join_windows(seen, *x.shape[1:3])
+    x = x + seen
+    return x + block.mlp(block.norm2(x))
+
+
+def sam_neck(x, neck):
+    """The grid (B, h, w, C) in the channels of the pixel decoder (B, D, h, w): mixed per patch, then 3 x 3."""
+    narrow, norm1, near, norm2 = neck
+    x = F.linear(x, narrow.weight.flatten(1))  # a 1 x 1 convolution: (D, C, 1, 1) -> (D, C)
+    x = F.layer_norm(x, x.shape[-1:], norm1.weight, norm1.bias, norm1.eps)
+    x = F.conv2d(x.permute(0, 3, 1, 2), near.weight, padding=1)  # (B, h, w, D) -> (B, D, h, w)
+    x = F.layer_norm(x.permute(0, 2, 3, 1), x.shape[1:2], norm2.weight, norm2.bias, norm2.eps)
+    return x.permute(0, 3, 1, 2)  # (B, h, w, D) -> (B, D, h, w)
+
+
+def sam_states(images, vit):
+    """The grid before the first block and after each: a list of (B, h, w, C), from images (B, 3, S, S)."""
+    patch = vit.patch_embed.proj
+    x = embed_patches(images, patch.weight) + patch.bias  # (B, P, C)
+    states = [x.unflatten(1, vit.pos_embed.shape[1:3]) + vit.pos_embed]  # (B, h, w, C)
+    for block in vit.blocks:
+        states.append(window_block(states[-1], block))
+    return states
