@@ -82,5 +82,5 @@ def test_views_are_pictures_of_what_they_say():
     shown = np.asarray(data_views.outlined(image, mask, np.ones_like(mask)))
     assert len({tuple(pixel) for pixel in shown.reshape(-1, 3)}) == 2, "visible and hidden"
     picture, words = data_views.first_of_place({"seed": 1, "place": "winter"})
-    index = int(words.split(":")[0].removeprefix("scene "))
+    index = int(words.split(":")[0].removeprefix("winter, seed 1, scene "))
     assert isinstance(picture, Image.Image) and sample_scene("train", 1, index).place == "winter"

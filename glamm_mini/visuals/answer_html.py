@@ -4,12 +4,11 @@ All colours are inline, for public notebook viewers strip style sheets. Where st
 phrase lights up its mask and pointing at a mask lights up its phrase; no script is needed.
 """
 
-import base64
 import hashlib
 from html import escape
 
 from glamm_mini.visuals.answer_png import overlay_of
-from glamm_mini.visuals.encode import png_bytes
+from glamm_mini.visuals.encode import data_url
 from glamm_mini.visuals.outlines import mask_path
 from glamm_mini.visuals.overlay import shown_ratio
 from glamm_mini.visuals.palette import colour, hex_colour, ink_on
@@ -50,7 +49,7 @@ def answer_page(answers, title: str = "GLaMM") -> str:
 
 
 def _picture(answer, wide: bool) -> str:
-    """The image with its masks as PNG; above it one invisible area a mask that reacts to the pointer."""
+    """The image with its masks; above it one invisible area a mask that reacts to the pointer."""
     ratio = shown_ratio(answer.image)
     size = (round(LONG_SIDE * min(1, ratio)), round(LONG_SIDE * min(1, 1 / ratio)))
     alt = escape(f"The picture with {len(answer.phrases)} masks: {answer.caption}")
@@ -58,7 +57,7 @@ def _picture(answer, wide: bool) -> str:
     return (
         f'<div style="position:relative;flex:0 1 {basis};line-height:0;overflow:hidden;'
         f'border-radius:10px">'
-        f'<img src="data:image/png;base64,{_base64(overlay_of(answer, size))}" alt="{alt}" '
+        f'<img src="{data_url(overlay_of(answer, size))}" alt="{alt}" '
         f'style="width:100%;height:auto;display:block;margin:0;border-radius:10px">'
         f"{_areas(answer)}</div>"
     )
@@ -133,7 +132,3 @@ def _hover_style(scope: str, count: int) -> str:
         pointed = f".{scope}:has(.p{i}:hover,.m{i}:hover)"
         rules.append(f"{pointed} .s{i}{{opacity:1}}{pointed} .p{i}{{box-shadow:0 0 0 3px #999}}")
     return f"<style>{''.join(rules)}</style>"
-
-
-def _base64(picture) -> str:
-    return base64.b64encode(png_bytes(picture)).decode("ascii")

@@ -17,7 +17,9 @@ def built_up(scene: Scene, most: int = 6, long_side: int = 256) -> Image.Image:
     """The scene from its stuff alone to all of its things, one more in each panel; at most `most` panels."""
     steps = np.unique(np.linspace(0, len(scene.things), min(most, len(scene.things) + 1)).round().astype(int))
     panels = [Image.fromarray(render(replace(scene, things=scene.things[:k]), long_side).image) for k in steps]
-    words = ["stuff alone" if k == 0 else f"+ {scene.things[k - 1].colour} {scene.things[k - 1].cls}" for k in steps]
+    names = [f"{thing.colour} {thing.cls}" for thing in scene.things]
+    new = [names[before:k] for before, k in zip([0, *steps], steps, strict=False)]
+    words = ["stuff alone", *("+ " + ", ".join(added) for added in new[1:])]
     return labelled(panels, words)
 
 
@@ -71,9 +73,10 @@ def outlined(image: np.ndarray, mask: np.ndarray, whole: np.ndarray) -> Image.Im
 
 
 def first_of_place(choice: dict) -> tuple[Image.Image, str]:
-    """The first training scene of choice["seed"] that lies at choice["place"], with its truth, and what it holds."""
+    """The first training scene of choice["seed"] that lies at choice["place"], its things outlined, and what it holds."""
     scenes = (sample_scene("train", choice["seed"], index) for index in range(1000))
     scene = next(scene for scene in scenes if scene.place == choice["place"])
     picture = render(scene, long_side=320)
+    about = f"{choice['place']}, seed {choice['seed']}, scene {scene.index}"
     things = ", ".join(f"{thing.colour} {thing.cls}" for thing in scene.things)
-    return Image.fromarray(overlay_masks(picture.image, picture.thing_masks)), f"scene {scene.index}: {things}"
+    return Image.fromarray(overlay_masks(picture.image, picture.thing_masks, alpha=0.0)), f"{about}: {things}"

@@ -8,7 +8,8 @@ import traitlets
 from PIL import Image
 
 from glamm_mini.visuals.compose import labelled
-from glamm_mini.visuals.pictured import PicturedWidget, data_url
+from glamm_mini.visuals.encode import data_url
+from glamm_mini.visuals.pictured import PicturedWidget
 
 POINTERS = (None, "click", "box")
 

@@ -6,12 +6,11 @@ In Colab, anywidget asks for the widget manager of third parties by itself (a te
 import base64
 
 import anywidget
-from PIL import Image
 
 from glamm_mini.visuals.encode import png_bytes
 
-PANEL_BYTES = 200_000
-"""More than a plain picture may have: it may hold several panels, and is looked at closely."""
+PANEL_BYTES = 120_000
+"""More than an answer may have: it may hold several panels."""
 
 
 class PicturedWidget(anywidget.AnyWidget):
@@ -24,8 +23,3 @@ class PicturedWidget(anywidget.AnyWidget):
         data["text/plain"] = repr(self)
         data["image/png"] = base64.b64encode(png_bytes(self.static_picture(), PANEL_BYTES)).decode("ascii")
         return data, metadata | {"image/png": {"alt": self.static_words(), "width": 800}}
-
-
-def data_url(picture: Image.Image) -> str:
-    """A picture as an address that holds it."""
-    return "data:image/png;base64," + base64.b64encode(png_bytes(picture, PANEL_BYTES)).decode("ascii")

@@ -124,7 +124,7 @@ def _key(diagram: Diagram, y: float, bar: float) -> None:
     diagram.words((540, y), "✓", 24, bold=True, ink=GREEN)
     diagram.words((572, y), "words agree", 24, ink=QUIET)
     x = 760
-    for edge, says in ((GREEN, "found"), (WRONG, "mask yes, words no"), (QUIET, f"IoU under {bar:.2f}")):
+    for edge, says in ((GREEN, "found and named"), (WRONG, "mask yes, words no"), (QUIET, f"IoU under {bar:.2f}")):
         diagram.card((x, y - 15, x + 34, y + 15), edge, 0, 4, 4)
         diagram.words((x + 46, y), says, 24, ink=INK)
         x += 46 + diagram.length(says, 24) + 34
@@ -162,7 +162,7 @@ def bar_explorer(images: list[np.ndarray], grounded: list[GroundedImage], panels
     def draw(choice: dict) -> tuple[Image.Image, str]:
         bar, k = choice["IoU at least"], choice["scene"]
         found = [sum(pair.right and pair.iou >= bar for pair in one) for one in pairs]
-        words = f"IoU at least {bar:.2f}. Scene {k}: {found[k]} of {true[k]} phrases found, with {said[k]} masks.\n"
+        words = f"IoU at least {bar:.2f}. Scene {k}: {found[k]} of {true[k]} phrases found and named, with {said[k]} masks.\n"
         words += f"All {len(true)} scenes: recall {sum(found) / sum(true):.2f}, "
         words += f"precision {sum(found) / max(1, sum(said)):.2f}"
         return matching_view(images[k], grounded[k], bar), words

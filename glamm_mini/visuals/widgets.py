@@ -5,10 +5,11 @@ from pathlib import Path
 import traitlets
 from PIL import Image
 
+from glamm_mini.visuals.encode import data_url
 from glamm_mini.visuals.outlines import mask_path
 from glamm_mini.visuals.palette import colour, hex_colour, ink_on
 from glamm_mini.visuals.panels import phrase_panels
-from glamm_mini.visuals.pictured import PicturedWidget, data_url
+from glamm_mini.visuals.pictured import PicturedWidget
 from glamm_mini.visuals.sentence import loose_phrases, question_words, sentence_runs
 
 LONG_SIDE = 640
