@@ -19,7 +19,8 @@ def draw(choice):
 
 
 def shown(explorer):
-    return Image.open(io.BytesIO(base64.b64decode(explorer.picture.partition(",")[2]))).convert("RGB").getpixel((5, 5))[0]
+    picture = Image.open(io.BytesIO(base64.b64decode(explorer.picture.partition(",")[2])))
+    return picture.convert("RGB").getpixel((5, 5))[0]
 
 
 def test_a_choice_from_python_draws_anew():

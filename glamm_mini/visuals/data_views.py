@@ -73,7 +73,7 @@ def outlined(image: np.ndarray, mask: np.ndarray, whole: np.ndarray) -> Image.Im
 
 
 def first_of_place(choice: dict) -> tuple[Image.Image, str]:
-    """The first training scene of choice["seed"] that lies at choice["place"], its things outlined, and what it holds."""
+    """The first training scene of choice["seed"] at choice["place"], its things outlined, and what it holds."""
     scenes = (sample_scene("train", choice["seed"], index) for index in range(1000))
     scene = next(scene for scene in scenes if scene.place == choice["place"])
     picture = render(scene, long_side=320)

@@ -162,7 +162,8 @@ def bar_explorer(images: list[np.ndarray], grounded: list[GroundedImage], panels
     def draw(choice: dict) -> tuple[Image.Image, str]:
         bar, k = choice["IoU at least"], choice["scene"]
         found = [sum(pair.right and pair.iou >= bar for pair in one) for one in pairs]
-        words = f"IoU at least {bar:.2f}. Scene {k}: {found[k]} of {true[k]} phrases found and named, with {said[k]} masks.\n"
+        words = f"IoU at least {bar:.2f}. Scene {k}: {found[k]} of {true[k]} phrases found and named"
+        words += f", with {said[k]} masks.\n"
         words += f"All {len(true)} scenes: recall {sum(found) / sum(true):.2f}, "
         words += f"precision {sum(found) / max(1, sum(said)):.2f}"
         return matching_view(images[k], grounded[k], bar), words

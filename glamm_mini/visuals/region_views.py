@@ -135,7 +135,7 @@ def slip_picture(picture: Image.Image, box, share: float) -> Image.Image:
     shown = Image.fromarray(np.where(beyond, dark * 0.45, dark).astype(np.uint8))
     pictures = [framed(shown, [box, read], [BLUE, ORANGE]), cropped(picture, box), cropped(picture, read)]
     words = ["blue: your box; orange: what is read; dark: out of reach", "in your box", "in what is read"]
-    return labelled(pictures, words)
+    return labelled(pictures, words, width=1000)
 
 
 def region_explorer(glamm, picture: Image.Image, panels: Sequence[dict] = (), width: int = 480) -> PictureExplorer:

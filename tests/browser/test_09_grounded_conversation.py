@@ -29,16 +29,16 @@ def wait_for(page, text):
 
 def test_a_higher_bar_lets_fewer_masks_pass(lab):
     page = lab(CELL)
-    wait_for(page, "Scene 0: 1 of 1 phrases found")
+    wait_for(page, "Scene 0: 1 of 1 phrases found and named")
     wait_for(page, "recall 1.00, precision 1.00")
     before = page.locator("img[data-picture]").get_attribute("src")
     bar = page.locator("input[data-axis='IoU at least']")
     bar.focus()
     for _ in range(6):  # 0.5 to 0.8: the first scene's mask has an IoU of 0.75
         page.keyboard.press("ArrowRight")
-    wait_for(page, "IoU at least 0.80. Scene 0: 0 of 1 phrases found")
+    wait_for(page, "IoU at least 0.80. Scene 0: 0 of 1 phrases found and named")
     wait_for(page, "recall 0.50, precision 0.50")
     assert page.locator("img[data-picture]").get_attribute("src") != before
     page.locator("input[data-axis='scene']").focus()
     page.keyboard.press("ArrowRight")
-    wait_for(page, "Scene 1: 1 of 1 phrases found")
+    wait_for(page, "Scene 1: 1 of 1 phrases found and named")
