@@ -132,10 +132,10 @@ def test_the_explorer_shows_samples_and_cells_of_the_box():
 def test_features_have_the_colours_of_their_level():
     torch.manual_seed(3)
     level = torch.randn(16, 6, 6)
-    colours = region_views.feature_colours(level)
+    colours = region_views.principal_colours(level)
     assert colours.shape == (6, 6, 3) and colours.dtype == np.uint8 and colours.std() > 20
-    assert np.array_equal(region_views.feature_colours(level[:, 1:3, 2:5], level), colours[1:3, 2:5])
-    assert np.array_equal(region_views.feature_colours(level), region_views.feature_colours(level.clone()))
+    assert np.array_equal(region_views.principal_colours(level[:, 1:3, 2:5], level), colours[1:3, 2:5])
+    assert np.array_equal(region_views.principal_colours(level), region_views.principal_colours(level.clone()))
 
 
 def test_views_are_pictures_of_what_they_say():

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import torch
 from PIL import Image
 
 from glamm_mini.text.tokens import IGNORE_INDEX, IMAGE_TOKEN_INDEX
@@ -36,21 +37,29 @@ def patch_grid(square: Image.Image, grid: int, lit: Sequence[int] = ()) -> Image
     return sheet
 
 
+def principal_colours(features: torch.Tensor, like: torch.Tensor | None = None) -> np.ndarray:
+    """Features (C, h, w) to colours (h, w, 3) uint8: their three principal components as red, green and blue.
+
+    like: features (C, H, W) whose components are taken instead, so that equal colours mean equal features.
+    """
+    table = (features if like is None else like).detach().float().flatten(1).T  # (C, h, w) -> (h * w, C)
+    mean = table.mean(0)
+    axes = torch.linalg.svd(table - mean, full_matrices=False).Vh[:3]  # (3, C)
+    # Components have no sign of their own: the same features shall have the same colours on every machine.
+    axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
+    low, high = torch.quantile((table - mean) @ axes.T, torch.tensor([0.02, 0.98]), dim=0)
+    seen = (features.detach().float().flatten(1).T - mean) @ axes.T  # (h * w, 3)
+    shares = ((seen - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
+    return (shares.reshape(*features.shape[1:], 3).numpy() * 255).astype(np.uint8)
+
+
 def feature_colours(features, grid: int, side: int = SIDE) -> Image.Image:
-    """Patch features (P, C) as a map: their three main directions become red, green and blue.
+    """Patch features (P, C) as a square map in their `principal_colours`.
 
     Patches of like colour have like features; the colours themselves mean nothing.
     """
-    values = features.detach().double().numpy()
-    values = values - values.mean(0)
-    _, _, directions = np.linalg.svd(values, full_matrices=False)
-    main = directions[:3]
-    # The sign of a direction is chance: the largest entry is made positive, so that every run shows the same colours.
-    main = main * np.sign(np.take_along_axis(main, np.abs(main).argmax(1)[:, None], 1))
-    scores = values @ main.T  # (P, 3)
-    low, high = np.percentile(scores, [2, 98], axis=0)
-    colours = ((scores - low) / np.maximum(high - low, 1e-9)).clip(0, 1).reshape(grid, grid, 3)
-    return Image.fromarray((colours * 255).round().astype(np.uint8)).resize((side, side), Image.Resampling.NEAREST)
+    colours = principal_colours(features.T.reshape(-1, grid, grid))  # (P, C) -> (C, h, w)
+    return Image.fromarray(colours).resize((side, side), Image.Resampling.NEAREST)
 
 
 def spliced_rows(ids, labels, spliced_ids, spliced_labels, width: int = 1600) -> Image.Image:

@@ -10,27 +10,12 @@ from glamm_mini.visuals.compose import labelled
 from glamm_mini.visuals.diagram import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, QUIET, Diagram
 from glamm_mini.visuals.explorer import PictureExplorer
 from glamm_mini.visuals.palette import RGB, hex_colour
+from glamm_mini.visuals.patch_views import principal_colours
 
 SIDE = 384
 """Pixels of a map drawn as a picture."""
 SMALLEST = 0.03
 """A box drawn by hand has at least this share of the picture's sides; less is a click that slipped."""
-
-
-def feature_colours(features: torch.Tensor, like: torch.Tensor | None = None) -> np.ndarray:
-    """Features (C, h, w) to colours (h, w, 3) uint8: their three principal components as red, green and blue.
-
-    like: features (C, H, W) whose components are taken instead, so that equal colours mean equal features.
-    """
-    table = (features if like is None else like).detach().float().flatten(1).T  # (C, h, w) -> (h * w, C)
-    mean = table.mean(0)
-    axes = torch.linalg.svd(table - mean, full_matrices=False).Vh[:3]  # (3, C)
-    # Components have no sign of their own: the same features shall have the same colours on every machine.
-    axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
-    low, high = torch.quantile((table - mean) @ axes.T, torch.tensor([0.02, 0.98]), dim=0)
-    seen = (features.detach().float().flatten(1).T - mean) @ axes.T  # (h * w, 3)
-    shares = ((seen - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
-    return (shares.reshape(*features.shape[1:], 3).numpy() * 255).astype(np.uint8)
 
 
 def enlarged(colours: np.ndarray, side: int = SIDE) -> Image.Image:
@@ -59,13 +44,13 @@ def cropped(picture: Image.Image, box) -> Image.Image:
 
 def levels_picture(picture: Image.Image, levels: Sequence[torch.Tensor], box, words: Sequence[str]) -> Image.Image:
     """A picture and its levels (C, h, w), each with the box (fractions), side by side; `words` for all of them."""
-    maps = [picture.resize((SIDE, SIDE)), *(enlarged(feature_colours(level)) for level in levels)]
+    maps = [picture.resize((SIDE, SIDE)), *(enlarged(principal_colours(level)) for level in levels)]
     return labelled([framed(one, [box], [PURPLE]) for one in maps], words, columns=len(maps), width=1600)
 
 
 def rois_picture(picture: Image.Image, levels, rois, box, words: Sequence[str]) -> Image.Image:
     """What a box (fractions) holds and its RoIs (C, size, size), in the colours of their levels (C, h, w)."""
-    cells = [enlarged(feature_colours(roi, level)) for roi, level in zip(rois, levels, strict=True)]
+    cells = [enlarged(principal_colours(roi, level)) for roi, level in zip(rois, levels, strict=True)]
     return labelled([cropped(picture, box), *cells], words, columns=len(cells) + 1, width=1600)
 
 
@@ -159,7 +144,7 @@ def region_explorer(glamm, picture: Image.Image, panels: Sequence[dict] = (), wi
         level = features.levels[names.index(choice["show"]) - 1]
         square = glamm.processor.normalise_boxes([given], picture.size[::-1])
         roi = region.cut_out([level], [square])[0][0]
-        return _with_cells(picture, given, feature_colours(roi, level[0])), said
+        return _with_cells(picture, given, principal_colours(roi, level[0])), said
 
     title = "Draw a box: what is read of it, and what is said"
     return PictureExplorer(draw, {"show": names}, pointer="box", title=title, width=width, panels=panels)
