@@ -235,7 +235,7 @@ def test_a_chat_shows_itself(glamm, picture, says, tmp_path):
     chat.say("And this?")
     html = chat._repr_html_()
     # The picture of the turn in the middle would tell nothing: it has no mask.
-    assert html.count('<img src="data:image/png') == html.count("<img") == 2
+    assert html.count('<img src="data:image/webp') == html.count("<img") == 2
     assert html.index("What is &lt;img") < html.index("And this?")
     saved = load_image(chat.save(tmp_path / "new" / "chat.png"))
     assert saved.shape[1] == 1200 and chat._repr_png_().startswith(b"\x89PNG")
