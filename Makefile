@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 OUT ?= outputs/demo
 WORKERS ?= 2
 HERO ?= 2
+SEED ?= 11
 CLASS ?= outputs/classroom
 COVERAGE ?= 90
 
@@ -21,7 +22,7 @@ PAIR := $(THREADS) $(KEEP) $(BIN)/python -m torch.distributed.run --standalone -
 TWO := $(PAIR) -m glamm_mini.cli.main
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint lab notebooks badges bands classroom samples figures contact-sheet backbones tiny card table clean
+.PHONY: help demo test lint lab notebooks badges bands classroom samples figures contact-sheet backbones tiny five-minutes card table clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,6 +84,10 @@ tiny: $(VENV)/.dev.stamp ## train the tiny GLaMM from the backbones into data/ch
 	$(TWO) train storybook --size tiny --out runs/storybook --resume --set batch_size=8 --set threads=1
 	mkdir -p data/checkpoints/tiny
 	cp -r runs/storybook/model/. data/checkpoints/tiny/
+
+five-minutes: $(VENV)/.dev.stamp ## five minutes of training from the backbones, on grounded captions alone, into runs/five-minutes-SEED
+	$(TWO) train storybook --size tiny --out runs/five-minutes-$(SEED) --resume --set batch_size=8 --set threads=1 \
+		--set tasks=gcg --set conversations=1 --set steps=220 --set muon_lr=0.006 --set seed=$(SEED) --set scenes=100
 
 card: $(VENV)/.dev.stamp ## measure the tiny model on all splits, write its card, pictures and the README's table
 	$(PAIR) figures/model_card.py
