@@ -38,6 +38,11 @@ def samples_folder() -> Path:
     return _child(data_folder(), "samples", "folder", "render the pictures with `make samples`")
 
 
+def parity_folder() -> Path:
+    """The folder of the official model's expected numbers. Raises FileNotFoundError when it is missing."""
+    return _child(data_folder(), "parity", "folder", "reinstall the package")
+
+
 def _child(parent: Path, name: str, what: str, fix: str) -> Path:
     folder = parent / name
     plain = name not in ("", ".", "..") and Path(name).name == name

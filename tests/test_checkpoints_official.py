@@ -1,21 +1,19 @@
 """The official state dict and ours: every name, every shape, at the small size and at 7B."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 
+from glamm_mini import paths
 from glamm_mini.checkpoints.official import load_official_state, official_state, official_to_ours, ours_to_official
 from glamm_mini.config import GlammConfig
 from glamm_mini.model.glamm import GlammForConditionalGeneration
 
-DATA = Path(__file__).parent / "data"
-
 
 @pytest.fixture(scope="module")
 def manifest():
-    return json.loads((DATA / "manifest_7b.json").read_text())["tensors"]
+    return json.loads((paths.parity_folder() / "manifest_7b.json").read_text())["tensors"]
 
 
 @pytest.fixture()

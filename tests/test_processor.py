@@ -1,8 +1,6 @@
 """The processor: geometry of pictures and boxes, ids and labels of conversations, masks back at the picture's size."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,13 +10,14 @@ from small_models import SIDE, SQUARE, small_config
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
+from glamm_mini import paths
 from glamm_mini.config import GlammConfig
+from glamm_mini.parity import weights
 from glamm_mini.processor import CLIP_MEAN, CLIP_STD, GlammProcessor, fitted_size
 from glamm_mini.text.prompts import render
 from glamm_mini.text.tokens import ADDED_TOKENS, IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from glamm_mini.text.wordpiece import build_wordpiece
 
-DATA = Path(__file__).parent / "data"
 WORDS = "What is this ? It a red kite over the sea . USER ASSISTANT : And".split()
 ONE = [("What is this?", "It is <p> a red kite </p> [SEG].")]
 TWO = [("What is this?", "It is the sea."), ("And this <bbox>?", "<p> a kite </p> [SEG] over the sea.")]
@@ -113,24 +112,16 @@ def test_official_mode_takes_a_long_strip_without_blowing_it_up():
     assert processor_of(mode="official").images([strip])["global_images"].min() > 1
 
 
-@pytest.fixture(scope="module")
-def rule():
-    spec = importlib.util.spec_from_file_location("reference_weights", DATA / "reference_weights.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_official_preprocessing_is_the_official_numbers(rule):
+def test_official_preprocessing_is_the_official_numbers():
     """Four pictures, both encoders, against numbers of the official code: equal but for the last bits of float32."""
-    meta = json.loads((DATA / "preprocess" / "preprocess.json").read_text())
-    stored = np.load(DATA / "preprocess" / "preprocess.npz")
+    meta = json.loads((paths.parity_folder() / "preprocess.json").read_text())
+    stored = np.load(paths.parity_folder() / "preprocess.npz")
     processor = GlammProcessor(GlammConfig.of_size("7b"), build_wordpiece(WORDS))
     pictures = [name for name in meta if "resize_hw" in meta[name]]
     assert len(pictures) == 4
     for name in pictures:
         size = tuple(int(n) for n in name.split("x"))
-        out = processor.images([rule.rgb_image(name, size)])
+        out = processor.images([weights.rgb_image(name, size)])
         assert out["resized"] == [tuple(meta[name]["resize_hw"])]
         for key, image in (("clip", out["global_images"][0]), ("sam", out["grounding_images"][0])):
             sample, step = stored[f"{name}/{key}__sample"], int(stored[f"{name}/{key}__step"])

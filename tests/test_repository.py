@@ -25,6 +25,7 @@ ORDER = [
     ("processor",),
     ("questions",),
     ("checkpoints",),
+    ("parity",),
     ("datasets",),
     ("answer",),
     ("chat",),

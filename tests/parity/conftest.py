@@ -11,7 +11,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))  # the helper modules of this folder, under any import mode
 
 import model_outputs  # noqa: E402
-from reference_case import DATA, PARTS, ReferenceCase  # noqa: E402
+from reference_case import PARTS, ReferenceCase  # noqa: E402
+
+from glamm_mini import paths  # noqa: E402
 
 
 def pytest_addoption(parser):
@@ -20,7 +22,7 @@ def pytest_addoption(parser):
 
 def _folder(config) -> Path:
     given = config.getoption("--case", default=None) or os.environ.get("GLAMM_MINI_CASE")
-    return Path(given) if given else DATA / "case_small"
+    return Path(given) if given else paths.parity_folder() / "case_small"
 
 
 @lru_cache(maxsize=2)

@@ -1,11 +1,10 @@
 """One reference case on disk: its files, its inputs, and our model filled with its weights.
 
 A case is a folder with meta.json, five npz files and a manifest of the official state dict. Weights and images follow
-from names alone (tests/data/reference_weights.py), so that a case of any size is small.
+from names alone (glamm_mini/parity/weights.py), so that a case of any size is small.
 """
 
 import ast
-import importlib.util
 import json
 from functools import cached_property
 from pathlib import Path
@@ -16,21 +15,11 @@ import torch
 from glamm_mini.checkpoints.official import load_official_state
 from glamm_mini.config import GlammConfig
 from glamm_mini.model.glamm import GlammForConditionalGeneration
+from glamm_mini.parity import weights
 
-DATA = Path(__file__).resolve().parents[1] / "data"
 PARTS = ("vision", "region", "splice", "train", "generate")
 OFFICIAL_BOX_SIZE = 224
 SUMMARY = ("__shape", "__step", "__sample", "__stats", "__probe")
-
-
-def _weights_module():
-    spec = importlib.util.spec_from_file_location("reference_weights", DATA / "reference_weights.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-weights = _weights_module()
 
 
 class ReferenceCase:

@@ -1,0 +1,1 @@
+"""Our numbers beside the official model's: the same weights, the same inputs, and where they first differ."""
