@@ -22,7 +22,7 @@ PAIR := $(THREADS) $(KEEP) $(BIN)/python -m torch.distributed.run --standalone -
 TWO := $(PAIR) -m glamm_mini.cli.main
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint lab notebooks badges bands classroom samples figures contact-sheet backbones tiny five-minutes card table clean
+.PHONY: help demo test test-all lint lab notebooks badges bands classroom samples figures contact-sheet backbones tiny five-minutes card table clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,7 +44,11 @@ demo: $(VENV)/.base.stamp ## ask the tiny model about the bundled pictures; the 
 
 test: $(VENV)/.dev.stamp ## lint, then all tests with coverage
 	$(BIN)/ruff check .
-	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) --cov=glamm_mini --cov-report=term --cov-fail-under=$(COVERAGE)
+	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) -m "not late" \
+		--cov=glamm_mini --cov-report=term --cov-fail-under=$(COVERAGE)
+
+test-all: $(VENV)/.dev.stamp ## run what `make test` leaves out: notebooks 10 to 15, from top to bottom
+	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) -m late tests/test_notebooks.py
 
 lint: $(VENV)/.dev.stamp ## lint alone
 	$(BIN)/ruff check .
