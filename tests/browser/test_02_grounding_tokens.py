@@ -1,5 +1,7 @@
 """The typing widget of notebook 02 in JupyterLab: a typed [SEG] is a token in an answer, and plain in a question."""
 
+from widget_words import wait_for
+
 CELL = """
 from glamm_mini.paths import checkpoint_folder
 from glamm_mini.processor import GlammProcessor
@@ -9,12 +11,6 @@ from glamm_mini.visuals.token_strip import TYPED, typed_tokens
 processor = GlammProcessor.from_pretrained(checkpoint_folder("tiny"))
 PictureExplorer(typed_tokens(processor), {"as": list(TYPED)}, text="Where is [SEG]?", width=620)
 """
-
-
-def wait_for(page, text):
-    page.wait_for_function(
-        "t => [...document.querySelectorAll('[aria-live]')].some(e => e.textContent.includes(t))", arg=text
-    )
 
 
 def test_a_typed_seg_is_plain_in_a_question_and_a_token_in_an_answer(lab):

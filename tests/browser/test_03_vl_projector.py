@@ -1,5 +1,7 @@
 """The widget of notebook 03 in JupyterLab: a click chooses a patch, buttons and slider choose what is shown of it."""
 
+from widget_words import wait_for
+
 CELL = """
 import torch
 from PIL import Image
@@ -16,12 +18,6 @@ PictureExplorer(
     width=520,
 )
 """
-
-
-def wait_for(page, text):
-    page.wait_for_function(
-        "t => [...document.querySelectorAll('[aria-live]')].some(e => e.textContent.includes(t))", arg=text
-    )
 
 
 def test_a_click_chooses_the_patch(lab):

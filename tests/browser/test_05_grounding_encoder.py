@@ -1,5 +1,7 @@
 """The window widget of notebook 05 in JupyterLab: sliders change the windows, the padding and the cost."""
 
+from widget_words import wait_for
+
 CELL = """
 import numpy as np
 from PIL import Image
@@ -11,12 +13,6 @@ shades = np.linspace(0, 255, 300 * 300 * 3).reshape(300, 300, 3).astype(np.uint8
 draw = windows_view(Image.fromarray(shades), GlammConfig.of_size("7b").grounding)
 PictureExplorer(draw, {"window": ([7, 14, 16], 14), "pixels": ([256, 1024], 1024)}, width=480)
 """
-
-
-def wait_for(page, text):
-    page.wait_for_function(
-        "t => [...document.querySelectorAll('[aria-live]')].some(e => e.textContent.includes(t))", arg=text
-    )
 
 
 def test_sliders_change_windows_padding_and_cost(lab):

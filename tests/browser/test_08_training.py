@@ -1,5 +1,7 @@
 """The scrubber of notebook 08 in JupyterLab: another step brings other masks, another scene another picture."""
 
+from widget_words import wait_for
+
 CELL = """
 import torch
 from glamm_mini.datasets.storybook.dataset import evaluation_samples
@@ -13,12 +15,6 @@ held_out.drawn = [[torch.zeros_like(masks) for masks in truth], truth]
 held_out.ious = [[torch.zeros(len(masks)) for masks in truth], [torch.ones(len(masks)) for masks in truth]]
 training_explorer(samples, held_out, [0, 40])
 """
-
-
-def wait_for(page, text):
-    page.wait_for_function(
-        "t => [...document.querySelectorAll('[aria-live]')].some(e => e.textContent.includes(t))", arg=text
-    )
 
 
 def test_the_sliders_move_through_steps_and_scenes(lab):

@@ -1,5 +1,7 @@
 """The bar of notebook 09 in JupyterLab: moved up, it lets fewer masks pass; another scene shows another picture."""
 
+from widget_words import wait_for
+
 CELL = """
 import numpy as np
 from glamm_mini.evaluation.gcg import GroundedImage
@@ -19,12 +21,6 @@ def scene(shift):
 
 bar_explorer(*zip(scene(10), scene(2)))
 """
-
-
-def wait_for(page, text):
-    page.wait_for_function(
-        "t => [...document.querySelectorAll('[aria-live]')].some(e => e.textContent.includes(t))", arg=text
-    )
 
 
 def test_a_higher_bar_lets_fewer_masks_pass(lab):

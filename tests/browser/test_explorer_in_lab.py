@@ -1,5 +1,7 @@
 """The explorer in JupyterLab: slider, buttons, click, drag and text reach Python, and its picture comes back."""
 
+from widget_words import wait_for
+
 CELL = """
 from PIL import Image, ImageDraw
 from glamm_mini.visuals.explorer import PictureExplorer
@@ -14,12 +16,6 @@ def draw(choice):
 
 axes = {"level": [0, 1, 2, 3], "kind": ["plain", "<b>bold</b>"]}
 """
-
-
-def wait_for(page, text):
-    page.wait_for_function(
-        "t => [...document.querySelectorAll('[aria-live]')].some(e => e.textContent.includes(t))", arg=text
-    )
 
 
 def test_controls_reach_python_and_the_picture_comes_back(lab):
