@@ -75,7 +75,9 @@ def check_folder(folder: Path) -> None:
 def check_no_pickle(path: Path) -> None:
     """Raises ValueError if a file is a pickle, whatever its name: reading one can run any code."""
     with path.open("rb") as file:
-        if file.read(4).startswith(PICKLES):
+        head = file.read(9)
+        # Safetensors opens with a length in eight bytes, some of which look like a pickle's, and then a brace.
+        if head.startswith(PICKLES) and head[8:] != b"{":
             raise ValueError(
                 f"{path} is a pickle and no safetensors file; it is not read, for pickles can run code. Save the "
                 "weights again with save_model"
