@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from glamm_mini.config import GlammConfig
 from glamm_mini.images import load_image
 from glamm_mini.model.pixel_decoder import upscale_logits
+from glamm_mini.text.official import official_decode, strips_blanks
 from glamm_mini.text.prompts import Prompt, render
 from glamm_mini.text.tokens import ADDED_TOKENS, IGNORE_INDEX, IMAGE, IMAGE_TOKEN_INDEX
 
@@ -87,10 +88,20 @@ class GlammProcessor:
 
     # --- words ------------------------------------------------------------------------------------------------------
 
-    def encode(self, turns: list[tuple[str, str | None]], has_image: bool = True) -> tuple[list[int], list[int]]:
-        """Ids and labels of one conversation; see `text.prompts.render`. `<image>` becomes one id of -200."""
+    @property
+    def room(self) -> int:
+        """Most ids that a row with one image may have, the image counting as one id (official 1536 - 575 = 961)."""
+        return self.config.prompt.max_length - self.config.image_tokens + 1
+
+    def encode(
+        self, turns: list[tuple[str, str | None]], has_image: bool = True, truncate: bool = False
+    ) -> tuple[list[int], list[int]]:
+        """Ids and labels of one conversation; see `text.prompts.render`. `<image>` becomes one id of -200.
+
+        truncate: cut the row to `room` ids, as the released code does in training, but not when it answers.
+        """
         ids, labels, _ = self._encode(render(self.config.prompt, turns, has_image))
-        return ids, labels
+        return (ids[: self.room], labels[: self.room]) if truncate else (ids, labels)
 
     def encode_packed(self, conversations: list[list[tuple[str, str]]]) -> tuple[list[int], list[int], list[int]]:
         """Ids, labels and segments of several conversations about one image, their common beginning stored once.
@@ -98,20 +109,23 @@ class GlammProcessor:
         A conversation that does not fit into the longest row any more is left out; the caller learns how many fit
         from the highest segment.
         """
-        room = self.config.prompt.max_length - self.config.image_tokens + 1
         ids, labels, segments = [], [], []
         for k, turns in enumerate(conversations, 1):
             own, own_labels, shared = self._encode(render(self.config.prompt, turns, True))
             if k == 1:
                 ids, labels, segments = own[:shared], own_labels[:shared], [0] * shared
-            if len(ids) + len(own) - shared > room and k > 1:
+            if len(ids) + len(own) - shared > self.room and k > 1:
                 break
             ids, labels = ids + own[shared:], labels + own_labels[shared:]
             segments += [k] * (len(own) - shared)
         return ids, labels, segments
 
     def _encode(self, prompt: Prompt):
-        """Ids, labels, and how many ids the shared beginning has. Labels follow character offsets: no re-counting."""
+        """Ids, labels, and how many ids the shared beginning has.
+
+        Labels follow character offsets: no re-counting. The blank before an answer is learnt too, by a tokenizer that
+        has a piece for it or lets the next piece swallow it, as Llama's does.
+        """
         ids, labels, shared, at = [], [], 0, 0
         for k, chunk in enumerate(prompt.text.split(IMAGE)):
             if k:
@@ -120,7 +134,7 @@ class GlammProcessor:
                 at += len(IMAGE)
             encoded = self.tokenizer(chunk, add_special_tokens=k == 0, return_offsets_mapping=True)
             for token, (start, end) in zip(encoded.input_ids, encoded.offset_mapping, strict=True):
-                learnt = end > start and any(a <= at + start and at + end <= b for a, b in prompt.supervised)
+                learnt = end > start and any(a - 1 <= at + start and at + end <= b for a, b in prompt.supervised)
                 ids.append(token)
                 labels.append(token if learnt else IGNORE_INDEX)
                 shared = len(ids) if at + end <= prompt.shared else shared
@@ -132,6 +146,8 @@ class GlammProcessor:
         t = self.tokenizer
         drop = {t.bos_token_id, t.eos_token_id, t.pad_token_id}
         kept = [int(i) for i in ids if int(i) not in drop and int(i) >= 0]
+        if strips_blanks(t):
+            return official_decode(t, kept)
         return t.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     # --- both -------------------------------------------------------------------------------------------------------
@@ -141,11 +157,12 @@ class GlammProcessor:
         encoded = [self.encode(turns, has_image)[0] for turns in rows]
         return _padded({"input_ids": (encoded, self.tokenizer.pad_token_id)}, encoded, left=True)
 
-    def __call__(self, images=None, conversations=None, boxes=None, masks=None) -> dict:
+    def __call__(self, images=None, conversations=None, boxes=None, masks=None, truncate=False) -> dict:
         """A batch of closed conversations, one a row, each about its own image.
 
         images: R pictures or None. conversations: R lists of (question, answer). boxes: per row (N, 4) pixels of the
-        picture or None. masks: per row (M, H, W) bool or None. Returns what the model's forward takes.
+        picture or None. masks: per row (M, H, W) bool or None. truncate: see `encode`. Returns what the model's forward
+        takes.
         """
         if not conversations:
             raise ValueError("no conversation was given; expected a list of lists of (question, answer)")
@@ -158,7 +175,7 @@ class GlammProcessor:
                 raise ValueError(
                     f"{name} has {len(given)} entries for {len(conversations)} conversations; give one a row, or None"
                 )
-        rows = [self.encode(turns, images is not None) for turns in conversations]
+        rows = [self.encode(turns, images is not None, truncate) for turns in conversations]
         batch = pad_rows([r[0] for r in rows], [r[1] for r in rows], None, self.tokenizer.pad_token_id)
         if images is not None:
             batch |= self.images(images)
