@@ -1,0 +1,130 @@
+"""What from_parts fetches, from where, and how much memory filling a model takes."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from pretrained_parts import parts_config, save_clip, save_llama, save_sam
+
+from glamm_mini.checkpoints import part_sources
+from glamm_mini.checkpoints.part_sources import SAM_FILES, clip_source, llama_source, sam_source
+
+
+@pytest.fixture()
+def hub(tmp_path, monkeypatch):
+    """A hub of one folder: `snapshot_download` copies what the patterns allow, and notes what was asked for."""
+    import huggingface_hub
+
+    remote, cache, asked = tmp_path / "remote", tmp_path / "cache", []
+
+    def snapshot_download(name, allow_patterns):
+        asked.append(name)
+        if name != "someone/model":
+            raise OSError("404 Client Error\nmore")
+        cache.mkdir(exist_ok=True)
+        for file in remote.iterdir():
+            if any(file.match(pattern) for pattern in allow_patterns):
+                shutil.copy(file, cache / file.name)
+        return str(cache)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    return remote, cache, asked
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+def test_only_files_that_run_no_code_are_fetched(hub, pickled):
+    remote, cache, asked = hub
+    model = save_llama(remote, parts_config(), shard="1GB")
+    (remote / "modeling_evil.py").write_text("raise SystemExit")
+    (remote / "training_args.bin").write_bytes(b"x")
+    torch.save(model.state_dict(), remote / "pytorch_model.bin")
+    if pickled:
+        (remote / "model.safetensors").unlink()
+    source = llama_source("someone/model")
+    assert [file.name for file in source.files] == ["pytorch_model.bin" if pickled else "model.safetensors"]
+    fetched = {file.name for file in cache.iterdir()}
+    assert "tokenizer.model" in fetched and not fetched & {"modeling_evil.py", "training_args.bin"}
+    assert ("pytorch_model.bin" in fetched) == pickled, "pickles are fetched where there is nothing else"
+
+
+def test_a_folder_needs_no_network(hub, tmp_path):
+    save_clip(tmp_path / "clip", parts_config())
+    assert clip_source(tmp_path / "clip").config.hidden_size == 32
+    assert not hub[2]
+
+
+def test_a_hub_without_the_model_is_one_line(hub):
+    with pytest.raises(FileNotFoundError, match=r"no folder no/body here, and the hub gave .*\(404 Client Error\)"):
+        llama_source("no/body")
+
+
+def test_published_weights_are_fetched_once_and_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.chdir(tmp_path)
+    fetched = []
+
+    def download(address, target):
+        fetched.append(address)
+        Path(target).write_bytes(b"weights")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    source = sam_source(SAM_FILES[0])
+    assert source.files == [tmp_path / "hub" / "checkpoints" / SAM_FILES[0]]
+    assert sam_source(SAM_FILES[0]).files == source.files
+    assert fetched == [part_sources.SAM_ADDRESS + SAM_FILES[0]]
+    (tmp_path / SAM_FILES[1]).write_bytes(b"own")
+    assert sam_source(SAM_FILES[1]).files == [Path(SAM_FILES[1])] and len(fetched) == 1, "a file here comes first"
+
+
+def test_a_failed_download_says_what_to_do(tmp_path, monkeypatch):
+    def refuse(address, target):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    with pytest.raises(FileNotFoundError, match="could not be fetched .no route to host.*give its path"):
+        sam_source("https://example.org/sam.pth")
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+MEASURE = """
+import re, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from pretrained_parts import parts_config
+from glamm_mini.checkpoints import parts, shards
+
+def kilobytes(name):
+    return int(re.search(rf"{name}:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+
+shards.SLICE = 4 * 2**20  # as small beside this model as the real one beside a real model
+folder = Path(sys.argv[1])
+config = parts_config()
+for name, value in dict(hidden_size=512, intermediate_size=2048, num_hidden_layers=8).items():
+    setattr(config.text, name, value)
+Path("/proc/self/clear_refs").write_text("5")  # the highest mark begins anew
+before = kilobytes("VmRSS")
+model = parts.from_parts(config, folder / "clip", folder / "llama", folder / "sam.pth")[0]
+print((kilobytes("VmHWM") - before) * 1024 / sum(p.nbytes for p in model.parameters()))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's highest mark of memory")
+@pytest.mark.parametrize("pickled", [False, True])
+def test_memory_peaks_near_the_models_own_size(tmp_path, pickled):
+    config = parts_config()
+    save_clip(tmp_path / "clip", config)
+    save_sam(tmp_path / "sam.pth", config)
+    wide = dict(hidden_size=512, intermediate_size=2048, num_hidden_layers=8, head_dim=8)
+    model = save_llama(tmp_path / "llama", config, shard="1GB", **wide)
+    if pickled:
+        torch.save(model.state_dict(), tmp_path / "llama" / "pytorch_model.bin")
+        (tmp_path / "llama" / "model.safetensors").unlink()
+    here = str(Path(__file__).parent)
+    command = [sys.executable, "-c", MEASURE, str(tmp_path), here]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(here).parent)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert 0.9 < float(done.stdout) < 1.2
