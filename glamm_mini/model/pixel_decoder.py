@@ -1,11 +1,16 @@
 """Pixel decoder: segment-anything's prompt encoder and mask decoder, prompted by the language model."""
 
+import math
+
 import torch
 from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
 from torch import nn
 from torch.nn import functional as F
 
 from glamm_mini.config import GlammConfig
+
+NUMBERS_AT_ONCE = 2**25
+"""Numbers of image embeddings that are decoded together: 32 masks at SAM's sizes, about 1.1 GB in float32."""
 
 
 class PromptedMaskDecoder(MaskDecoder):
@@ -36,6 +41,8 @@ class PixelDecoder(nn.Module):
         super().__init__()
         c = config.grounding
         self.image_size = c.image_size
+        self.position_dtype = None if config.mode == "official" else torch.float32
+        self.masks_at_once = max(1, NUMBERS_AT_ONCE // (c.prompt_dim * c.grid**2))
         self.prompt_encoder = PromptEncoder(
             embed_dim=c.prompt_dim,
             image_embedding_size=(c.grid, c.grid),
@@ -54,30 +61,44 @@ class PixelDecoder(nn.Module):
         )
 
     def forward(self, embeddings: torch.Tensor, prompts: torch.Tensor, image_index: torch.Tensor):
-        """One mask per prompt.
+        """One mask per prompt, many prompts in one call; more than fit in memory are taken in turns.
 
         embeddings: (I, C, h, w), one per image. prompts: (N, K, C), K vectors a mask (one [SEG], or points and boxes
         of the prompt encoder). image_index: (N,), the image of each prompt.
         Returns mask logits (N, 4h, 4w) and the predicted quality (N,), which GLaMM does not use.
         """
-        c = self.prompt_encoder
-        dense = c.no_mask_embed.weight.reshape(1, -1, 1, 1)  # (1, C) -> (1, C, 1, 1)
+        positions = self.positions()
+        turns = zip(prompts.split(self.masks_at_once), image_index.split(self.masks_at_once), strict=True)
+        masks, quality = zip(
+            *(self._decode(embeddings[images], mine, positions) for mine, images in turns), strict=True
+        )
+        return torch.cat(masks), torch.cat(quality)
+
+    def _decode(self, embeddings, prompts, positions):
+        dense = self.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)  # (1, C) -> (1, C, 1, 1)
         masks, quality = self.mask_decoder(
-            image_embeddings=embeddings[image_index],
-            image_pe=self._positions(),
+            image_embeddings=embeddings,
+            image_pe=positions,
             sparse_prompt_embeddings=prompts,
             dense_prompt_embeddings=dense,
             multimask_output=False,
         )
         return masks[:, 0], quality[:, 0]
 
-    def _positions(self) -> torch.Tensor:
-        """The library's position code of the grid (1, C, h, w), which it computes for float32 weights only."""
-        c = self.prompt_encoder
-        name, matrix = next(iter(c.pe_layer.named_buffers()))
-        if matrix.dtype == torch.float32:
-            return c.get_dense_pe()
-        code = torch.func.functional_call(c.pe_layer, {name: matrix.float()}, (c.image_embedding_size,))
+    def positions(self) -> torch.Tensor:
+        """The position code of the grid (1, C, h, w): sines and cosines of random mixtures of x and y.
+
+        The library computes it for float32 weights only. In mode "fixed" it is computed in float32 and then rounded;
+        the official code computes it in the weights' own precision, up to 0.1 away from that in bfloat16.
+        """
+        matrix = self.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix  # (2, C / 2)
+        h, w = self.prompt_encoder.image_embedding_size
+        y = (torch.arange(h, device=matrix.device) + 0.5) / h  # middles of patches, 0..1
+        x = (torch.arange(w, device=matrix.device) + 0.5) / w
+        grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1)  # (h, w, 2), x first
+        dtype = self.position_dtype or matrix.dtype
+        angles = 2 * math.pi * ((2 * grid - 1).to(dtype) @ matrix.to(dtype))  # (h, w, C / 2)
+        code = torch.cat([angles.sin(), angles.cos()], dim=-1).permute(2, 0, 1)  # (h, w, C) -> (C, h, w)
         return code[None].to(matrix.dtype)
 
 
