@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from glamm_mini.assistant import Assistant
 from glamm_mini.checkpoints.folder import load_model
-from glamm_mini.training import recipes
+from glamm_mini.training import recipes, storybook
 
 QUICK = ["steps=2", "batch_size=2", "workers=0", "threads=1", "tensorboard=false"]
 
@@ -29,7 +29,7 @@ def trained(backbones, tmp_path_factory):
         return {"gcg_miou": 0.25}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recipes, "storybook_figures", figures)
+        patch.setattr(storybook, "storybook_figures", figures)
         overrides = [*QUICK, f"backbones={backbones}", "scenes=3"]
         folder = recipes.run("storybook", "tiny", "storybook", out, overrides=overrides)
     assert seen == [("GlammForConditionalGeneration", False, 3)]

@@ -1,9 +1,5 @@
-"""Recipes: what is trained on what, in which order, with which settings. `glamm-mini train NAME` runs one."""
+"""The tiny model's own trainings: three backbones from nothing, and GLaMM from them. Settings are in recipes/."""
 
-import json
-import sys
-from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -23,9 +19,10 @@ from glamm_mini.text.wordpiece import build_wordpiece
 from glamm_mini.training.backbones import EncoderTraining, collate_encoder
 from glamm_mini.training.joint import JointCollate, JointTraining
 from glamm_mini.training.language import SPOKEN, LanguageCollate, LanguageTraining
-from glamm_mini.training.logs import read_log
+from glamm_mini.training.options import split, whole
+from glamm_mini.training.recipe import read_recipe
+from glamm_mini.training.record import write_record
 from glamm_mini.training.segmenter import SegmenterTraining, collate_segmenter
-from glamm_mini.training.settings import TrainSettings
 from glamm_mini.training.trainer import Trainer
 from glamm_mini.training.validation import storybook_figures
 
@@ -36,26 +33,6 @@ VALIDATION_SCENES = 24
 
 CONVERSATIONS = 11
 """About each scene; they share one row and the picture's features."""
-
-_BACKBONE = TrainSettings(lr=1.5e-3, muon_lr=0.02, precision="auto", threads=1, save_every=200)
-BACKBONE_SETTINGS = {
-    "encoder": replace(_BACKBONE, steps=1400, batch_size=32, seed=1),
-    "segmenter": replace(_BACKBONE, steps=3000, batch_size=16, seed=2),
-    "language": replace(_BACKBONE, steps=2300, batch_size=8, seed=3),
-}
-STORYBOOK_SETTINGS = TrainSettings(
-    steps=1750,
-    batch_size=16,
-    lr=1e-3,
-    muon_lr=0.008,
-    lr_scales={"glamm.global_encoder": 0.25, "glamm.vl_projector": 0.5, "glamm.region_encoder": 0.5},
-    threads=2,
-    precision="auto",
-    save_every=200,
-    validate_every=350,
-    seed=4,
-)
-"""Muon's rates are for matrices (see training/optimiser.py); lr is AdamW's, for all else."""
 
 
 def untrained(size: str) -> tuple[GlammForConditionalGeneration, GlammProcessor]:
@@ -83,9 +60,10 @@ def train_backbones(size: str, data: str, out: Path, resume: bool, overrides: li
     An override such as `encoder.steps=100` reaches one stage, `steps=100` all of them, and `only=encoder` trains one:
     the stages do not need each other, so that two can run side by side on two cores.
     """
-    own, overrides = _split(overrides, ("only",))
-    if own.get("only", "encoder") not in BACKBONE_SETTINGS:
-        raise ValueError(f"only={own['only']} names no backbone; expected one of {', '.join(BACKBONE_SETTINGS)}")
+    own, overrides = split(overrides, ("only",))
+    defaults = read_recipe("backbones", size).stages
+    if own.get("only", "encoder") not in defaults:
+        raise ValueError(f"only={own['only']} names no backbone; expected one of {', '.join(defaults)}")
     glamm, processor = untrained(size)
     side = processor.config.grounding.image_size
     scenes = partial(StorybookDataset, "train", size=ENDLESS, long_side=side)
@@ -98,7 +76,7 @@ def train_backbones(size: str, data: str, out: Path, resume: bool, overrides: li
     model_folder = Path(out) / "model"
     names = [own["only"]] if own else list(stages)
     # All settings are read before the first stage: a slip in the last must not be found after an hour of training.
-    settings = {name: BACKBONE_SETTINGS[name].with_overrides(_for_stage(name, overrides)) for name in stages}
+    settings = {name: defaults[name].with_overrides(_for_stage(name, stages, overrides)) for name in stages}
     for name in names:
         module, collate, dataset = stages[name]
         torch.manual_seed(0)
@@ -137,15 +115,15 @@ def train_storybook(size: str, data: str, out: Path, resume: bool, overrides: li
     draw these tasks alone, `conversations=2` to hold fewer about each scene.
     """
     glamm, processor = untrained(size)
-    own, rest = _split(overrides, ("backbones", "scenes", "start", "tasks", "conversations"))
-    scenes, conversations = _whole(own, "scenes", VALIDATION_SCENES), _whole(own, "conversations", CONVERSATIONS)
+    own, rest = split(overrides, ("backbones", "scenes", "start", "tasks", "conversations"))
+    scenes, conversations = whole(own, "scenes", VALIDATION_SCENES), whole(own, "conversations", CONVERSATIONS)
     mixture = {task: MIXTURE.get(task, 0.0) for task in own["tasks"].split(",")} if "tasks" in own else None
     folder = Path(own["backbones"]) if "backbones" in own else paths.checkpoint_folder("backbones")
     torch.manual_seed(0)
     stage = load_backbones(folder, glamm)
     if "start" in own:
         load_weights(stage, Path(own["start"]) / "last" / "model.safetensors")
-    settings = STORYBOOK_SETTINGS.with_overrides(rest)
+    settings = read_recipe("storybook", size).settings.with_overrides(rest)
     side = processor.config.grounding.image_size
     dataset = StorybookDataset("train", 0, ENDLESS, side, mixture, conversations)
     validate = partial(_validate, processor=processor, scenes=scenes) if scenes else None
@@ -157,48 +135,11 @@ def train_storybook(size: str, data: str, out: Path, resume: bool, overrides: li
     return folder
 
 
-def write_record(run: Path, target: Path) -> None:
-    """How a model was made, beside it: the command, the settings, seconds of training, and the last losses."""
-    log = read_log(run / "log.jsonl")
-    record = {
-        "command": " ".join(["glamm-mini", *sys.argv[1:]]),
-        "settings": json.loads((run / "settings.json").read_text()),
-        "seconds": round(sum(line.get("seconds", 0.0) for line in log)),
-        "validation": [{"step": line["step"], **line["validation"]} for line in log if "validation" in line],
-        "last": next((line for line in reversed(log) if "loss" in line), None),
-    }
-    target.write_text(json.dumps(record, indent=1) + "\n")
-
-
 def _validate(stage: JointTraining, processor: GlammProcessor, scenes: int) -> dict[str, float]:
     return storybook_figures(Assistant(stage.glamm, processor), scenes)
 
 
-RECIPES: dict[str, Callable[..., Path]] = {"backbones": train_backbones, "storybook": train_storybook}
-
-
-def run(recipe: str, size: str, data: str, out: Path, resume: bool = False, overrides: list[str] | None = None) -> Path:
-    """Run a recipe; returns the folder of the trained weights. Raises ValueError for an unknown recipe or data."""
-    if recipe not in RECIPES:
-        raise ValueError(f"recipe {recipe!r} is unknown; expected one of {', '.join(RECIPES)}")
-    if data != "storybook":
-        raise ValueError(f"data {data!r} is unknown to recipe {recipe!r}; it trains on storybook")
-    return RECIPES[recipe](size, data, Path(out), resume, list(overrides or []))
-
-
-def _for_stage(name: str, overrides: list[str]) -> list[str]:
+def _for_stage(name: str, names, overrides: list[str]) -> list[str]:
     """Overrides of one stage: those without a prefix, and those with its own."""
-    stages = tuple(f"{stage}." for stage in BACKBONE_SETTINGS)
+    stages = tuple(f"{stage}." for stage in names)
     return [o.removeprefix(f"{name}.") for o in overrides if o.startswith(f"{name}.") or not o.startswith(stages)]
-
-
-def _split(overrides: list[str], names: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
-    own = dict(o.split("=", 1) for o in overrides if o.split("=", 1)[0] in names and "=" in o)
-    return own, [o for o in overrides if o.split("=", 1)[0] not in own]
-
-
-def _whole(own: dict[str, str], name: str, default: int) -> int:
-    text = own.get(name, str(default))
-    if not text.isdecimal():
-        raise ValueError(f"{name} is {text!r}; expected a whole number, 0 or more")
-    return int(text)
