@@ -10,7 +10,6 @@ from glamm_mini.answer import GroundedAnswer, GroundedPhrase, grounded_phrase
 from glamm_mini.boxes import box_array
 from glamm_mini.chat import Chat
 from glamm_mini.checkpoints.folder import load_model
-from glamm_mini.checkpoints.quantise import check_kind, quantise
 from glamm_mini.images import load_image
 from glamm_mini.model.glamm import GlammForConditionalGeneration, ImageFeatures
 from glamm_mini.processor import GlammProcessor
@@ -174,20 +173,22 @@ def _want_masks(answer: GroundedAnswer) -> GroundedAnswer:
 
 
 def load(
-    name: str | Path = "tiny", device: str | None = None, dtype: str | None = None, quantize: str | None = None
+    name: str | Path = "tiny",
+    device: str | None = None,
+    dtype: str | None = None,
+    quantize: str | None = None,
+    **placement,
 ) -> Assistant:
-    """A model ready to be asked: a bundled one ("tiny"), a folder that training wrote, or a hub id ("owner/name").
+    """A model ready to be asked: a bundled one ("tiny"), a folder that training wrote, an official checkpoint's folder,
+    or a hub id ("owner/name", such as "MBZUAI/GLaMM-GCG").
 
-    device: "cpu", "cuda" ...; default: a GPU if there is one. dtype: "float32", "bfloat16" ...; default float32.
+    device: "cpu", "cuda" ...; default: a GPU if there is one. "auto" uses all GPUs, then the CPU's memory, then the
+    disk; with it, `max_memory` (such as {0: "10GB", "cpu": "30GB"}) and `offload_folder` say how much and where.
+    dtype: "float32", "bfloat16" ...; default float32.
     quantize: "4bit" or "8bit" for the language model's weights (needs the extra `quantize`); default as they are.
+    vision_tower: the folder of CLIP, which official checkpoints leave out; default: their own choice, from the hub.
     Raises FileNotFoundError or ValueError that names what is missing, damaged or foreign.
     """
-    check_kind(quantize)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    elif str(device).startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device is {device!r}, but PyTorch finds no GPU; leave device out, or give 'cpu'")
-    model, processor = load_model(name, dtype=dtype)
-    if quantize is not None:
-        quantise(model, quantize)
-    return Assistant(model.to(device), processor)
+    return Assistant(*load_model(name, dtype, device=device, quantize=quantize, **placement))

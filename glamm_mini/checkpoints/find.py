@@ -1,4 +1,4 @@
-"""Where a checkpoint lies, by name, folder or hub id, and whether it is one of ours before anything of it is loaded."""
+"""Where a checkpoint lies, by name, folder or hub id, and of which kind it is, before anything of it is loaded."""
 
 import json
 import os
@@ -10,7 +10,13 @@ from glamm_mini import paths
 from glamm_mini.config import GlammConfig
 
 WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 FILES = (WEIGHTS, "config.json", "tokenizer.json")
+OFFICIAL_TYPES = ("llava", "glamm", "lisa")
+"""What an official config.json may say under model_type; a released one was never at hand to look."""
+
+WANTED = ("*.json", "*.safetensors", "tokenizer.model")
+TORCH = ("pytorch_model*.bin",)
 PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 """First bytes of what `torch.save` and `pickle` write."""
 
@@ -44,11 +50,14 @@ def recover(folder: Path) -> Path:
 
 
 def _from_hub(name: str) -> Path:
-    """Download a repository of the hub, or take what was downloaded before; only files that cannot run code."""
+    """Download a repository of the hub, or take what was downloaded before; torch's files where it has no other."""
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+        folder = Path(snapshot_download(name, allow_patterns=list(WANTED)))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(name, allow_patterns=list(WANTED + TORCH)))
+        return folder
     except Exception as error:  # of the network, of the hub and of its cache, each of its own type
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise FileNotFoundError(
@@ -57,15 +66,26 @@ def _from_hub(name: str) -> Path:
         ) from error
 
 
+def is_official(folder: Path) -> bool:
+    """Whether the folder's config.json is one of an official GLaMM checkpoint."""
+    config = _read_config(folder / "config.json")
+    names = config.get("architectures") or ()
+    return config.get("model_type") in OFFICIAL_TYPES or any("GLaMM" in str(name) for name in names)
+
+
 def check_folder(folder: Path) -> None:
-    """Raises FileNotFoundError that names missing files, ValueError if the folder holds another kind of model."""
-    kind = _model_type(folder / "config.json")
-    if kind not in (None, GlammConfig.model_type):
+    """Raises FileNotFoundError that names missing files of a checkpoint of ours, ValueError if the folder holds
+    another kind of model."""
+    config = _read_config(folder / "config.json")
+    kind = str(config.get("model_type", "unnamed"))
+    if config and kind != GlammConfig.model_type:
         raise ValueError(
-            f"{folder} holds a model of the type {kind!r}; expected {GlammConfig.model_type!r}. A language model or "
-            "an official GLaMM checkpoint cannot be asked as it is: give a folder that glamm-mini has written"
+            f"{folder} holds a model of the type {kind!r}; expected {GlammConfig.model_type!r}, or an official GLaMM "
+            "checkpoint. A language model cannot be asked about pictures: give a folder that glamm-mini has written"
         )
     missing = [name for name in FILES if not (folder / name).is_file()]
+    if WEIGHTS in missing and (folder / INDEX).is_file():
+        missing.remove(WEIGHTS)
     if missing:
         raise FileNotFoundError(
             f"{folder} is no GLaMM checkpoint: {', '.join(missing)} missing; train one (make tiny) or copy it whole"
@@ -84,10 +104,10 @@ def check_no_pickle(path: Path) -> None:
             )
 
 
-def _model_type(path: Path) -> str | None:
-    """What a config.json says that the model is; None where it is missing, damaged or does not say."""
+def _read_config(path: Path) -> dict:
+    """What a config.json says; empty where it is missing or damaged."""
     try:
         config = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
-        return None
-    return str(config.get("model_type", "unnamed")) if isinstance(config, dict) else None
+        return {}
+    return config if isinstance(config, dict) else {}

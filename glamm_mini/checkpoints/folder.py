@@ -1,85 +1,119 @@
-"""Checkpoints as folders: safetensors weights, config.json and the tokenizer, written whole or not at all."""
+"""Checkpoints as folders: weights, config.json and the tokenizer, written whole or not at all, and loaded by name."""
 
-import os
 import shutil
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from glamm_mini.checkpoints.find import WEIGHTS, check_folder, check_no_pickle, find_folder, recover
+from glamm_mini.checkpoints.fill import fill
+from glamm_mini.checkpoints.find import WEIGHTS, check_no_pickle
+from glamm_mini.checkpoints.placement import dispatch, main_device, place
+from glamm_mini.checkpoints.quantise import check_kind, is_quantised
+from glamm_mini.checkpoints.source import open_checkpoint
+from glamm_mini.checkpoints.write import MAX_SHARD_SIZE, whole_folder, write_weights
 from glamm_mini.config import GlammConfig
 from glamm_mini.model.glamm import GlammForConditionalGeneration
 from glamm_mini.processor import GlammProcessor
 
+__all__ = ["WEIGHTS", "load_model", "load_weights", "save_model"]
 
-def save_model(folder: str | Path, model, processor: GlammProcessor, dtype: torch.dtype | None = None) -> Path:
+
+def save_model(
+    folder: str | Path,
+    model,
+    processor: GlammProcessor,
+    dtype: torch.dtype | None = None,
+    max_shard_size: int | str = MAX_SHARD_SIZE,
+) -> Path:
     """Write weights, configuration and tokenizer; a kill while saving leaves the old ones, which `load_model` finds.
 
     dtype: store weights in this type (torch.bfloat16 halves the file); they are loaded as float32 all the same.
+    max_shard_size: bytes, or such as "4GB"; more weights are written in several files with an index.
     Raises OSError if the disk is full or the place cannot be written; what lay in `folder` is untouched then.
+    ValueError for a model whose weights are not all there: quantised, or offloaded.
     """
-    folder = Path(folder)
-    if folder.is_file():
-        raise OSError(f"{folder} is a file; a checkpoint is a folder: give another name")
-    old = recover(folder)
-    fresh = folder.with_name(f".{folder.name}.writing")
-    try:
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
-        _write(fresh, folder, model, processor, dtype)
-    except (OSError, SafetensorError) as error:
-        # Half a checkpoint helps nobody, and on a full disk its room is needed.
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise OSError(
-            f"the checkpoint {folder} could not be written ({error}); what lay there before is untouched; "
-            "free some room or choose another folder, then save again"
-        ) from error
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(fresh, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    folder, state = Path(folder), model.state_dict()
+    if is_quantised(model) or any(tensor.is_meta for tensor in state.values()):
+        raise ValueError("a quantised or offloaded model cannot be saved; load it whole, then save it")
+    for name in model.all_tied_weights_keys:
+        state.pop(name, None)
+    with whole_folder(folder) as fresh:
+        processor.save_pretrained(fresh)
+        model.config.save_pretrained(fresh)
+        types = {name: dtype if dtype and t.is_floating_point() else t.dtype for name, t in state.items()}
+        sizes = {name: t.numel() * types[name].itemsize for name, t in state.items()}
+        write_weights(fresh, sizes, ((name, t.to(types[name])) for name, t in state.items()), max_shard_size)
+        for name in ("model_card.md", "training.json"):
+            if (folder / name).is_file():
+                shutil.copy2(folder / name, fresh / name)
     return folder
 
 
-def _write(fresh: Path, folder: Path, model, processor: GlammProcessor, dtype: torch.dtype | None) -> None:
-    """All files of a checkpoint into the folder `fresh`; the notes that lie in `folder` are taken along."""
-    processor.save_pretrained(fresh)
-    model.config.save_pretrained(fresh)
-    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    if dtype is not None:
-        state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
-    save_file(state, fresh / WEIGHTS, metadata={"format": "pt"})
-    for name in ("model_card.md", "training.json"):
-        if (folder / name).is_file():
-            shutil.copy2(folder / name, fresh / name)
+def load_model(
+    name: str | Path,
+    dtype: str | torch.dtype | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    quantize: str | None = None,
+    max_memory: dict | None = None,
+    offload_folder: str | Path | None = None,
+    vision_tower: str | Path | None = None,
+    config: GlammConfig | None = None,
+) -> tuple[GlammForConditionalGeneration, GlammProcessor]:
+    """The model and the processor of a bundled name, a folder or a hub id, of ours or official.
 
+    Every weight must be there, and no other. Each goes from its file straight to its type and device, so that beside
+    the finished model there is never more in memory than a slice of a file. `model.load_report` tells what came from
+    where.
 
-def load_model(name: str | Path, dtype: str | None = None) -> tuple[GlammForConditionalGeneration, GlammProcessor]:
-    """The model and the processor of a bundled name, a folder or a hub id. Every weight must be there, and no other.
+    dtype: "float32" (default), "bfloat16" or "float16", for every part; "stored" keeps the type that each tensor has.
+    device: such as "cpu" or "cuda:0"; "auto" lets accelerate place parts on all GPUs, the CPU and the disk.
+    quantize: "4bit" or "8bit" for the language model's linear layers, each as it is read.
+    max_memory, offload_folder: see `checkpoints.placement.place`; for device="auto".
+    vision_tower: official checkpoints leave out CLIP; folder or hub id of it, default what their config.json names.
+    config: in place of what an official config.json says.
 
-    dtype: "float32" (default), "bfloat16" or "float16". Raises FileNotFoundError for what is missing, ValueError for
-    what is damaged or of another kind of model. Pickled weights are never read.
+    Raises FileNotFoundError for what is missing, ValueError for what is damaged or of another kind of model. Nothing
+    that could run code is read.
     """
+    kind = _dtype(dtype)
+    check_kind(quantize)
+    _check_device(device, quantize, max_memory, offload_folder)
+    source = open_checkpoint(name, vision_tower, config)
+    processor = source.processor()
+    model = source.empty_model()
+    source.check(model)
+    devices = {"": device}
+    if device == "auto":
+        devices = place(model, kind or torch.float32, max_memory, offload_folder)
+        devices = {"": main_device(devices)} if quantize else devices
+    model.load_report = fill(model, source, kind, devices, offload_folder, quantize)
+    if len(set(devices.values())) > 1 or "disk" in devices.values():
+        dispatch(model, devices, offload_folder)
+    else:
+        model.to(main_device(devices))  # the computed buffers; the weights are there already
+    return model, processor
+
+
+def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    if dtype == "stored":
+        return None
     kind = dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype or "float32", None)
     if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
-        raise ValueError(f"dtype {dtype!r} is unknown; expected float32, bfloat16 or float16")
-    folder = find_folder(name)
-    check_folder(folder)
-    try:
-        processor = GlammProcessor.from_pretrained(folder)
-        config = GlammConfig.from_pretrained(folder)
-        model = GlammForConditionalGeneration(config)
-    except Exception as error:  # the readers of config.json and tokenizer.json raise types of their own
-        raise ValueError(f"{folder}: configuration or tokenizer cannot be read ({error}); copy it again") from error
-    words, rows = max(processor.tokenizer.get_vocab().values()) + 1, config.text.vocab_size
-    if words > rows:
-        raise ValueError(
-            f"{folder}: the tokenizer knows {words} tokens, the model {rows}; the tokenizer belongs to another model"
-        )
-    load_weights(model, folder / WEIGHTS)
-    return model.to(kind), processor
+        raise ValueError(f"dtype {dtype!r} is unknown; expected float32, bfloat16, float16 or stored")
+    return kind
+
+
+def _check_device(device, quantize, max_memory, offload_folder) -> None:
+    given = [n for n, v in (("max_memory", max_memory), ("offload_folder", offload_folder)) if v is not None]
+    if given and device != "auto":
+        raise ValueError(f"{' and '.join(given)} belong to device='auto', but device is {device!r}")
+    if given and quantize:
+        raise ValueError(f"quantize={quantize!r} keeps the model on one device; leave out {' and '.join(given)}")
+    if str(device).startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device is {str(device)!r}, but PyTorch finds no GPU; leave device out, or give 'cpu'")
 
 
 def load_weights(module: torch.nn.Module, path: str | Path) -> None:

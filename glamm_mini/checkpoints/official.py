@@ -4,9 +4,10 @@ The names differ, the tensors do not: every weight is taken over as it is, witho
 """
 
 import re
-from dataclasses import dataclass, field
 
 import torch
+
+from glamm_mini.checkpoints.report import LoadReport
 
 NAMES = (
     ("model.embed_tokens.", "language_model.model.embed_tokens."),
@@ -67,16 +68,6 @@ def _renamed(name: str, pairs) -> str | None:
     return None
 
 
-@dataclass
-class LoadReport:
-    """loaded: how many tensors were taken over. ignored: official names of computed buffers. kept: our names that the
-    checkpoint did not hold and that keep their values (the vision tower, where that was allowed)."""
-
-    loaded: int
-    ignored: list[str] = field(default_factory=list)
-    kept: list[str] = field(default_factory=list)
-
-
 def load_official_state(model, state: dict[str, torch.Tensor], need_vision_tower: bool = True) -> LoadReport:
     """Fill `model` (GlammForConditionalGeneration) from an official state dict.
 
@@ -107,12 +98,16 @@ def load_official_state(model, state: dict[str, torch.Tensor], need_vision_tower
         for name, tensor in renamed.items()
         if tensor.shape != wanted[name].shape
     ]
-    _complain(missing, unexpected, shapes)
+    complain(missing, unexpected, shapes)
     model.load_state_dict(renamed, strict=False, assign=any(t.is_meta for t in wanted.values()))
     return LoadReport(len(renamed), ignored, kept)
 
 
-def _complain(missing, unexpected, shapes):
+def complain(missing: list[str], unexpected: list[str], shapes: list[str], where: str | None = None) -> None:
+    """Raises one ValueError that names what does not fit, with a hint where the cause is known; nothing, no error.
+
+    where: the checkpoint's folder; None for a state dict that is in memory already.
+    """
     problems = [
         f"{len(names)} {what} ({'; '.join(names[:_SHOWN])}{' ...' if len(names) > _SHOWN else ''})"
         for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
@@ -122,21 +117,44 @@ def _complain(missing, unexpected, shapes):
         return
     hint = ""
     if missing and all("vision_tower" in name for name in missing):
-        hint = " The checkpoint holds no vision tower: pass need_vision_tower=False and load CLIP on its own."
+        todo = (
+            "give CLIP's folder as vision_tower" if where else "pass need_vision_tower=False and load CLIP on its own"
+        )
+        hint = f" The checkpoint holds no vision tower: {todo}."
     if any(re.search(r"\.lora_[AB]\.", name) for name in unexpected):
-        hint = " The checkpoint holds LoRA matrices: merge them first."
-    raise ValueError(f"the official checkpoint does not fit this model: {', '.join(problems)}.{hint}")
+        hint = " The checkpoint holds LoRA matrices: merge them first, and save the merged model."
+    raise ValueError(f"{where or 'the official checkpoint'} does not fit this model: {', '.join(problems)}.{hint}")
 
 
 def official_state(model) -> dict[str, torch.Tensor]:
     """The model's weights under their official names (no copies), with the computed buffers that old code stores."""
     state = {ours_to_official(name): tensor for name, tensor in model.state_dict().items()}
-    text, vision = model.config.text, model.config.vision
+    return state | computed_buffers(model.config) | _tower_positions(model.config)
+
+
+def computed_buffers(config) -> dict[str, torch.Tensor]:
+    """Rotary frequencies (head / 2,) of every layer, which old code saves with the weights, under official names."""
+    text = config.text
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     theta = text.rope_parameters["rope_theta"]
     frequencies = 1.0 / theta ** (torch.arange(0, head, 2, dtype=torch.float32) / head)  # (head / 2,)
-    for layer in range(text.num_hidden_layers):
-        state[f"model.layers.{layer}.self_attn.rotary_emb.inv_freq"] = frequencies.clone()
+    names = (f"model.layers.{layer}.self_attn.rotary_emb.inv_freq" for layer in range(text.num_hidden_layers))
+    return {name: frequencies.clone() for name in names}
+
+
+def _tower_positions(config) -> dict[str, torch.Tensor]:
+    vision = config.vision
     positions = torch.arange((vision.image_size // vision.patch_size) ** 2 + 1)[None]  # (1, P + 1)
-    state["model.vision_tower.vision_tower.vision_model.embeddings.position_ids"] = positions
-    return state
+    return {"model.vision_tower.vision_tower.vision_model.embeddings.position_ids": positions}
+
+
+def saved_officially(name: str) -> bool:
+    """Whether official checkpoints hold a tensor of this official name: all but CLIP's, which is never trained."""
+    return "vision_tower" not in name
+
+
+def merged_dtype(name: str) -> torch.dtype:
+    """The type that the official merge script stores a tensor of this official name in (by reading it): the parts
+    that it builds anew stay float32, and so do the rotary frequencies."""
+    whole = name.startswith(("model.grounding_encoder.", "model.text_hidden_fcs.")) or name.endswith("inv_freq")
+    return torch.float32 if whole else torch.bfloat16

@@ -6,6 +6,10 @@ KINDS = ("4bit", "8bit")
 BLOCK = 64
 """Weights that share one scale in 4 bits; a layer's input width is a multiple of it, or bitsandbytes fails on a CPU."""
 
+LANGUAGE = "language_model.model."
+"""Where the layers stand that are quantised. The image encoders, the projectors and the pixel decoder stay as they are
+(masks suffer first from lost bits), and so does the language model's head."""
+
 
 def check_kind(kind: str | None) -> None:
     """Raises ValueError for an unknown kind, ModuleNotFoundError that names the extra if bitsandbytes is missing."""
@@ -22,36 +26,56 @@ def check_kind(kind: str | None) -> None:
         ) from error
 
 
-def quantise(model, kind: str) -> None:
-    """Replace the linear layers of `model.language_model`, but not its head; the weights shrink with the next `.to`.
-
-    The image encoders, the projectors and the pixel decoder stay as they are: masks suffer first from lost bits.
-    Raises ValueError if no layer can be replaced, as in the tiny model.
-    """
+def layers_to_quantise(model, kind: str) -> list[str]:
+    """Names of the layers that will be replaced. Raises ValueError if there is none, as in the tiny model."""
     check_kind(kind)
-    replaced = 0
-    for parent in list(model.language_model.model.modules()):
-        for name, layer in list(parent.named_children()):
-            if type(layer) is nn.Linear and layer.in_features % BLOCK == 0:
-                setattr(parent, name, _quantised(layer, kind))
-                replaced += 1
-    if not replaced:
+    names = [name for name, layer in model.named_modules() if is_quantisable(name, layer)]
+    if not names:
         raise ValueError(
             f"quantize={kind!r} finds no layer in this model whose width is a multiple of {BLOCK}; it is small enough "
             "as it is: leave quantize out"
         )
+    return names
 
 
-def _quantised(layer: nn.Linear, kind: str) -> nn.Module:
+def is_quantisable(name: str, layer: nn.Module) -> bool:
+    """Whether a module of GlammForConditionalGeneration, with its name, is a layer that `quantise` replaces."""
+    return name.startswith(LANGUAGE) and type(layer) is nn.Linear and layer.in_features % BLOCK == 0
+
+
+def quantise(model, kind: str) -> None:
+    """Replace the linear layers of the language model; the weights shrink with the next `.to`.
+
+    `load_model(quantize=)` does it layer by layer while it reads, so that the whole model is never in memory.
+    Raises ValueError if no layer can be replaced.
+    """
+    for name in layers_to_quantise(model, kind):
+        replace(model, name, quantised(model.get_submodule(name), kind))
+
+
+def replace(model, name: str, layer: nn.Module) -> None:
+    """Put a layer where the module of that name stood."""
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, layer)
+
+
+def is_quantised(model) -> bool:
+    """Whether any of the model's layers are bitsandbytes'."""
+    return any(type(module).__module__.startswith("bitsandbytes") for module in model.modules())
+
+
+def quantised(layer: nn.Linear, kind: str) -> nn.Module:
+    """bitsandbytes' layer with the weights of `layer`, which shrink with its next `.to(device)`."""
     import bitsandbytes as bnb
 
     sizes = (layer.in_features, layer.out_features, layer.bias is not None)
     weight = layer.weight.data
+    # On the meta device, or a full-size weight would be made only to be thrown away.
     if kind == "4bit":
-        small = bnb.nn.Linear4bit(*sizes, compute_dtype=weight.dtype, quant_type="nf4")
+        small = bnb.nn.Linear4bit(*sizes, compute_dtype=weight.dtype, quant_type="nf4", device="meta")
         small.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4")
     else:
-        small = bnb.nn.Linear8bitLt(*sizes, has_fp16_weights=False, threshold=6.0)
+        small = bnb.nn.Linear8bitLt(*sizes, has_fp16_weights=False, threshold=6.0, device="meta")
         small.weight = bnb.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
     if layer.bias is not None:
         small.bias = layer.bias

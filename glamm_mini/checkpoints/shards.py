@@ -1,7 +1,7 @@
 """Weights in files, one or many, safetensors or what `torch.save` writes: listed first, then read tensor by tensor.
 
 Nothing here runs code from a file, and never more than a slice of a file is in memory beside what the caller keeps:
-files are memory-mapped, and mapped anew every `SLICE` bytes, since pages once read count as used until then.
+files are memory-mapped, and mapped anew after every slice, since pages once read count as used until then.
 """
 
 import json
@@ -15,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-SLICE = 256 * 2**20
+SLICE, SLICES = 256 * 2**20, 32
+"""A slice is so many bytes at most, and of a smaller file such a part."""
 LFS_POINTER = b"version https://git-lfs"
 
 
@@ -81,7 +82,7 @@ def read_tensors(files: Iterable[str | Path], names=None) -> Iterator[tuple[str,
     """
     for file in map(Path, files):
         todo = [(name, shape, dtype) for name, shape, dtype in _contents(file) if names is None or name in names]
-        for part in _slices(todo):
+        for part in _slices(todo, min(SLICE, file.stat().st_size // SLICES)):
             with _Opened(file) as tensors:
                 for name in part:
                     try:
@@ -91,12 +92,12 @@ def read_tensors(files: Iterable[str | Path], names=None) -> Iterator[tuple[str,
                     yield name, tensor, file
 
 
-def _slices(todo: list) -> Iterator[list[str]]:
+def _slices(todo: list, most: int) -> Iterator[list[str]]:
     part, size = [], 0
     for name, shape, dtype in todo:
         part.append(name)
         size += torch.Size(shape).numel() * dtype.itemsize
-        if size >= SLICE:
+        if size >= most:
             yield part
             part, size = [], 0
     if part:

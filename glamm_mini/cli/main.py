@@ -39,6 +39,7 @@ COMMANDS = {
     "predict": Command("glamm_mini.cli.evaluate", "Write a model's predictions for a task."),
     "score": Command("glamm_mini.cli.evaluate", "Score written predictions."),
     "evaluate": Command("glamm_mini.cli.evaluate", "Predict and score in one go."),
+    "convert": Command("glamm_mini.cli.convert", "Convert official checkpoints to ours and back; merge LoRA."),
 }
 
 

@@ -61,6 +61,8 @@ class GlammForConditionalGeneration(GlammGeneration, PreTrainedModel):
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
+    main_device = None
+    """Set where a model's parts lie on several devices (`checkpoints.placement`): the one that computes."""
     _no_split_modules = ["LlamaDecoderLayer", "CLIPEncoderLayer", "Block"]
 
     def __init__(self, config: GlammConfig):
@@ -77,6 +79,12 @@ class GlammForConditionalGeneration(GlammGeneration, PreTrainedModel):
 
     def _init_weights(self, module: nn.Module):
         initialise_weights(module, self.config.text.initializer_range)
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go. Weights that accelerate keeps elsewhere are fetched from there when they are needed."""
+        weights = (p.device for p in self.parameters() if not p.is_meta)
+        return torch.device(self.main_device if self.main_device is not None else next(weights, "meta"))
 
     def get_input_embeddings(self):
         return self.language_model.get_input_embeddings()

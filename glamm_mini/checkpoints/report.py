@@ -1,0 +1,85 @@
+"""What a loader or a converter did: which part came from which file, as a dataclass that prints itself."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+
+@dataclass
+class PartReport:
+    """One part of the model: its tensors, their bytes as stored, the types stored and made of them, and the files."""
+
+    tensors: int = 0
+    bytes: int = 0
+    stored: set[str] = field(default_factory=set)
+    made: set[str] = field(default_factory=set)
+    files: list[str] = field(default_factory=list)
+
+    @property
+    def dtypes(self) -> str:
+        """ "bfloat16", or "bfloat16 to float32" where a loader changed the type."""
+        stored, made = ", ".join(sorted(self.stored)), ", ".join(sorted(self.made))
+        return stored if stored == made else f"{stored} to {made}"
+
+
+@dataclass
+class LoadReport:
+    """loaded: how many tensors were taken over. ignored: official names of computed buffers, and what a CLIP file
+    holds beside the image encoder. kept: our names that the checkpoint did not hold and that keep their values (the
+    vision tower, where that was allowed). parts: by the model's part. notes: what was assumed."""
+
+    loaded: int = 0
+    ignored: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    parts: dict[str, PartReport] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, name: str, shape, stored: torch.dtype, made: str, file: Path) -> None:
+        """Count one tensor under the part that its name (of ours) begins with; `made` names its new type."""
+        part = self.parts.setdefault(name.split(".")[0], PartReport())
+        part.tensors += 1
+        part.bytes += torch.Size(shape).numel() * stored.itemsize
+        part.stored.add(type_name(stored))
+        part.made.add(made)
+        if file.name not in part.files:
+            part.files.append(file.name)
+        self.loaded += 1
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all tensors, as they were stored."""
+        return sum(part.bytes for part in self.parts.values())
+
+    def table(self):
+        """The report as a table of rich, one line a part."""
+        from rich.table import Table
+
+        table = Table("part", "tensors", "MB stored", "type", "files", highlight=True)
+        for name, part in self.parts.items():
+            table.add_row(name, str(part.tensors), f"{part.bytes / 1e6:,.1f}", part.dtypes, _shortened(part.files))
+        table.add_row("total", str(self.loaded), f"{self.bytes / 1e6:,.1f}", "", "", style="bold")
+        return table
+
+    def remarks(self) -> list[str]:
+        """One line for what was ignored, one for what was kept, and the notes."""
+        lines = [f"{len(self.ignored)} entries ignored ({_shortened(self.ignored)})"] if self.ignored else []
+        lines += [f"{len(self.kept)} weights kept as they were ({_shortened(self.kept)})"] if self.kept else []
+        return lines + self.notes
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        console = Console(width=120, highlight=False)
+        with console.capture() as written:
+            console.print(self.table())
+        return "\n".join([written.get().rstrip(), *self.remarks()])
+
+
+def type_name(dtype: torch.dtype) -> str:
+    """ "bfloat16" for torch.bfloat16."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _shortened(names: list[str]) -> str:
+    return ", ".join(names) if len(names) <= 3 else f"{names[0]} ... {names[-1]}"

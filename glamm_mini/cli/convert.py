@@ -1,0 +1,50 @@
+"""`glamm-mini convert SOURCE TARGET`: official checkpoints to ours and back, and LoRA merged on the way."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+
+def convert(
+    source: Annotated[str, typer.Argument(help="A folder, a hub id or a bundled model, official or ours.")],
+    target: Annotated[Path | None, typer.Argument(help="The folder to write; may be left out with --check.")] = None,
+    to: Annotated[str, typer.Option(help="ours or official.")] = "ours",
+    vision_tower: Annotated[
+        str | None, typer.Option(help="Folder or hub id of CLIP, which official checkpoints leave out.")
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="float32, bfloat16, float16, or official (as its merge script); as stored if left out."),
+    ] = None,
+    max_shard_size: Annotated[str, typer.Option(help="The most that one file holds, such as 4GB.")] = "4GB",
+    torch_files: Annotated[
+        bool, typer.Option("--torch-files", help="Write pytorch_model*.bin, for --to official.")
+    ] = False,
+    lora: Annotated[Path | None, typer.Option(help="A folder of LoRA to merge into the weights.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Read names and shapes alone, and print the report.")] = False,
+) -> None:
+    """Convert a checkpoint: official to ours, or ours to official; LoRA is merged on the way.
+
+    The target is written whole or not at all: after Ctrl-C, run the command again.
+    """
+    from glamm_mini.checkpoints.convert import prepare
+
+    if target is None and not check:
+        raise ValueError("name the folder to write: glamm-mini convert SOURCE TARGET; or add --check")
+    need_tower = (vision_tower is not None) if check else None
+    screen = Console(stderr=True)
+    with screen.status(f"reading the names in {source}"):
+        conversion = prepare(source, to, vision_tower, dtype, None if check else lora, need_tower)
+    if not check:
+        columns = TextColumn("writing"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+        with Progress(*columns, console=screen) as progress:
+            task = progress.add_task("", total=conversion.bytes)
+            conversion.write(target, max_shard_size, torch_files, lambda size: progress.advance(task, size))
+    console = Console(highlight=False)
+    console.print(conversion.report.table())
+    for line in conversion.report.remarks():
+        console.print(line, soft_wrap=True, markup=False)
+    console.print(f"to write: {conversion.bytes / 1e9:.2f} GB" if check else str(target), markup=False)
