@@ -1,5 +1,7 @@
 """Generation with a key-value cache against a loop that computes the whole sequence anew at every step."""
 
+import warnings
+
 import pytest
 import torch
 from small_models import BBOX, SEG, box_set, images, padded, row, small_model
@@ -181,3 +183,62 @@ def test_boxes_change_the_answer_state(model):
     a = generate(model, prompt[None], **images(1), boxes=[near])
     b = generate(model, prompt[None], **images(1), boxes=[far])
     assert float((a.last_hidden - b.last_hidden).abs().max()) > 1e-3
+
+
+def test_several_questions_about_one_image_encode_it_once(model):
+    calls = []
+    hooks = [
+        encoder.register_forward_pre_hook(lambda module, args: calls.append(len(args[0])))
+        for encoder in (model.global_encoder, model.grounding_encoder)
+    ]
+    prompts = [row(5, 9), row(7, "bbox", 8), row(9, 10, 11)]
+    ids, mask = padded(prompts, left=True)
+    boxes = [None, box_set(1), None]
+    one = torch.zeros(3, dtype=torch.long)
+    # The sizes of the one picture are given once, too.
+    together = generate(model, ids, mask, **images(1), image_index=one, boxes=boxes)
+    assert calls == [1, 1]
+    for hook in hooks:
+        hook.remove()
+    for i, prompt in enumerate(prompts):
+        alone = generate(model, prompt[None], **images(1), boxes=[boxes[i]])
+        assert torch.equal(together.sequences[i], alone.sequences[0])
+        torch.testing.assert_close(together.mask_logits[i], alone.mask_logits[0], atol=1e-4, rtol=0)
+
+
+def test_all_masks_of_all_rows_are_decoded_in_one_call(model):
+    decoded = []
+    hook = model.pixel_decoder.mask_decoder.register_forward_hook(lambda module, args, out: decoded.append(len(out[0])))
+    out = generate(model, *padded([row(5, 9), row(7, 8)], left=True), **images(2))
+    hook.remove()
+    assert decoded == [sum(len(masks) for masks in out.low_res)] and decoded[0] >= 2 * len(FORCED)
+
+
+@pytest.mark.parametrize("wrong", [{"num_beams": 2}, {"num_return_sequences": 2}, {"use_cache": False}])
+def test_ways_to_generate_that_lose_the_masks_states_are_refused(model, wrong):
+    [name] = wrong
+    with pytest.raises(ValueError, match=name):
+        model.generate(row(5)[None], **images(1), max_new_tokens=2, **wrong)
+
+
+def test_no_deprecated_argument_is_passed(model):
+    """transformers 5.24 calls `past_key_values` `cache`; releases before know the old name only."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        generate(model, row(5, 9)[None], **images(1))
+        model(row(5, "seg")[None], **images(1))
+
+
+def test_a_model_in_half_precision_generates_finite_masks_of_its_type(model):
+    image, prompt = images(1), row(5, "bbox", 9)
+    exact = generate(model, prompt[None], **image, boxes=[box_set(1)])
+    for dtype, near in ((torch.bfloat16, 0.15), (torch.float16, 0.02)):
+        half = small_model().to(dtype)
+        own = {k: v.to(dtype) if isinstance(v, torch.Tensor) else v for k, v in image.items()}
+        out = generate(half, prompt[None], **own, boxes=[box_set(1)])
+        masks = out.mask_logits[0]
+        assert out.last_hidden.dtype == out.states[0].dtype == out.low_res[0].dtype == dtype
+        assert masks.dtype == torch.float32 and masks.shape[0] >= len(FORCED) and masks.isfinite().all()
+        assert out.sequences[0, 0] == exact.sequences[0, 0]
+        away = (out.states[0][0].float() - exact.states[0][0]).norm() / exact.states[0][0].norm()
+        assert away < near

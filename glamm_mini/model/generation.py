@@ -5,6 +5,7 @@ its masks need the hidden states of the whole sequence. With a cache each step r
 position; they are collected here, which gives the same numbers.
 """
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -48,8 +49,13 @@ class GlammGeneration:
         """Answers for prompts (R, L), padded on the LEFT when their lengths differ.
 
         kwargs go to transformers' generate (max_new_tokens, do_sample, temperature, logits_processor ...).
-        Pass `image_features` of an earlier `encode_images` to answer again about the same images.
+        Pass `image_features` of an earlier `encode_images` to answer again about the same images; several rows may
+        ask about one image, by `image_index`. Raises ValueError for beams, whose rows change places at every step,
+        and for generation without a cache.
         """
+        for name, only in (("num_beams", 1), ("num_return_sequences", 1), ("use_cache", True)):
+            if kwargs.get(name, only) != only:
+                raise ValueError(f"{name} is {kwargs[name]!r}; generation with masks takes {only!r} only: leave it out")
         features = image_features
         if features is None and global_images is not None:
             features = self.encode_images(global_images, grounding_images)
@@ -61,15 +67,11 @@ class GlammGeneration:
         kwargs.setdefault("do_sample", False)
         kwargs.setdefault("pad_token_id", self.config.text.pad_token_id)
         kwargs.setdefault("eos_token_id", self.config.text.eos_token_id)
-        out = self.language_model.generate(
-            inputs_embeds=spliced.embeds,
-            attention_mask=spliced.attention.long(),
-            output_hidden_states=True,
-            return_dict_in_generate=True,
-            **kwargs,
-        )
-        hidden = torch.cat([step[-1] for step in out.hidden_states], dim=1)  # (R, T, D)
-        result = self._collect(out.sequences, hidden, spliced.embeds.shape[1])
+        with last_states(self.language_model.model) as states:
+            sequences = self.language_model.generate(
+                inputs_embeds=spliced.embeds, attention_mask=spliced.attention.long(), **kwargs
+            )
+        result = self._collect(sequences, torch.cat(states, dim=1), spliced.embeds.shape[1])
         if features is not None and features.grounding is not None:
             self._decode(result, features.grounding, image_index, resized, original)
         return result
@@ -99,6 +101,20 @@ class GlammGeneration:
             upscale_logits(masks, size, tuple(resized[int(i)]), tuple(original[int(i)]))
             for masks, i in zip(result.low_res, images, strict=True)
         ]
+
+
+@contextmanager
+def last_states(model):
+    """A list that every call of a transformers model adds its last hidden states (R, T, D) to, while the block runs.
+
+    `output_hidden_states` would keep those of all layers: 160 MB for each image at the 7B size in bfloat16.
+    """
+    states = []
+    hook = model.register_forward_hook(lambda module, given, out: states.append(out.last_hidden_state))
+    try:
+        yield states
+    finally:
+        hook.remove()
 
 
 def _pad_left(spliced):
