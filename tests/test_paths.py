@@ -54,6 +54,7 @@ def test_a_wheel_carries_the_data_and_finds_it(tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     assert "glamm_mini/_data/checkpoints/probe/model.safetensors" in names
     assert sum(n.startswith("glamm_mini/_data/samples/") and n.endswith(".png") for n in names) == 4
+    assert {"glamm_mini/training/recipes/official.toml", "glamm_mini/training/recipes/gcg.toml"} <= set(names)
     assert not [n for n in names if n.startswith(("tests/", "data/", "notebooks/"))]
 
     shutil.rmtree(clone)

@@ -4,10 +4,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="What to train: backbones, storybook, ...")],
+    recipe: Annotated[str | None, typer.Argument(help="What to train: storybook, gcg, ...; --list names all.")] = None,
     size: Annotated[str, typer.Option(help="Size of the model: tiny, colab or 7b.")] = "tiny",
     data: Annotated[str, typer.Option(help="storybook (generated), or a folder with data sets.")] = "storybook",
     out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/RECIPE-SIZE if left out.")] = None,
@@ -15,23 +18,57 @@ def train(
     set: Annotated[  # noqa: A002  the option is called --set
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated.")
     ] = None,
+    start: Annotated[
+        str | None, typer.Option("--from", metavar="MODEL", help="Fine-tune a folder, a hub id, or `parts`.")
+    ] = None,
+    list_recipes: Annotated[bool, typer.Option("--list", help="List the recipes, and stop.")] = False,
+    show: Annotated[bool, typer.Option("--show", help="Print all values of the recipe, and stop.")] = False,
 ) -> None:
     """Train a model by a recipe.
 
     Ctrl-C saves and says how to go on. Several processes:
     torchrun --nproc-per-node N -m glamm_mini.cli.main train RECIPE ...
     """
+    if list_recipes:
+        return _list(size)
+    if recipe is None:
+        raise ValueError("no recipe was named; `glamm-mini train --list` names all")
     from accelerate import PartialState
 
     from glamm_mini.training import recipes
     from glamm_mini.training.stopping import TrainingInterrupted
 
+    if show:
+        typer.echo(recipes.describe(recipe, size, list(set or ()), start))
+        return
     folder = out or Path("runs") / f"{recipe}-{size}"
+    more = {"start": start} if start else {}
     try:
-        recipes.run(recipe, size=size, data=data, out=folder, resume=resume, overrides=list(set or ()))
+        recipes.run(recipe, size=size, data=data, out=folder, resume=resume, overrides=[*(set or ())], **more)
     except TrainingInterrupted as stopped:
         typer.echo(str(stopped), err=True)
         raise typer.Exit(130) from None
     finally:
         if PartialState._shared_state:
             PartialState().destroy_process_group()
+
+
+def _list(size: str) -> None:
+    """A table of all recipes at one size."""
+    from glamm_mini.training.recipe import read_recipe, recipe_names
+
+    table = Table(title=f"Recipes at size {size}", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("recipe", no_wrap=True)
+    table.add_column("what is trained")
+    table.add_column("from", overflow="fold")
+    table.add_column("steps", justify="right")
+    table.add_column("samples a step", justify="right")
+    for name in recipe_names():
+        recipe = read_recipe(name, size)
+        if size != "tiny" and not recipe.data:
+            continue  # makes the tiny model alone
+        stages = recipe.stages.values() or [recipe.settings]
+        steps = " + ".join(str(stage.steps) for stage in stages)
+        samples = " ".join(str(s.batch_size * s.accumulation * recipe.processes) for s in stages)
+        table.add_row(name, recipe.title, recipe.start or "nothing", steps, samples)
+    Console().print(table)

@@ -35,7 +35,8 @@ RUN = "recipe.json"
 CONVERSATIONS = 4
 """About each scene of the storybook, where every official sample is one to ten turns about a picture."""
 
-OPTIONS = ("scenes", "conversations", "merge", "frozen", "lora.rank", "lora.alpha", "lora.dropout")
+RUN_OPTIONS = ("scenes", "conversations", "merge")
+RECIPE_OPTIONS = ("frozen", "lora.rank", "lora.alpha", "lora.dropout")
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}
 
 
@@ -52,9 +53,10 @@ def finetune(
             at the start.
     """
     meant = read_recipe(name, size)
-    own, rest = split(overrides, OPTIONS)
-    recipe, scenes = _chosen(meant, own, rest, start), whole(own, "scenes", VALIDATION_SCENES)
-    conversations, merge = whole(own, "conversations", CONVERSATIONS), truth(own, "merge", True)
+    recipe = chosen(meant, overrides, start)
+    own, _ = split(overrides, RUN_OPTIONS)
+    scenes, conversations = whole(own, "scenes", VALIDATION_SCENES), whole(own, "conversations", CONVERSATIONS)
+    merge = truth(own, "merge", True)
     _check_data(recipe, data)
     model, processor = load_start(recipe, size)
     prepare(model, processor, recipe, size)
@@ -76,6 +78,24 @@ def finetune(
             save_lora(folder, trainer.model, base=recipe.start)
         write_record(out, folder / "training.json", **run)
     return folder
+
+
+def chosen(recipe: Recipe, overrides: list[str], start: str | None = None) -> Recipe:
+    """The recipe with `KEY=VALUE` overrides, of its own and of the trainer's settings, and another start if given.
+
+    Raises ValueError for an unknown key or a value that is none.
+    """
+    own, rest = split(split(overrides, RUN_OPTIONS)[1], RECIPE_OPTIONS)
+    lora = {
+        "rank": whole(own, "lora.rank", recipe.lora["rank"]),
+        "alpha": number(own, "lora.alpha", recipe.lora["alpha"]),
+        "dropout": number(own, "lora.dropout", recipe.lora["dropout"]),
+    }
+    frozen = own.get("frozen", recipe.frozen)
+    if frozen not in ("half", "float32"):
+        raise ValueError(f"frozen is {frozen!r}; expected half or float32")
+    settings = recipe.settings.with_overrides(rest)
+    return replace(recipe, lora=recipe.lora | lora, frozen=frozen, settings=settings, start=str(start or recipe.start))
 
 
 def load_start(recipe: Recipe, size: str) -> tuple[GlammForConditionalGeneration, GlammProcessor]:
@@ -130,20 +150,6 @@ def collate_for(processor: GlammProcessor, recipe: Recipe) -> Callable[[list[Sam
 
 def _batch(samples: list[Sample], collate: Collate, unused: set[str]) -> dict:
     return {key: value for key, value in collate(samples).items() if key not in unused}
-
-
-def _chosen(recipe: Recipe, own: dict[str, str], rest: list[str], start: str | None) -> Recipe:
-    """The recipe with what was chosen on the command line."""
-    lora = {
-        "rank": whole(own, "lora.rank", recipe.lora["rank"]),
-        "alpha": number(own, "lora.alpha", recipe.lora["alpha"]),
-        "dropout": number(own, "lora.dropout", recipe.lora["dropout"]),
-    }
-    frozen = own.get("frozen", recipe.frozen)
-    if frozen not in ("half", "float32"):
-        raise ValueError(f"frozen is {frozen!r}; expected half or float32")
-    settings = recipe.settings.with_overrides(rest)
-    return replace(recipe, lora=recipe.lora | lora, frozen=frozen, settings=settings, start=str(start or recipe.start))
 
 
 def _check_data(recipe: Recipe, data: str) -> None:

@@ -1,14 +1,13 @@
 """Recipes: what is trained on what, with which settings, as one TOML file each. `glamm-mini train NAME` runs one."""
 
-import difflib
 from pathlib import Path
 
-from glamm_mini.training.finetune import finetune
+from glamm_mini.training.finetune import chosen, finetune
 from glamm_mini.training.recipe import Recipe, read_recipe, recipe_names
 from glamm_mini.training.record import write_record
 from glamm_mini.training.storybook import load_backbones, train_backbones, train_storybook, untrained
 
-__all__ = ["Recipe", "load_backbones", "read_recipe", "recipe_names", "run", "untrained", "write_record"]
+__all__ = ["Recipe", "describe", "load_backbones", "read_recipe", "recipe_names", "run", "untrained", "write_record"]
 
 _OWN = {"backbones": train_backbones, "storybook": train_storybook}
 
@@ -27,10 +26,7 @@ def run(
     start: "parts", or a bundled name, a folder or a hub id to fine-tune from; by default what the recipe says for
         that size. Raises ValueError for an unknown recipe or data, and for a start that a recipe does not take.
     """
-    if recipe not in recipe_names():
-        near = difflib.get_close_matches(recipe, recipe_names(), n=1)
-        hint = f". Did you mean {near[0]}?" if near else ""
-        raise ValueError(f"recipe {recipe!r} is unknown; expected one of {', '.join(recipe_names())}{hint}")
+    read_recipe(recipe, size)
     if recipe not in _OWN:
         return finetune(recipe, size, data, Path(out), resume, list(overrides or []), start)
     if data != "storybook":
@@ -38,3 +34,12 @@ def run(
     if start is not None:
         raise ValueError(f"recipe {recipe!r} takes no --from: its models start from nothing, or from the backbones")
     return _OWN[recipe](size, data, Path(out), resume, list(overrides or []))
+
+
+def describe(recipe: str, size: str, overrides: list[str] | None = None, start: str | None = None) -> str:
+    """All values of a recipe as a run would use them, in the format of the files.
+
+    Raises ValueError for an unknown recipe, size or setting.
+    """
+    found = read_recipe(recipe, size)
+    return (chosen(found, list(overrides or []), start) if found.data else found).to_toml()
