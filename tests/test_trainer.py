@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from glamm_mini.training import resume as checkpoint
 from glamm_mini.training.batches import Batches, permuted
+from glamm_mini.training.held_out import held_out_loss
 from glamm_mini.training.logs import TrainingLog, read_log
 from glamm_mini.training.settings import TrainSettings
 from glamm_mini.training.stopping import TrainingInterrupted
@@ -120,9 +121,16 @@ def test_validation_takes_the_model_in_evaluation_mode_and_is_logged(tmp_path):
     records = [r for r in read_log(tmp_path / "log.jsonl") if "validation" in r]
     assert [r["step"] for r in records] == [2, 4] and modes == [False, False]
     samples = [held_out[i] for i in range(6)]
+    expected = run.model(**training_toy.collate_without_counts(samples)).loss.item()  # all in one batch
+    assert records[-1]["validation"] == {"score": 0.5, "loss": pytest.approx(expected, rel=1e-6)}
+
+
+def test_without_counts_the_held_out_loss_is_weighted_by_samples():
+    model, samples = Toy(), [ToyData()[i] for i in range(6)]
     batches = [training_toy.collate_without_counts(part) for part in (samples[:4], samples[4:])]
-    expected = sum(run.model(**batch).loss.item() * len(batch["ids"]) for batch in batches)
-    assert records[-1]["validation"] == {"score": 0.5, "loss": pytest.approx(expected / 6, rel=1e-6)}
+    expected = sum(model(**batch).loss.item() * len(batch["ids"]) for batch in batches) / 6
+    found = held_out_loss(model, samples, training_toy.collate_without_counts, 4, torch.device("cpu"))
+    assert found == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_good_checkpoint_is_replaced(tmp_path):

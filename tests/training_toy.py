@@ -1,9 +1,12 @@
 """A toy model and toy data for the tests of the trainer; as a program, one training run in a process of its own.
 
-python training_toy.py OUT [--resume] [--sleep SECONDS] [--dropout P] [KEY=VALUE ...]
+python training_toy.py OUT [--resume] [--sleep SECONDS] [--dropout P] [--layout] [--at N SIGNAL] [KEY=VALUE ...]
 """
 
 import argparse
+import json
+import os
+import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,15 +29,21 @@ class ToyOutput:
     losses: dict
 
 
+class Layer(nn.Linear):
+    """A unit of sharding and recomputation."""
+
+
 class Toy(nn.Module):
     """A regression on a sequence: loss over all tokens plus, where a sample has masks, a loss over masks."""
+
+    _no_split_modules = ["Layer"]
 
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.embed = nn.Embedding(7, 16)
         self.hidden = nn.Linear(16, 32)
-        self.inner = nn.Linear(32, 32)
+        self.inner = Layer(32, 32)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(32, 1)
         self.decoder = nn.Linear(32, 1)
@@ -99,6 +108,38 @@ def losses(out: Path) -> list[tuple]:
     return [(r["step"], r["loss"], r["ce"], r["mask"], r["grad_norm"]) for r in read_log(Path(out) / "log.jsonl")]
 
 
+def layout(parameter: torch.Tensor) -> dict:
+    """How a parameter lies in this process."""
+    placements = [str(p) for p in getattr(parameter, "placements", ())]
+    local = parameter.to_local() if placements else parameter
+    return {"type": type(parameter).__name__, "placements": placements, "here": local.numel(), "all": parameter.numel()}
+
+
+class LayoutTrainer(Trainer):
+    """Writes how the parameters and their moments lie in each process, at the last checkpoint."""
+
+    def _save(self) -> None:
+        super()._save()
+        names = {id(p): name for name, p in self.model.named_parameters()}
+        state = self.optimiser.optimizer.state
+        found = {name: layout(p) for name, p in self.model.named_parameters()}
+        found |= {f"moment of {names[id(p)]}": layout(entry["exp_avg"]) for p, entry in state.items()}
+        (self.out / f"layout_{self.accelerator.process_index}.json").write_text(json.dumps(found))
+
+
+class Signalled(ToyData):
+    """Sends a signal to the second process when it reads its sample number `at`: a worker that dies or hangs."""
+
+    def __init__(self, sleep: float, at: int, number: int) -> None:
+        super().__init__(sleep=sleep)
+        self.at, self.number = at, number
+
+    def __getitem__(self, i: int):
+        if len(self.seen) == self.at and os.environ.get("RANK") == "1":
+            os.kill(os.getpid(), self.number)
+        return super().__getitem__(i)
+
+
 def weights_of(model: nn.Module) -> torch.Tensor:
     """All parameters in one vector."""
     return torch.cat([p.detach().flatten() for p in model.parameters()])
@@ -110,8 +151,16 @@ if __name__ == "__main__":
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--sleep", type=float, default=0.0)
     parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--layout", action="store_true")
+    parser.add_argument("--at", nargs=2, metavar=("N", "SIGNAL"))
     parser.add_argument("settings", nargs="*")
     arguments = parser.parse_intermixed_args()
     settings = BASE.with_overrides(arguments.settings)
-    run = trainer(arguments.out, settings, ToyData(sleep=arguments.sleep), Toy(arguments.dropout))
+    data = ToyData(sleep=arguments.sleep)
+    if arguments.at:
+        data = Signalled(arguments.sleep, int(arguments.at[0]), getattr(signal, arguments.at[1]))
+    make = LayoutTrainer if arguments.layout else Trainer
+    run = make(Toy(arguments.dropout), data, collate, settings, arguments.out, evaluation_loss_data=ToyData(6))
     run.fit(resume=arguments.resume)
+    assert all(type(p) is nn.Parameter for p in run.model.parameters())
+    torch.save(weights_of(run.model), f"{arguments.out}/weights_{os.environ.get('RANK', 0)}.pt")

@@ -1,26 +1,72 @@
 """How a run begins: the device, the processes and the precision; and its folder, new or to be resumed."""
 
+import os
 import sys
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 
 from glamm_mini.training import resume as checkpoint
 from glamm_mini.training.settings import TrainSettings
 
 
 def make_accelerator(settings: TrainSettings) -> Accelerator:
-    """The Accelerator of one run; what `accelerate launch` or `torchrun` set up is read from the environment."""
+    """The Accelerator of one run; what `accelerate launch` or `torchrun` set up is read from the environment.
+
+    Raises:
+        ValueError: the launch configuration asks accelerate to shard, or contradicts the settings.
+    """
     # An earlier stage of this process may have used another precision or device.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     # Left to itself, accelerate joins the processes of a launcher on a CPU only when it is told to stay there.
     cpu = settings.cpu or not torch.accelerator.is_available() or None
-    precision = resolve_precision(settings.precision, PartialState(cpu=cpu).device)
+    patience = timedelta(minutes=settings.timeout_minutes)
+    precision = resolve_precision(settings.precision, PartialState(cpu=cpu, timeout=patience).device)
     unused = DistributedDataParallelKwargs(find_unused_parameters=settings.find_unused)
-    return Accelerator(mixed_precision=precision, cpu=cpu, kwargs_handlers=[unused])
+    accelerator = Accelerator(mixed_precision=precision, cpu=cpu, kwargs_handlers=[unused])
+    if accelerator.distributed_type == DistributedType.FSDP or os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        # On a CPU accelerate would ignore its plugin without a word.
+        raise ValueError(
+            "accelerate is configured to shard (FSDP): leave that out and set shard=full, which we do alike"
+        )
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        config = accelerator.state.deepspeed_plugin.deepspeed_config
+        accelerator.state.deepspeed_plugin.deepspeed_config = deepspeed_config(config, settings, precision)
+    return accelerator
+
+
+def deepspeed_config(config: dict[str, Any], settings: TrainSettings, precision: str) -> dict[str, Any]:
+    """A DeepSpeed configuration with every `auto` that the settings decide filled in.
+
+    Raises:
+        ValueError: it holds another value than the settings, or an optimizer or schedule of its own.
+    """
+    if settings.shard != "none" or settings.ema or settings.muon_lr:
+        raise ValueError("DeepSpeed divides the state itself: set shard=none, ema=0 and muon_lr=0")
+    for name in ("optimizer", "scheduler"):
+        if name in config:
+            raise ValueError(f"the DeepSpeed configuration has its own {name}; leave it out, the settings have one")
+    wanted = {
+        "train_micro_batch_size_per_gpu": settings.batch_size,
+        # The trainer says which micro-batch ends a step, and has divided the losses already.
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": settings.clip,
+        "bf16": {"enabled": precision == "bf16"},
+        "fp16": {"enabled": precision == "fp16"},
+    }
+    for name, value in wanted.items():
+        given = config.get(name, "auto")
+        inner = isinstance(value, dict)
+        given, value = (given.get("enabled", "auto"), value["enabled"]) if isinstance(given, dict) else (given, value)
+        if given not in ("auto", value):
+            raise ValueError(f"the DeepSpeed configuration has {name} {given}, the settings {value}; write auto there")
+        wanted[name] = {**config[name], "enabled": value} if inner and name in config else wanted[name]
+    return {**config, **wanted}
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:

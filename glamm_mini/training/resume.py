@@ -13,7 +13,9 @@ from torch import nn
 from glamm_mini.training.settings import differing
 
 LAST, NEW, OLD = "last", "last.new", "last.old"
-SHARDED = "sharded"
+SHARDED, ENGINE = "sharded", "deepspeed"
+"""Folders in a checkpoint that several processes wrote together: the slices of a sharded run, or DeepSpeed's state."""
+
 WEIGHTS, TRAINING, MANIFEST, SETTINGS = "model.safetensors", "training.pt", "checkpoint.json", "settings.json"
 
 
@@ -22,14 +24,16 @@ def save(
     manifest: dict[str, Any],
     weights: dict[str, torch.Tensor] | None = None,
     training: dict[str, Any] | None = None,
+    shared: str | None = None,
 ) -> None:
     """Writes `out/last` through a folder beside it, which takes its place when all is on disk.
 
     Args:
         out: folder of the run.
         manifest: what the checkpoint is (`step`, `metrics`); the sizes of the files are added.
-        weights: the model's tensors; None moves in what accelerate wrote to `out/sharded`.
+        weights: the model's tensors.
         training: everything else, of types that `torch.load(weights_only=True)` reads.
+        shared: instead of both, the folder in `out` that all processes have written; it is moved in.
 
     Raises:
         OSError: the files could not be written; the earlier checkpoint is untouched.
@@ -39,8 +43,8 @@ def save(
     shutil.rmtree(new, ignore_errors=True)
     try:
         new.mkdir(parents=True)
-        if weights is None:
-            os.rename(out / SHARDED, new / SHARDED)
+        if shared is not None:
+            os.rename(out / shared, new / shared)
         else:
             save_file(_unshared(weights), str(new / WEIGHTS), metadata={"format": "pt"})
             torch.save(training, new / TRAINING)
@@ -90,18 +94,20 @@ def read_manifest(out: Path) -> dict[str, Any]:
     return manifest
 
 
-def load_weights(model: nn.Module, out: Path, names: set[str] | None) -> dict[str, Any]:
+def shared_folder(out: Path) -> str | None:
+    """SHARDED or ENGINE if `out/last` was written by several processes together, None if by the first alone."""
+    return next((name for name in (SHARDED, ENGINE) if (out / LAST / name).is_dir()), None)
+
+
+def load_weights(model: nn.Module, out: Path, names: set[str]) -> dict[str, Any]:
     """Loads the weights of `out/last` into `model` and returns the training state stored beside them.
 
     Args:
-        names: the tensors that the checkpoint must hold; None (a sharded checkpoint) checks the files alone.
+        names: the tensors that the checkpoint must hold.
 
     Raises:
         ValueError: a file is damaged, or the checkpoint is of another model.
     """
-    read_manifest(out)
-    if names is None:
-        return {}
     folder = out / LAST
     try:
         weights = load_file(str(folder / WEIGHTS))

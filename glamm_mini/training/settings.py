@@ -7,14 +7,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 FREE_ON_RESUME = frozenset(
-    "save_every validate_every log_every workers prefetch threads find_unused tensorboard cpu".split()
+    "save_every validate_every log_every workers prefetch threads find_unused tensorboard cpu shard "
+    "gradient_checkpointing timeout_minutes".split()
 )
-"""Settings that a resumed run may change: they do not touch what is learnt."""
+"""Settings that a resumed run may change: they do not touch what is learnt (sharding: beyond the last digits)."""
 
 SAMPLES_PER_STEP = ("batch_size", "accumulation", "processes")
 """May change on resume too, as long as their product stays: the same samples make up each step."""
 
-CHOICES = {"schedule": ("cosine", "linear", "constant"), "precision": ("no", "bf16", "fp16", "auto")}
+CHOICES = {
+    "schedule": ("cosine", "linear", "constant"),
+    "precision": ("no", "bf16", "fp16", "auto"),
+    "shard": ("none", "full"),
+}
 AT_LEAST_ONE = ("steps", "batch_size", "accumulation", "log_every", "save_every", "prefetch")
 AT_LEAST_ZERO = ("lr", "muon_lr", "weight_decay", "warmup", "clip", "workers", "threads", "validate_every")
 
@@ -48,6 +53,12 @@ class TrainSettings:
         find_unused: let DistributedDataParallel look for parameters that a step did not use.
         tensorboard: also write TensorBoard events when it is installed.
         cpu: stay on the CPU even where there is an accelerator.
+        shard: none gives every process the whole model (DistributedDataParallel); full a slice of every parameter,
+            gradient and optimizer state (see sharding.py). One process has nothing to share.
+        gradient_checkpointing: keep only the input of each transformer layer and compute the layer again in the
+            backward pass: less memory, about a third more time.
+        timeout_minutes: how long a process waits for the others before it ends with an error; longer than a
+            validation, which the first process may make alone.
     """
 
     steps: int = 1000
@@ -75,6 +86,9 @@ class TrainSettings:
     find_unused: bool = True
     tensorboard: bool = True
     cpu: bool = False
+    shard: str = "none"
+    gradient_checkpointing: bool = False
+    timeout_minutes: float = 30.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))
@@ -85,6 +99,8 @@ class TrainSettings:
             for name in names:
                 if not getattr(self, name) >= least:
                     raise ValueError(f"{name} is {getattr(self, name)}; expected {least} or more")
+        if not self.timeout_minutes > 0:
+            raise ValueError(f"timeout_minutes is {self.timeout_minutes}; expected a number above 0")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas is {self.betas}; expected two numbers from 0 to below 1, such as 0.9,0.95")
         for name in ("ema", "final_lr"):

@@ -9,18 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType, send_to_device, set_seed
+from accelerate.utils import send_to_device, set_seed
 from torch import nn
+from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from glamm_mini.training import resume as checkpoint
-from glamm_mini.training.averaging import MovingAverage
 from glamm_mini.training.batches import COUNTS, Batches, keyed_seed, micro_batches
 from glamm_mini.training.held_out import held_out_loss
 from glamm_mini.training.launch import claim_folder, make_accelerator
 from glamm_mini.training.logs import LossWindow, TrainingLog
-from glamm_mini.training.optimiser import build_optimiser, learning_rate_factor, set_learning_rate
+from glamm_mini.training.optimiser import learning_rate_factor, set_learning_rate
+from glamm_mini.training.recompute import recomputed
 from glamm_mini.training.settings import TrainSettings
+from glamm_mini.training.sharding import check_alike
+from glamm_mini.training.states import RunState
 from glamm_mini.training.stopping import StopRequest, TrainingInterrupted
 
 
@@ -37,7 +40,8 @@ class Trainer:
             Without them, the mean over micro-batches is taken.
         settings: see TrainSettings.
         out: folder for `last/`, `log.jsonl`, `settings.json`.
-        validate: model in evaluation mode -> figures; runs on the first process.
+        validate: model in evaluation mode -> figures; runs on the first process, or, if the model is sharded, on all,
+            which must do the same.
         evaluation_loss_data: samples whose mean loss is logged with the validation.
     """
 
@@ -59,7 +63,7 @@ class Trainer:
 
         Returns:
             The last figures (`step`, `loss`, the parts of the loss, `validation`). The model holds the trained
-            weights (their moving average if `settings.ema`), in evaluation mode.
+            weights (their moving average if `settings.ema`), in evaluation mode; after sharding it is on the CPU.
 
         Raises:
             ValueError: `out` holds a run and `resume` is False; settings differ from those of the run to resume; its
@@ -68,17 +72,15 @@ class Trainer:
             TrainingInterrupted: Ctrl-C or SIGTERM; the state was saved.
         """
         self._start(resume)
+        recompute = recomputed(self.model, self.settings.gradient_checkpointing)
         try:
-            with StopRequest(announce=self.accelerator.is_main_process) as self.stop:
+            with recompute, StopRequest(announce=self.accelerator.is_main_process) as self.stop:
                 self._train()
         finally:
             self.log.close()
             self.bar.close()
             self.batches = None
-        if self.average:
-            self.average.swap()
-        self.model = self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
-        self.model.eval()
+        self.model = self.state.finish()
         return self.metrics
 
     # ---- start ----
@@ -88,38 +90,14 @@ class Trainer:
         if settings.threads:
             torch.set_num_threads(settings.threads)
         self.accelerator = make_accelerator(settings)
-        self.sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-        if self.sharded and (settings.ema or settings.muon_lr):
-            raise ValueError("ema and muon_lr need whole matrices: set both to 0 when the model is sharded")
         resume = claim_folder(self.accelerator, self.out, settings, resume)
         self.step, self.metrics, self.window = 0, {}, LossWindow()
-        state = checkpoint.load_weights(self.model, self.out, self._saved_names()) if resume else {}
-        optimiser = build_optimiser(self.model, settings)
-        self.wrapped, self.optimiser = self.accelerator.prepare(self.model, optimiser)
-        self.average = MovingAverage(self.model, settings.ema) if settings.ema else None
-        if resume:
-            self._load_state(state)
+        self.state = RunState(self.model, settings, self.accelerator, self.out if resume else None)
+        self.wrapped, self.optimiser, self.average = self.state.wrapped, self.state.optimiser, self.state.average
+        if manifest := self.state.manifest:
+            self.step, self.metrics = manifest["step"], manifest["metrics"]
+            self.window.load(manifest["window"], manifest["window_steps"], self.accelerator.device)
         self._open_outputs()
-
-    def _saved_names(self) -> set[str] | None:
-        """Names of the tensors in a checkpoint; None when accelerate writes shards in its own form."""
-        if self.sharded:
-            return None
-        frozen = {name for name, p in self.model.named_parameters(remove_duplicate=False) if not p.requires_grad}
-        return set(self.model.state_dict()) - (set() if self.settings.save_frozen else frozen)
-
-    def _load_state(self, state: dict[str, Any]) -> None:
-        manifest = checkpoint.read_manifest(self.out)
-        self.step, self.metrics = manifest["step"], manifest["metrics"]
-        self.window.load(manifest["window"], manifest["window_steps"], self.accelerator.device)
-        if self.sharded:
-            self.accelerator.load_state(str(self.out / checkpoint.LAST / checkpoint.SHARDED))
-            return
-        self.optimiser.load_state_dict(state["optimiser"])
-        if self.accelerator.scaler is not None and state["scaler"]:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        if self.average:
-            self.average.load_state_dict(state["average"])
 
     def _open_outputs(self) -> None:
         accelerator, settings = self.accelerator, self.settings
@@ -159,6 +137,8 @@ class Trainer:
 
     def _agree(self, batches: list[dict]) -> tuple[dict[str, float] | None, bool]:
         """Totals over micro-batches and processes, and whether any process was asked to stop."""
+        if self.state.sharded:
+            check_alike(batches, self.accelerator.device)
         counts = {name: [batch.pop(key, None) for batch in batches] for name, key in COUNTS.items()}
         counts = {name: values for name, values in counts.items() if None not in values}
         totals = [sum(int(v) for v in values) for values in counts.values()] + [int(self.stop.asked)]
@@ -180,12 +160,17 @@ class Trainer:
             batch = send_to_device(batch, accelerator.device, non_blocking=True)
             if normalisers:
                 batch["normalisers"] = normalisers
-            with nullcontext() if i == len(batches) - 1 else accelerator.no_sync(self.wrapped):
+            accelerator.sync_gradients = i == len(batches) - 1  # DeepSpeed asks for it
+            # Slices of gradients are averaged in every micro-batch: whole ones would take the memory that slices save.
+            with nullcontext() if accelerator.sync_gradients else accelerator.no_sync(self.wrapped):
                 output = self.wrapped(**batch)
                 accelerator.backward(output.loss * scale)
             self.window.add({"loss": output.loss, **(getattr(output, "losses", None) or {})}, scale)
         self.window.steps += 1
+        if self.state.sharded:
+            self.state.sharded.drop_unused()
         norm = accelerator.clip_grad_norm_(self.wrapped.parameters(), settings.clip or math.inf)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         self.optimiser.step()
         self.optimiser.zero_grad()
         if self.average:
@@ -218,51 +203,29 @@ class Trainer:
         started = time.perf_counter()
         if self.average:
             self.average.swap()
-        if self.accelerator.is_main_process:
+        if self.accelerator.is_main_process or self.state.sharded:
             model = self.accelerator.unwrap_model(self.wrapped)
             model.eval()
-            figures: dict[str, float] = {}
-            with torch.no_grad():
-                if self.evaluation_loss_data is not None:
-                    data, size = self.evaluation_loss_data, self.settings.batch_size
-                    figures["loss"] = held_out_loss(model, data, self.collate, size, self.accelerator.device)
-                if self.validate is not None:
-                    figures.update(self.validate(model))
-            self.metrics["validation"] = figures
-            self.log.write(self.step, {"validation": figures})
+            with torch.no_grad(), self.state.for_validation():
+                self.metrics["validation"] = self._figures(model)
+            self.log.write(self.step, {"validation": self.metrics["validation"]})
         self.accelerator.wait_for_everyone()
         if self.average:
             self.average.swap()
         self.wrapped.train()
         self.clock += time.perf_counter() - started
 
-    def _save(self) -> None:
-        accelerator, names = self.accelerator, self._saved_names()
-        window, steps = self._means(), self.window.steps
-        manifest = {"step": self.step, "metrics": self.metrics, "window": window, "window_steps": steps}
-        if self.sharded:
-            accelerator.save_state(str(self.out / checkpoint.SHARDED))
-        failure = None
-        if accelerator.is_main_process:
-            try:
-                if self.sharded:
-                    checkpoint.save(self.out, manifest)
-                else:
-                    state = self.model.state_dict()
-                    weights = {name: tensor for name, tensor in state.items() if name in names}
-                    checkpoint.save(self.out, manifest, weights, self._training_state())
-            except OSError as error:
-                failure = error
-        failed = torch.tensor([int(failure is not None)], device=accelerator.device)
-        if int(accelerator.reduce(failed, "sum")):
-            raise failure or OSError("the first process could not save the checkpoint; its message says why")
-        # Go on from the same rounding of the sums as a resumed run will.
-        self.window.load(window, steps, accelerator.device)
+    def _figures(self, model: nn.Module) -> dict[str, float]:
+        figures: dict[str, float] = {}
+        if self.evaluation_loss_data is not None:
+            data, size = self.evaluation_loss_data, self.settings.batch_size
+            figures["loss"] = held_out_loss(model, data, self.collate, size, self.accelerator.device)
+        if self.validate is not None:
+            figures.update(self.validate(model))
+        return figures
 
-    def _training_state(self) -> dict[str, Any]:
-        scaler = self.accelerator.scaler
-        return {
-            "optimiser": self.optimiser.state_dict(),
-            "scaler": scaler.state_dict() if scaler is not None else {},
-            "average": self.average.state_dict() if self.average else {},
-        }
+    def _save(self) -> None:
+        window, steps = self._means(), self.window.steps
+        self.state.save(self.out, {"step": self.step, "metrics": self.metrics, "window": window, "window_steps": steps})
+        # Go on from the same rounding of the sums as a resumed run will.
+        self.window.load(window, steps, self.accelerator.device)

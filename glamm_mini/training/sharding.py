@@ -1,0 +1,213 @@
+"""Sharding: each process keeps a slice of every parameter, gradient and optimizer state (torch's `fully_shard`).
+
+A unit is gathered in whole before its forward and backward pass and freed after. Units are the transformer layers of
+the three encoders, which every process runs equally often. All else (embeddings, heads, projectors, region encoder,
+pixel decoder) belongs to the root, gathered for the whole pass: the model reads such weights outside of their module's
+forward, and whether it runs them depends on the batch, so that processes would wait for each other for ever.
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.distributed._composable.contract import REGISTRY_KEY, STATE_KEY
+from torch.distributed._composable_state import _module_state_mapping
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+PRECISIONS = {"no": None, "bf16": torch.bfloat16}
+"""In which type parameters travel and compute; the slices themselves keep theirs (float32, as a rule)."""
+
+
+PICTURES = ("global_images", "grounding_images")
+"""What the encoders are given in a batch; other models have neither."""
+
+
+def units(model: nn.Module) -> list[nn.Module]:
+    """The modules that are gathered one at a time: those whose class `_no_split_modules` of the model names."""
+    named = (getattr(module, "_no_split_modules", None) for module in model.modules())
+    names = next((found for found in named if found), ())
+    # A sharded module's own class is made up for it, with the original as its base.
+    return [module for module in model.modules() if any(base.__name__ in names for base in type(module).__mro__)]
+
+
+def policy(precision: str) -> dict:
+    """What `fully_shard` is told of every unit.
+
+    Parameters are gathered in `precision`; gradients are averaged in float32. Inputs are not cast: autocast does that
+    where it is safe, and boxes must stay in float32.
+
+    Raises:
+        ValueError: fp16, whose loss scaling would have to see all slices at once.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision {precision} cannot be sharded; expected one of {', '.join(PRECISIONS)}, or auto")
+    gathered = PRECISIONS[precision]
+    reduced = None if gathered is None else torch.float32
+    mixed = MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=reduced, cast_forward_inputs=False)
+    return {"mp_policy": mixed, "reshard_after_forward": True}
+
+
+class Sharded:
+    """A model whose parameters are DTensors cut along their first dimension, one slice a process; changed in place.
+
+    Args:
+        model: on the CPU, with the same weights in every process; the slices go to the process's device.
+        device: of the process group: cpu, cuda ...
+        precision: no or bf16.
+
+    Raises:
+        ValueError: fp16, or processes that start from different weights.
+    """
+
+    def __init__(self, model: nn.Module, device: str, precision: str) -> None:
+        how = policy(precision)
+        mesh = init_device_mesh(device, (torch.distributed.get_world_size(),))
+        check_equal(model, device)
+        self.device, self.model, self.modules = device, model, [*units(model), model]
+        for module in self.modules[:-1]:
+            fully_shard(module, mesh=mesh, **how)
+        # The backward pass begins where the forward pass ended: freeing the root between the two would be in vain.
+        fully_shard(model, mesh=mesh, **how | {"reshard_after_forward": False})
+        # One process's batch may have boxes or masks where another's has none: it averages zeros.
+        model.set_reduce_scatter_unused_params(True)
+        # The trainer only reads what the model returns.
+        warnings.filterwarnings("ignore", rf"FSDP2-wrapped module \({type(model).__name__}\) returned a view")
+        layers = self.modules[:-1]
+        trained = {type(layer) for layer in layers if any(p.requires_grad for p in layer.parameters())}
+        self.hooks = [
+            layer.register_forward_pre_hook(_ask_for_gradient, prepend=True, with_kwargs=True)
+            for layer in layers
+            if type(layer) in trained
+        ]
+        self.slice_of = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.used: set[str] = set()
+        for module in self.modules:
+            self._watch(module)
+
+    def _watch(self, module: nn.Module) -> None:
+        """Notes, from the first forward pass of `module` on, which of its own parameters get a gradient."""
+        names = {id(p): name for name, p in self.slice_of.items()}
+        own = {local: names[id(p)] for local, p in module.named_parameters() if id(p) in names}
+
+        def start(*_) -> None:
+            # Whole weights exist only now; they are the same objects in every later pass.
+            hook.remove()
+            for local, parameter in module.named_parameters():
+                if local in own and not isinstance(parameter, DTensor):
+                    name = own[local]
+                    parameter.register_post_accumulate_grad_hook(lambda _, name=name: self.used.add(name))
+
+        hook = module.register_forward_pre_hook(start)
+        self.hooks.append(hook)
+
+    def drop_unused(self) -> None:
+        """Takes away gradients of parameters that no process has used since the last call, as one process has none.
+
+        They are zeros, with which an optimizer would count a step and follow its old moments.
+        """
+        flags = torch.tensor([name in self.used for name in self.slice_of], dtype=torch.int32, device=self.device)
+        torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
+        for parameter, flag in zip(self.slice_of.values(), flags.tolist(), strict=True):
+            if not flag:
+                parameter.grad = None
+        self.used.clear()
+
+    def slices(self) -> None:
+        """Frees all gathered weights: the parameters are slices again, as the optimizer and checkpoints expect."""
+        for module in self.modules:
+            module.reshard()
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """The root's weights are whole inside, so that methods other than `forward` find them (generation does).
+
+        Every process must enter and do the same inside: layers are still gathered one by one.
+        """
+        self.model.unshard()
+        try:
+            yield
+        finally:
+            self.slices()
+
+    @torch.no_grad()
+    def undo(self) -> None:
+        """Makes the model what it was before, with the trained weights, whole and on the CPU, in every process."""
+        self.slices()
+        for hook in self.hooks:
+            hook.remove()
+        whole: dict[int, nn.Parameter] = {}
+        kept = list(self.model.parameters())  # alive, so that no id is used twice
+        for parameter in kept:
+            tensor = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+            whole[id(parameter)] = nn.Parameter(tensor.to("cpu"), parameter.requires_grad)
+        for module in self.model.modules():
+            for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+                setattr(module, name, whole[id(parameter)])
+        for module in self.modules:
+            _forget(module)
+        self.model.to("cpu")
+
+
+def _ask_for_gradient(layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    # Gradients are averaged when they reach a layer's input, else at the very end. Whether they reach the first layer
+    # may depend on the batch (frozen embeddings, a trained region encoder); the order must not.
+    x = args[0] if args else None
+    if torch.is_grad_enabled() and torch.is_tensor(x) and x.is_floating_point() and not x.requires_grad:
+        args = (x.detach().requires_grad_(), *args[1:])
+    return args, kwargs
+
+
+def _forget(module: nn.Module) -> None:
+    # torch has no way back from `fully_shard`: its hooks, its class, and the notes that forbid a second call.
+    state = fully_shard.state(module)
+    state._pre_forward_hook_handle.remove()
+    state._post_forward_hook_handle.remove()
+    module.__class__ = type(module).__mro__[module._orig_cls_mro_index]
+    for key in (STATE_KEY, REGISTRY_KEY):
+        module.__dict__.pop(key)
+    _module_state_mapping.pop(module)
+
+
+@torch.no_grad()
+def check_equal(model: nn.Module, device: str) -> None:
+    """Every process cuts its slices from its own copy of the model: a ValueError if the copies differ."""
+    sums = torch.stack([p.detach().reshape(-1)[:64].double().sum().cpu() for p in model.parameters()]).to(device)
+    least, most = sums.clone(), sums.clone()
+    torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
+    torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+    if not torch.equal(least, most):
+        raise ValueError("the processes start from different weights: seed or load the model alike in all of them")
+
+
+def check_alike(batches: list[dict], device: torch.device) -> None:
+    """Encoders must run in all processes or in none: a ValueError if one has pictures where another has not.
+
+    Without it they would wait for each other until the time is out. Boxes and masks may differ.
+    """
+    held = [int(batch.get(name) is not None) for batch in batches for name in PICTURES]
+    # The most, and the least with its sign turned, in one exchange.
+    both = torch.tensor([held, [-flag for flag in held]], device=device)
+    torch.distributed.all_reduce(both, torch.distributed.ReduceOp.MAX)
+    if not torch.equal(both[0], -both[1]):
+        raise ValueError(
+            f"a step has {' or '.join(PICTURES)} in one process and not in another, which a sharded model cannot "
+            "train on: leave out samples of text alone, take a larger batch_size, or set shard=none"
+        )
+
+
+def slice_state(optimiser: torch.optim.Optimizer, state: dict) -> dict:
+    """`state`, an optimizer's `state_dict()` of whole tensors, cut as the optimizer's own parameters are."""
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+
+    def cut(value, parameter):
+        if not isinstance(parameter, DTensor) or not torch.is_tensor(value) or value.shape != parameter.shape:
+            return value
+        value = value.to(parameter.device)
+        return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+
+    held = {i: {k: cut(v, parameters[i]) for k, v in entry.items()} for i, entry in state["state"].items()}
+    return {**state, "state": held}
