@@ -76,8 +76,11 @@ class GlammProcessor:
     def _grounding_image(self, array: np.ndarray):
         c = self.config.grounding
         fitted = _fit(array, c.image_size, Image.Resampling.BILINEAR)
-        mean, std = np.array(c.pixel_mean) / 255, np.array(c.pixel_std) / 255
-        return _pad(_normalise(fitted, mean, std), c.image_size), fitted.shape[:2]
+        if self.config.mode == "official":  # same numbers but for the last bit, which official ones agree with
+            normalised = _normalise(fitted, c.pixel_mean, c.pixel_std, scale=1)
+        else:
+            normalised = _normalise(fitted, np.array(c.pixel_mean) / 255, np.array(c.pixel_std) / 255)
+        return _pad(normalised, c.image_size), fitted.shape[:2]
 
     def normalise_boxes(self, boxes, size: tuple[int, int]) -> torch.Tensor:
         """Boxes (N, 4) in pixels of a picture of `size` (height, width) to fractions, as the region encoder wants."""
@@ -245,9 +248,9 @@ def _centre_crop(array: np.ndarray, side: int) -> np.ndarray:
     return resized[top : top + side, left : left + side]
 
 
-def _normalise(array: np.ndarray, mean, std) -> torch.Tensor:
-    """(H, W, 3) uint8 to (3, H, W) float32."""
-    x = (array.astype(np.float32) / 255 - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
+def _normalise(array: np.ndarray, mean, std, scale: int = 255) -> torch.Tensor:
+    """(H, W, 3) uint8 to (3, H, W) float32; mean and std are those of pixels over `scale`."""
+    x = (array.astype(np.float32) / scale - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
     return torch.from_numpy(np.ascontiguousarray(x.transpose(2, 0, 1)))
 
 

@@ -1,20 +1,19 @@
 """describe, segment, describe_region, caption, ground and chat: what they ask, what they refuse, what they keep."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from scripted import GROUNDED, scripted_assistant, scripting, seen_prompts
 
 import glamm_mini
+from glamm_mini import paths
 from glamm_mini.assistant import Request
 from glamm_mini.config import MODES
 from glamm_mini.datasets.storybook.phrasebook import QUESTIONS
 from glamm_mini.images import load_image
 from glamm_mini.questions import WORDINGS
 
-DATA = Path(__file__).resolve().parent / "data"
 BOX = [4, 3, 20, 24]
 
 
@@ -54,7 +53,7 @@ def test_fixed_questions_are_those_of_the_training():
 
 
 def test_official_questions_are_those_of_the_official_evaluation():
-    prompts = json.loads((DATA / "prompts.json").read_text())
+    prompts = json.loads((paths.parity_folder() / "tokens.json").read_text("utf-8"))
     asked = json.dumps(prompts, ensure_ascii=False)
     wording = WORDINGS["official"]
     assert json.dumps(wording.describe)[1:-1] in asked and "interleaved     segmentation" in wording.describe

@@ -14,6 +14,7 @@ from small_models import small_config
 
 from glamm_mini import paths
 from glamm_mini.config import OFFICIAL_SYSTEM
+from glamm_mini.parity.inputs import set_introduction
 from glamm_mini.processor import GlammProcessor, pad_rows
 from glamm_mini.text.grounded import official_parse, parse_grounded
 from glamm_mini.text.official import official_decode, official_tokenizer
@@ -22,12 +23,10 @@ from glamm_mini.text.tokens import ADDED_TOKENS, IGNORE_INDEX
 
 TOKENS = json.loads((paths.parity_folder() / "tokens.json").read_text("utf-8"))
 FOLDER = paths.parity_folder() / "tokenizer"
-INTRODUCTIONS = ("The <image> provides an overview of the picture.\n", "<image>\n")
-SYSTEM = TOKENS["system"] + " "
 
 
 def make(folder=FOLDER, **prompt) -> GlammProcessor:
-    config = small_config(mode="official", prompt=dict(system=OFFICIAL_SYSTEM, image_line=INTRODUCTIONS[0]) | prompt)
+    config = small_config(mode="official", prompt=dict(system=OFFICIAL_SYSTEM) | prompt)
     return GlammProcessor(config, official_tokenizer(folder))
 
 
@@ -41,21 +40,9 @@ def processor(request, tmp_path_factory):
     return GlammProcessor.from_pretrained(folder) if request.param == "reloaded" else made
 
 
-def turns_of(conversation: str, image: str):
-    """A stored conversation to its introduction and its (question, answer) pairs; an open last answer is None."""
-    assert conversation.startswith(SYSTEM)
-    text = conversation.removeprefix(SYSTEM)
-    line = next(i for i in INTRODUCTIONS if text.startswith("USER: " + i.replace("<image>", image)))
-    turns = []
-    for part in text.removesuffix("</s>").split("</s>"):
-        question, answer = part.removeprefix("USER: ").split(" ASSISTANT:")
-        turns.append((question.removeprefix(line.replace("<image>", image)), answer.removeprefix(" ") or None))
-    return line, turns
-
-
-def prepare(processor, conversation, image="<im_start><image><im_end>"):
-    """The turns of a conversation; the processor introduces the image as that conversation does."""
-    processor.config.prompt.image_line, turns = turns_of(conversation, image)
+def prepare(processor, conversation):
+    """The turns of a conversation; the processor brings in the image as that conversation does."""
+    turns = set_introduction(processor, conversation)
     assert render(processor.config.prompt, turns, True).text == conversation
     return turns
 

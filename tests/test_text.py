@@ -2,19 +2,20 @@
 
 import json
 import random
-from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from glamm_mini import paths
 from glamm_mini.config import OFFICIAL_SYSTEM, PromptConfig
 from glamm_mini.text.grounded import parse_grounded, tag_phrases
 from glamm_mini.text.prompts import EOS, plain_words, render
 from glamm_mini.text.tokens import ADDED_TOKENS, BBOX, IM_END, IM_START, IMAGE, SEG
 from glamm_mini.text.wordpiece import build_wordpiece, unknown_words
 
-OFFICIAL = json.loads((Path(__file__).parent / "data" / "prompts.json").read_text(encoding="utf-8"))
+OFFICIAL = json.loads((paths.parity_folder() / "tokens.json").read_text("utf-8"))
+PROMPTS = {name: given["prompt"] for name, given in OFFICIAL["generation_prompts"].items() if isinstance(given, dict)}
 
 
 def spans_of(text):
@@ -149,10 +150,9 @@ def turns_of(conversation, line):
     return turns
 
 
-@pytest.mark.parametrize("name", [*OFFICIAL["train_examples"], *OFFICIAL["generation_prompts"]])
+@pytest.mark.parametrize("name", [*OFFICIAL["train_examples"], *PROMPTS])
 def test_rendered_text_is_the_official_text(name):
-    closed = name in OFFICIAL["train_examples"]
-    text = OFFICIAL["train_examples"][name]["conversation"] if closed else OFFICIAL["generation_prompts"][name]
+    text = PROMPTS[name] if name in PROMPTS else OFFICIAL["train_examples"][name]["conversation"]
     line = PromptConfig().image_line if "provides an overview" in text else f"{IMAGE}\n"
     turns = turns_of(text, line)
     prompt = render(PromptConfig(system=OFFICIAL_SYSTEM, image_line=line), turns, has_image=True)

@@ -1,23 +1,26 @@
 """The reference case under test: `pytest tests/parity --case FOLDER`, or GLAMM_MINI_CASE; default: the small case."""
 
 import os
-import sys
 from functools import lru_cache
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
-sys.path.insert(0, str(Path(__file__).parent))  # the helper modules of this folder, under any import mode
+from glamm_mini import paths
+from glamm_mini.parity.case import PARTS, ReferenceCase
+from glamm_mini.parity.compare import Row
+from glamm_mini.parity.inputs import PICTURES, WORDS
+from glamm_mini.parity.outputs import Outputs
+from glamm_mini.parity.table import full_table, summary_table, verdict
 
-import model_outputs  # noqa: E402
-from reference_case import PARTS, ReferenceCase  # noqa: E402
-
-from glamm_mini import paths  # noqa: E402
+ROWS = "parity rows"
 
 
 def pytest_addoption(parser):
     parser.addoption("--case", default=None, metavar="FOLDER", help="folder of a reference case (default: small)")
+    parser.addoption("--full", action="store_true", help="list every quantity of the comparison, as -v does")
 
 
 def _folder(config) -> Path:
@@ -31,17 +34,45 @@ def _case(folder: Path) -> ReferenceCase:
 
 
 def pytest_generate_tests(metafunc):
-    """`<part>_name`: every array of a file. `<part>_error`: every tag that is an official failure.
-    `gradient_tag`: the training tags with stored gradient norms."""
+    """`stage`: every stage that the case has numbers for. `<part>_error`: every tag that is an official failure."""
     case = _case(_folder(metafunc.config))
+    if "stage" in metafunc.fixturenames:
+        metafunc.parametrize("stage", Outputs(case, None).stages())
     for part in PARTS:
-        if f"{part}_name" in metafunc.fixturenames:
-            metafunc.parametrize(f"{part}_name", case.names(part))
         if f"{part}_error" in metafunc.fixturenames:
             metafunc.parametrize(f"{part}_error", list(case.errors(part)))
-    if "gradient_tag" in metafunc.fixturenames:
-        tags = [tag for tag in case.tags("train") if "grad_norms" in case.meta["train"].get(tag, {})]
-        metafunc.parametrize("gradient_tag", tags)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """The table of all compared quantities; a test process hands its rows over as properties of its reports."""
+    reports = [r for kind in ("passed", "failed") for r in terminalreporter.stats.get(kind, [])]
+    found = [row for report in reports for name, rows in report.user_properties if name == ROWS for row in rows]
+    rows = [Row(**{k: float("inf") if v is None else v for k, v in row.items() if k != "ok"}) for row in found]
+    if rows:
+        rows.sort(key=lambda row: (PICTURES, WORDS, *PARTS).index(row.part))  # two processes mix the stages
+        full = config.getoption("--full", default=False) or config.getoption("verbose") > 0
+        terminalreporter.section(f"parity with {_folder(config).name}")
+        console = Console(width=100, color_system=None)
+        with console.capture() as table:
+            console.print((full_table if full else summary_table)(rows))
+            console.print(verdict(rows))
+        terminalreporter.write(table.get())
+
+
+@pytest.fixture
+def keep(record_property):
+    """A function that takes rows, puts them into the summary and hands back those that differ, as text."""
+
+    def differing(rows):
+        rows = list(rows)
+        record_property(ROWS, [row.to_dict() for row in rows])
+        return "\n".join(
+            f"{row.part} {row.name}: largest difference {row.difference:.3g}, tolerance {row.tolerance:g} {row.note}"
+            for row in rows
+            if not row.ok
+        )
+
+    return differing
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -64,5 +95,5 @@ def model(case):
 
 @pytest.fixture(scope="session")
 def computed(case, model):
-    """Our numbers, each part computed once, when first asked for."""
-    return model_outputs.Outputs(case, model)
+    """Our numbers, made when asked for."""
+    return Outputs(case, model)
