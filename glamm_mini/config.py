@@ -182,14 +182,16 @@ class GlammConfig(PreTrainedConfig):
             )
         return layers
 
-    def memory_report(self, dtype: str = "float32", trained: str = "all") -> dict[str, dict[str, float]]:
-        """Parameters (millions) and weights' memory (MB) of every part, counted without allocating them.
+    def memory_report(self, dtype: str = "float32", trained="all", **more) -> "dict[str, dict[str, float]]":
+        """Memory of every part on one device, in megabytes, counted without allocating it; `print` it for a table.
 
-        trained: "all" or "none"; with "all" the row `training` holds weights, gradients and AdamW's two moments.
+        trained: "all", "none" (to answer), "official" (LoRA and the parts the released recipe trains), or pieces of
+        parameters' names. more: `lora`, `quantize`, `sharding`, `devices`, `checkpointing`, `batch`, `text_tokens` ...,
+        see `glamm_mini.model.memory.memory_report`.
         """
         from glamm_mini.model.memory import memory_report
 
-        return memory_report(self, dtype=dtype, trained=trained)
+        return memory_report(self, dtype=dtype, trained=trained, **more)
 
     def to_dict(self):
         """As transformers' to_dict, with the nested dataclasses as plain dictionaries."""
@@ -276,7 +278,8 @@ def _colab() -> dict:
             max_position_embeddings=2048,
             rms_norm_eps=1e-5,
         ),
-        region=dict(),
+        # Half the official width: it starts untrained here, and at full width its training alone would take 10 GB.
+        region=dict(channels=512, groups=32),
         grounding=dict(hidden=768, depth=12, heads=12, global_attention=(2, 5, 8, 11)),
         prompt=dict(system=OFFICIAL_SYSTEM),
     )

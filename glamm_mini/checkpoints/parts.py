@@ -95,28 +95,10 @@ def from_parts(
         FileNotFoundError: a folder, a file or a shard is not there. ValueError: a file is damaged, or holds another
             kind of model, other shapes, too few or unknown tensors. Both name the part and the file.
     """
-    config = copy.deepcopy(size) if isinstance(size, GlammConfig) else GlammConfig.of_size(size)
     kind = _dtype(dtype, device)
-    published = PUBLISHED.get(config.size_name, (None, None))
-    speaks, draws = language_model or published[0], grounding_encoder or published[1]
-    if not speaks or not draws:
-        raise ValueError(
-            f"no pretrained parts are published for the size {config.size_name!r} (only for {', '.join(PUBLISHED)}); "
-            "name language_model and grounding_encoder"
-        )
-    sources = {
-        "global_encoder": _named("global_encoder", clip_source, global_encoder),
-        "language_model": _named("language_model", llama_source, speaks),
-        "grounding_encoder": _named("grounding_encoder", sam_source, draws),
-    }
-    config.vision = _agreed("global_encoder", sources["global_encoder"], config.vision, VISION_SHAPE)
-    config.text = _agreed("language_model", sources["language_model"], config.text, TEXT_SHAPE)
-    tokenizer = _named("language_model", official_tokenizer, sources["language_model"].folder)
-    config.text.vocab_size = max(config.text.vocab_size, len(tokenizer))
-    for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        setattr(config.text, token, getattr(tokenizer, token))
-    config.tie_word_embeddings = config.text.tie_word_embeddings
-    processor = GlammProcessor(config, tokenizer)
+    config = copy.deepcopy(size) if isinstance(size, GlammConfig) else GlammConfig.of_size(size)
+    sources = _sources(config, global_encoder, language_model, grounding_encoder)
+    processor = _processor(config, sources)
     model, report = _empty(config), PartsReport(kind)
     plans = {part: _plan(part, source, model) for part, source in sources.items()}  # all are checked before one is read
     report.ignored = [name for _, ignored in plans.values() for name in ignored]
@@ -124,6 +106,34 @@ def from_parts(
         report.filled[part] = _fill(model, sources[part], wanted, kind, report)
     _start(model, kind, seed, report)
     return model.eval(), processor, report
+
+
+def _sources(config: GlammConfig, sees, speaks, draws) -> dict[str, Source]:
+    """Where the three pretrained parts lie; those that are not named are the published ones of the size."""
+    published = PUBLISHED.get(config.size_name, (None, None))
+    speaks, draws = speaks or published[0], draws or published[1]
+    if not speaks or not draws:
+        raise ValueError(
+            f"no pretrained parts are published for the size {config.size_name!r} (only for {', '.join(PUBLISHED)}); "
+            "name language_model and grounding_encoder"
+        )
+    return {
+        "global_encoder": _named("global_encoder", clip_source, sees),
+        "language_model": _named("language_model", llama_source, speaks),
+        "grounding_encoder": _named("grounding_encoder", sam_source, draws),
+    }
+
+
+def _processor(config: GlammConfig, sources: dict[str, Source]) -> GlammProcessor:
+    """The processor with the language model's tokenizer; `config` takes over the parts' own settings and the ids."""
+    config.vision = _agreed("global_encoder", sources["global_encoder"], config.vision, VISION_SHAPE)
+    config.text = _agreed("language_model", sources["language_model"], config.text, TEXT_SHAPE)
+    tokenizer = _named("language_model", official_tokenizer, sources["language_model"].folder)
+    config.text.vocab_size = max(config.text.vocab_size, len(tokenizer))
+    for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(config.text, token, getattr(tokenizer, token))
+    config.tie_word_embeddings = config.text.tie_word_embeddings
+    return GlammProcessor(config, tokenizer)
 
 
 def _empty(config: GlammConfig) -> GlammForConditionalGeneration:
