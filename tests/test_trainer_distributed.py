@@ -1,27 +1,51 @@
-"""Two processes train as one does: same samples, same losses, whatever each process's share holds."""
+"""Two processes train as one does, whole or in slices; a worker dies or hangs, and the run goes on where it was."""
 
+import json
 import os
+import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import training_toy
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file
-from training_toy import BASE, trainer
+from training_toy import BASE, Toy, ToyData, trainer, weights_of
 
+from glamm_mini.training import resume as checkpoint
+from glamm_mini.training.launch import make_accelerator
 from glamm_mini.training.logs import read_log
+from glamm_mini.training.slices import merge_slices
+from glamm_mini.training.states import RunState
+from glamm_mini.training.stopping import TrainingInterrupted
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
 
+SINGLE = ["steps=8", "batch_size=8", "ema=0.9", "save_every=3", "workers=0"]
+DOUBLE = ["steps=8", "batch_size=2", "accumulation=2", "ema=0.9", "save_every=3", "workers=0", "shard=full"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+
 
 def launch(processes: int, *arguments: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     return subprocess.run(
-        [*command, training_toy.__file__, *arguments], env=environment, capture_output=True, text=True, timeout=300
+        [*command, training_toy.__file__, *arguments], env=ENVIRONMENT, capture_output=True, text=True, timeout=300
     )
+
+
+def assert_same_training(one: Path, two: Path, steps: int = 8) -> None:
+    """The losses of `two` are those of `one`, by at most 1e-5 of each."""
+    logs = [[r for r in read_log(folder / "log.jsonl") if "loss" in r] for folder in (one, two)]
+    assert [r["step"] for r in logs[1]] == list(range(1, steps + 1))
+    for a, b in zip(*logs, strict=True):
+        for name in ("loss", "ce", "mask", "grad_norm"):
+            assert b[name] == pytest.approx(a[name], rel=1e-5), (name, a["step"])
 
 
 def test_two_processes_equal_one(tmp_path: Path):
@@ -33,12 +57,140 @@ def test_two_processes_equal_one(tmp_path: Path):
     run.fit()
     done = launch(2, str(tmp_path / "two"), *double, "workers=1")
     assert done.returncode == 0, done.stderr[-3000:]
-    logs = [read_log(tmp_path / name / "log.jsonl") for name in ("one", "two")]
-    assert [r["step"] for r in logs[1]] == list(range(1, 9))
-    for one, two in zip(*logs, strict=True):
-        for name in ("loss", "ce", "mask", "grad_norm"):
-            assert two[name] == pytest.approx(one[name], rel=1e-5), (name, one["step"])
+    assert_same_training(tmp_path / "one", tmp_path / "two")
     stored = [load_file(tmp_path / name / "last" / "model.safetensors") for name in ("one", "two")]
     assert stored[0].keys() == stored[1].keys()
     for name in stored[0]:
         torch.testing.assert_close(stored[1][name], stored[0][name], rtol=1e-3, atol=1e-5)
+
+
+# ---- a run that is handed from one process to two, loses one, and goes on ----
+
+
+class Stopping(ToyData):
+    """Asks the run to stop in its second step, as a scheduler would."""
+
+    def __getitem__(self, i: int):
+        if len(self.seen) == 9:  # in step 2
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().__getitem__(i)
+
+
+@pytest.fixture(scope="module")
+def handed_on(tmp_path_factory) -> dict:
+    """An unbroken run of one process, and a run that one process began, two went on with in slices, and of which one
+    was killed after the checkpoint of step 6; its folder as it was then, and after two processes have finished it."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("handed")
+    evaluated = {"evaluation_loss_data": ToyData(6)}
+    whole = trainer(folder / "whole", BASE.with_overrides(SINGLE), **evaluated)
+    whole.fit()
+    with pytest.raises(TrainingInterrupted):
+        trainer(folder / "run", BASE.with_overrides(SINGLE), Stopping(), **evaluated).fit()
+    first = checkpoint.read_manifest(folder / "run")["step"]
+    killed = launch(2, str(folder / "run"), "--resume", "--at", "18", "SIGKILL", *DOUBLE)
+    shutil.copytree(folder / "run", folder / "killed")
+    done = launch(2, str(folder / "run"), "--resume", "--layout", *DOUBLE)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {"folder": folder, "weights": weights_of(whole.model), "first": first, "killed": killed}
+
+
+def test_a_killed_worker_ends_the_launcher_and_keeps_the_checkpoint(handed_on):
+    assert handed_on["first"] == 1 and handed_on["killed"].returncode != 0
+    assert "SIGKILL" in handed_on["killed"].stderr
+    manifest = checkpoint.read_manifest(handed_on["folder"] / "killed")
+    assert manifest["step"] in (3, 6)
+    assert sorted(manifest["files"]) == [f"sharded/shard-0000{k}-model-00001-of-00001.safetensors" for k in (1, 2)]
+
+
+def test_handed_from_one_process_to_two_and_resumed_after_a_kill_it_equals_an_unbroken_run(handed_on):
+    folder = handed_on["folder"]
+    assert_same_training(folder / "whole", folder / "run")
+    last = [read_log(folder / name / "log.jsonl")[-1]["validation"]["loss"] for name in ("whole", "run")]
+    assert last[1] == pytest.approx(last[0], rel=1e-5)
+    for rank in (0, 1):
+        weights = torch.load(folder / "run" / f"weights_{rank}.pt", weights_only=True)
+        torch.testing.assert_close(weights, handed_on["weights"], rtol=1e-3, atol=1e-5)
+
+
+def test_parameters_and_moments_are_dtensors_cut_along_their_first_dimension(handed_on):
+    here = [json.loads((handed_on["folder"] / "run" / f"layout_{rank}.json").read_text()) for rank in (0, 1)]
+    assert len(here[0]) == 2 * len(list(Toy().parameters()))
+    for name, first in here[0].items():
+        second = here[1][name]
+        assert first["type"] == second["type"] == "DTensor" and first["placements"] == ["S(0)"], name
+        assert first["here"] + second["here"] == first["all"] == second["all"], name
+    assert here[0]["inner.weight"]["here"] == here[0]["moment of inner.weight"]["here"] == 512
+
+
+def test_slices_of_two_processes_resume_in_one(handed_on):
+    folder = handed_on["folder"]
+    shutil.copytree(folder / "killed", folder / "alone")
+    run = trainer(folder / "alone", BASE.with_overrides([*SINGLE, "shard=full"]))
+    run.fit(resume=True)
+    assert_same_training(folder / "whole", folder / "alone")
+    torch.testing.assert_close(weights_of(run.model), handed_on["weights"], rtol=1e-3, atol=1e-5)
+    assert checkpoint.shared_folder(folder / "alone") is None  # one process writes plain files again
+
+
+def test_slices_are_merged_to_plain_safetensors(handed_on, tmp_path):
+    count = merge_slices(handed_on["folder"] / "run" / "last" / "sharded", tmp_path / "model" / "model.safetensors")
+    merged = load_file(tmp_path / "model" / "model.safetensors")
+    whole = load_file(handed_on["folder"] / "whole" / "last" / "model.safetensors")
+    assert count == len(merged) and merged.keys() == whole.keys()
+    for name, tensor in whole.items():
+        torch.testing.assert_close(merged[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_damaged_slices_and_slices_of_another_model_are_clear_errors(handed_on, tmp_path):
+    shutil.copytree(handed_on["folder"] / "run" / "last", tmp_path / "run" / "last")
+    shutil.copy(handed_on["folder"] / "run" / "settings.json", tmp_path / "run")
+    other = Toy()
+    other.head = torch.nn.Linear(32, 2)
+    settings = BASE.with_overrides(SINGLE)
+    with pytest.raises(ValueError, match=r"another model: 8 tensors differ, such as average.head.bias"):
+        trainer(tmp_path / "run", settings, model=other).fit(resume=True)
+    path = next((tmp_path / "run" / "last" / "sharded").iterdir())
+    path.write_bytes(b"\xff" * path.stat().st_size)
+    with pytest.raises(ValueError, match="sharded cannot be read"):
+        trainer(tmp_path / "run", settings).fit(resume=True)
+    path.unlink()
+    with pytest.raises(ValueError, match=f"damaged: sharded/{path.name} is missing"):
+        trainer(tmp_path / "run", settings).fit(resume=True)
+
+
+def test_slices_hold_no_pickle(handed_on):
+    for path in (handed_on["folder"] / "run" / "last").rglob("*"):
+        assert path.is_dir() or path.suffix in (".safetensors", ".json"), path
+
+
+# ---- waiting, and what does not go together ----
+
+
+def test_a_process_whose_partner_hangs_ends_with_an_error(tmp_path: Path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    group = {**ENVIRONMENT, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    command = [sys.executable, training_toy.__file__, str(tmp_path), "--at", "6", "SIGSTOP", "timeout_minutes=0.1"]
+    started = [
+        subprocess.Popen(command, env={**group, "RANK": rank, "LOCAL_RANK": rank}, stderr=subprocess.PIPE, text=True)
+        for rank in ("0", "1")
+    ]
+    try:
+        begun = time.monotonic()
+        words = started[0].communicate(timeout=120)[1]
+        assert started[0].returncode not in (0, None) and "Timed out" in words, words[-2000:]
+        assert read_log(tmp_path / "log.jsonl")[-1]["step"] == 1, f"after {time.monotonic() - begun:.0f} s"
+    finally:
+        started[1].kill()
+        started[1].communicate()
+
+
+def test_what_does_not_go_together_is_refused(monkeypatch):
+    two = SimpleNamespace(num_processes=2, distributed_type=DistributedType.MULTI_CPU)
+    with pytest.raises(ValueError, match="Muon needs whole matrices"):
+        RunState(Toy(), BASE.with_overrides(["shard=full", "muon_lr=0.01"]), two)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="set shard=full"):
+        make_accelerator(BASE)

@@ -199,15 +199,16 @@ def check_alike(batches: list[dict], device: torch.device) -> None:
         )
 
 
+def slice_like(value: object, sample: torch.Tensor) -> object:
+    """This process's slice of `value`, if it is a tensor of the shape of `sample`, which is sharded; else `value`."""
+    if not isinstance(sample, DTensor) or not torch.is_tensor(value) or value.shape != sample.shape:
+        return value
+    value = value.to(sample.device)
+    return distribute_tensor(value, sample.device_mesh, sample.placements, src_data_rank=None)
+
+
 def slice_state(optimiser: torch.optim.Optimizer, state: dict) -> dict:
     """`state`, an optimizer's `state_dict()` of whole tensors, cut as the optimizer's own parameters are."""
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-
-    def cut(value, parameter):
-        if not isinstance(parameter, DTensor) or not torch.is_tensor(value) or value.shape != parameter.shape:
-            return value
-        value = value.to(parameter.device)
-        return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
-
-    held = {i: {k: cut(v, parameters[i]) for k, v in entry.items()} for i, entry in state["state"].items()}
+    held = {i: {k: slice_like(v, parameters[i]) for k, v in entry.items()} for i, entry in state["state"].items()}
     return {**state, "state": held}

@@ -3,6 +3,7 @@
 torch's distributed checkpoint in safetensors files: no pickle is written or read (its own format has several).
 """
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def load_slices(
     state = get_optimizer_state_dict(model, optimiser, options=_FLAT)
     tensors = _tensors(model, names, _moments(state), average)
     _check(folder, {name: tensor.shape for name, tensor in tensors.items()})
-    dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)))
+    _read(folder, tensors)
     set_optimizer_state_dict(model, optimiser, state, options=_FLAT)
 
 
@@ -78,7 +79,7 @@ def merge_slices(folder: Path, target: Path) -> int:
         for name, entry in _stored(folder).items()
         if name.startswith(WEIGHT)
     }
-    dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
+    _read(folder, tensors, together=False)
     target.parent.mkdir(parents=True, exist_ok=True)
     save_file({name.removeprefix(WEIGHT): t for name, t in tensors.items()}, str(target), metadata={"format": "pt"})
     return len(tensors)
@@ -93,6 +94,12 @@ def _tensors(model, names, moments, average) -> dict[str, torch.Tensor]:
 def _moments(state: dict) -> Iterator[tuple[str, torch.Tensor]]:
     # Beside the moments stand the settings of each group; they follow from TrainSettings and the step.
     return ((name, value) for name, value in state.items() if name.startswith("state.") and torch.is_tensor(value))
+
+
+def _read(folder: Path, tensors: dict[str, torch.Tensor], together: bool = True) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process reads: as it should be
+        dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=not together)
 
 
 def _stored(folder: Path) -> dict:

@@ -14,7 +14,7 @@ from glamm_mini.training import resume as checkpoint
 from glamm_mini.training.averaging import MovingAverage
 from glamm_mini.training.optimiser import build_optimiser
 from glamm_mini.training.settings import TrainSettings
-from glamm_mini.training.sharding import Sharded, slice_state
+from glamm_mini.training.sharding import Sharded, slice_like, slice_state
 from glamm_mini.training.slices import load_slices, save_slices
 
 
@@ -75,7 +75,8 @@ class RunState:
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         if self.average:
-            self.average.load_state_dict(state["average"])
+            own = self.average.state_dict()
+            self.average.load_state_dict({name: slice_like(t, own[name]) for name, t in state["average"].items()})
 
     def _averages(self) -> dict[str, torch.Tensor] | None:
         return self.average.state_dict() if self.average else None
