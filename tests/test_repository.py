@@ -33,6 +33,7 @@ ORDER = [
     ("evaluation",),
     ("training",),
     ("grand",),
+    ("bench",),
     ("lessons",),
     ("visuals",),
     ("exercises",),
