@@ -14,9 +14,9 @@ from glamm_mini import paths
 from glamm_mini.checkpoints.lora import add_lora
 from glamm_mini.checkpoints.official import official_to_ours
 from glamm_mini.config import GlammConfig
-from glamm_mini.model.activations import head_width, key_heads
+from glamm_mini.model.activations import head_width, key_heads, working_memory
 from glamm_mini.model.glamm import GlammForConditionalGeneration
-from glamm_mini.model.memory import KINDS
+from glamm_mini.model.memory import KINDS, Plan
 from glamm_mini.model.weights import OFFICIAL_TRAINED, list_weights
 from glamm_mini.parity.case import ReferenceCase
 from glamm_mini.training.recompute import recomputed
@@ -193,6 +193,27 @@ def test_answering_works_in_what_the_largest_part_needs(config, batch):
         model.generate(**inputs, max_new_tokens=4, min_new_tokens=4)
     expected = (report["total"]["activations"] + report["total"]["cache"]) * 1e6
     assert expected == pytest.approx(live.peak, rel=TOLERANCE)
+
+
+def test_each_part_works_in_what_is_said(config, batch):
+    """The parts that see and draw, one by one: the peak above what was there before."""
+    made, words = batch
+    model = build(config, "all").eval()
+    plan = Plan("float32", "none", **words)
+    levels = [torch.randn(ROWS, 64, 12, 12) for _ in config.region.scales]
+    rows, images = ROWS * MASKS, torch.arange(ROWS).repeat_interleave(MASKS)
+    runs = {
+        "global_encoder": lambda: model.global_encoder(made["global_images"]),
+        "vl_projector": lambda: model.vl_projector(torch.zeros(ROWS, 144, 64)),
+        "grounding_encoder": lambda: model.grounding_encoder(made["grounding_images"]),
+        "region_encoder": lambda: model.region_encoder(levels, made["boxes"]),
+        "pixel_decoder": lambda: model.decode_masks(torch.zeros(rows, 96), torch.zeros(ROWS, 32, 16, 16), images),
+    }
+    expected = working_memory(config, plan.load)
+    for part, run in runs.items():
+        with torch.no_grad(), as_on_a_gpu(), Live(*model.parameters(), *model.buffers(), *levels) as live:
+            run()
+        assert expected[part] == pytest.approx(live.peak, rel=TOLERANCE), part
 
 
 def test_the_cache_is_transformers_own(config, batch):

@@ -233,11 +233,11 @@ def handed_on(config: GlammConfig, load: Load) -> dict[str, float]:
 def working_memory(config: GlammConfig, load: Load) -> dict[str, float]:
     """Most bytes that each part works on when nothing is kept for a backward pass; parts run one after the other.
 
-    CLIP: the states of all layers, which it is asked for, and one MLP. SAM's ViT: two residual streams and q, k, v of
-    the widest block with its copies for the kernel, or its MLP. The region encoder, S positions in all and S0 on the
-    finest level: two copies of a level, or two of all levels and three of the finest. The language model: a prompt's
-    states and one MLP, logits of one position. The decoder: 8 times the embedding for each mask it decodes at once, or
-    masks at two sizes in float32.
+      CLIP: the states of all layers, which it is asked for, and one MLP. SAM's ViT: two residual streams and q, k, v of
+    the widest block with its copies for the kernel, or its MLP. The region encoder: CLIP's grid twice at the finest
+    level's size, or all levels and three copies of the finest. The language model: a prompt's states and one MLP,
+    logits of one position. The decoder: 8 times the embedding for each mask it decodes at once, or masks at two sizes
+    in float32.
     """
     v, t, g, r = config.vision, config.text, config.grounding, config.region
     b, n, patches, row = load.size, load.batch, config.image_tokens + 1, positions(config, load)
