@@ -65,10 +65,15 @@ def test_a_wheel_carries_the_data_and_finds_it(tmp_path):
     code = (
         f"import sys; sys.path.insert(0, {str(site)!r})\n"
         "from glamm_mini import paths\n"
-        "print(paths.__file__); print(paths.checkpoint_folder('probe')); print(paths.samples_folder())"
+        "print(paths.__file__); print(paths.checkpoint_folder('probe')); print(paths.samples_folder())\n"
+        "from itertools import islice\n"
+        "from glamm_mini.parity import case, compare\n"
+        "rows = compare.compare_case(case.ReferenceCase(paths.parity_folder() / 'case_small'))\n"
+        "print([row.ok for row in islice(rows, 9)].count(True))"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=empty)
-    module, probe, samples = done.stdout.splitlines()
+    module, probe, samples, agree = done.stdout.splitlines()
+    assert agree == "9"  # the numbers of the official vision tower and projector
     assert Path(module).is_relative_to(site)
     assert Path(probe) == site / "glamm_mini" / "_data" / "checkpoints" / "probe"
     assert Path(samples) == site / "glamm_mini" / "_data" / "samples"

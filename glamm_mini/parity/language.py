@@ -135,7 +135,8 @@ class LanguageOutputs:
 
     def generate(self, tag: str) -> Iterator[tuple[str, torch.Tensor]]:
         """A greedy answer, where the case says how many tokens it has; else one pass over the answer that is given."""
-        free = "forced_seg_at" in self.case.meta["generate"].get(tag, {})
+        told = "steps" in self.case.meta["generate"].get(tag, {})
+        free = told or f"{tag}/sequences" in self.case.arrays("generate")
         return self._answer(tag) if free else self._teacher_forced(tag)
 
     def _one_image(self, tag: str) -> tuple[int, dict]:
@@ -151,13 +152,15 @@ class LanguageOutputs:
         )
 
     def _answer(self, tag: str):
-        meta = self.case.meta["generate"][tag]
+        meta = self.case.meta["generate"].get(tag, {})
         image, batch = self._one_image(tag)
-        force = ForceSeg(self.model.config.tokens.seg, meta["forced_seg_at"])
+        force = ForceSeg(self.model.config.tokens.seg, meta.get("forced_seg_at", []))
+        whole = self.case.arrays("generate").get(f"{tag}/sequences")
+        steps = meta["steps"] if whole is None else whole.shape[1] - batch["input_ids"].shape[1]
         out = self.model.generate(
             **batch,
             boxes=self.case.boxes_for(batch["input_ids"], [image]),
-            max_new_tokens=meta["steps"],
+            max_new_tokens=steps,
             logits_processor=[force],
         )
         masks = out.mask_logits[0]

@@ -65,7 +65,7 @@ def _table(third: str) -> Table:
     table.add_column("file", no_wrap=True)
     table.add_column("quantity", overflow="fold", min_width=19)
     table.add_column(third, overflow="fold")
-    for name in ("largest difference", "tolerance", "used", "ok"):
+    for name in ("difference", "tolerance", "used", "ok"):
         table.add_column(name, justify="right")
     return table
 
