@@ -73,6 +73,18 @@ def test_weights_stored_in_bfloat16_halve_the_file_and_load_as_float32(made, sav
         assert tensor.dtype == own[name].dtype and torch.equal(tensor, expected), name
 
 
+@pytest.mark.parametrize("size", ["4GB", "20KB"])
+def test_tied_weights_are_stored_once_and_tied_again(made, tmp_path, size):
+    text = made[0].config.text.to_dict() | {"tie_word_embeddings": True}
+    tied = small_model(text=text, tokens=made[0].config.tokens)
+    save_model(tmp_path / "tied", tied, made[1], max_shard_size=size)
+    stored = [name for file in (tmp_path / "tied").glob("*.safetensors") for name in load_file(file)]
+    assert len(stored) == len(set(stored)) == len(tied.state_dict()) - 1
+    back = load_model(tmp_path / "tied")[0]
+    assert_same(back, tied)
+    assert back.language_model.lm_head.weight is back.language_model.model.embed_tokens.weight
+
+
 def test_saving_again_replaces_weights_and_keeps_the_card(made, saved):
     (saved / "model_card.md").write_text("what it is")
     (saved / "training.json").write_text("{}")

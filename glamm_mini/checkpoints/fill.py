@@ -11,6 +11,7 @@ import torch
 from accelerate.utils import offload_weight, save_offload_index
 from torch import nn
 
+from glamm_mini.checkpoints.placement import device_of, main_device
 from glamm_mini.checkpoints.quantise import layers_to_quantise, quantised, replace
 from glamm_mini.checkpoints.report import LoadReport, type_name
 from glamm_mini.checkpoints.source import Source
@@ -36,9 +37,11 @@ def fill(
     devices = devices or {"": "cpu"}
     layers = set(layers_to_quantise(model, quantize)) if quantize else set()
     report, index = LoadReport(ignored=list(source.ignored), notes=list(source.notes)), {}
-    names = set(model.state_dict())
+    names, buffers = set(model.state_dict()), {name for name, _ in model.named_buffers()}
     for name, tensor, file in source.tensors():
-        device, path = device_of(name, devices), name.rpartition(".")[0]
+        path = name.rpartition(".")[0]
+        # accelerate fetches parameters alone; a buffer stays where it is used.
+        device = main_device(devices) if name in buffers else device_of(name, devices)
         # A copy even where nothing changes: a view of the file would keep the file mapped.
         first = "cpu" if device == "disk" or path in layers else device
         own = tensor.to(first, dtype or tensor.dtype, copy=True)
@@ -67,10 +70,3 @@ def put(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
         owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=owner._parameters[leaf].requires_grad)
     else:
         owner._buffers[leaf] = tensor
-
-
-def device_of(name: str, devices: Mapping[str, str | int]) -> str | int:
-    """The device of a weight: that of the longest beginning of its name that `devices` holds."""
-    while name not in devices and name:
-        name = name.rpartition(".")[0]
-    return devices[name]

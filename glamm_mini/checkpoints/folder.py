@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from glamm_mini.checkpoints.fill import fill
 from glamm_mini.checkpoints.find import WEIGHTS, check_no_pickle
-from glamm_mini.checkpoints.placement import dispatch, main_device, place
+from glamm_mini.checkpoints.placement import dispatch, folder_on_disk, main_device, place
 from glamm_mini.checkpoints.quantise import check_kind, is_quantised
 from glamm_mini.checkpoints.source import open_checkpoint
 from glamm_mini.checkpoints.write import MAX_SHARD_SIZE, whole_folder, write_weights
@@ -89,6 +89,9 @@ def load_model(
     if device == "auto":
         devices = place(model, kind or torch.float32, max_memory, offload_folder)
         devices = {"": main_device(devices)} if quantize else devices
+    if "disk" in devices.values():
+        model.offloaded = folder_on_disk(offload_folder)
+        offload_folder = model.offloaded.name
     model.load_report = fill(model, source, kind, devices, offload_folder, quantize)
     if len(set(devices.values())) > 1 or "disk" in devices.values():
         dispatch(model, devices, offload_folder)

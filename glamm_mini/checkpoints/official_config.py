@@ -43,14 +43,18 @@ def read_official_config(
     """Our configuration, in official mode, and notes on what was assumed.
 
     given: the official config.json. shapes: the checkpoint's tensors by their official names. vision: of the CLIP
-    that belongs to it; default the released one's. Raises ValueError for settings that contradict each other.
+    that belongs to it; default the released one's, as wide as the projector wants.
+    Raises ValueError for settings that contradict each other.
     """
-    base, notes = GlammConfig.of_size("7b"), []
+    base, notes, unknown = GlammConfig.of_size("7b"), [], vision is None
     own = given.get(OURS) or {}
     text = _text(given, shapes, base, notes)
     select = given.get("mm_vision_select_layer", base.feature_layer)
+    vision = (vision or base.vision).to_dict()
+    if unknown and "model.mm_projector.0.weight" in shapes:
+        vision["hidden_size"] = shapes["model.mm_projector.0.weight"][1]
     config = GlammConfig(
-        vision=(vision or base.vision).to_dict(),
+        vision=vision,
         text=text,
         region=own.get("region") or _region(shapes, base),
         grounding=own.get("grounding") or _grounding(shapes, base),

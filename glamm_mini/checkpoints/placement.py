@@ -6,6 +6,7 @@ puts them back, around every call.
 
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from accelerate import dispatch_model, infer_auto_device_map
@@ -51,8 +52,6 @@ def place(
             f"the model takes {sizes[''] / 1e9:.2f} GB in {str(dtype).removeprefix('torch.')}, and {on_disk / 1e9:.2f} "
             "GB of it find no memory; give offload_folder='FOLDER' to keep them on disk, a smaller dtype, or quantize"
         )
-    if "disk" in devices.values():
-        make_folder(offload_folder)
     return devices
 
 
@@ -72,12 +71,25 @@ def main_device(devices: Mapping[str, str | int]) -> str | int:
     return next((device for device in devices.values() if device not in ("cpu", "disk")), "cpu")
 
 
-def make_folder(folder: str | Path) -> None:
-    """Make the folder for weights on disk. Raises OSError if that cannot be."""
+def device_of(name: str, devices: Mapping[str, str | int]) -> str | int:
+    """The device of a weight: that of the longest beginning of its name that `devices` holds."""
+    while name not in devices and name:
+        name = name.rpartition(".")[0]
+    return devices[name]
+
+
+def folder_on_disk(offload_folder: str | Path) -> TemporaryDirectory:
+    """A folder of its own for one model's weights, inside `offload_folder`; it goes when the model does.
+
+    Raises OSError if it cannot be made.
+    """
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
+        Path(offload_folder).mkdir(parents=True, exist_ok=True)
+        return TemporaryDirectory(prefix="glamm-", dir=offload_folder)
     except OSError as error:
-        raise OSError(f"offload_folder {folder} cannot be made ({error}); name a place that can be written") from error
+        raise OSError(
+            f"offload_folder {offload_folder} cannot be made ({error}); name a place that can be written"
+        ) from error
 
 
 def _check_memory(max_memory: Mapping | None) -> None:

@@ -79,4 +79,4 @@ def quantised(layer: nn.Linear, kind: str) -> nn.Module:
         small.weight = bnb.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
     if layer.bias is not None:
         small.bias = layer.bias
-    return small
+    return small.train(layer.training)  # bitsandbytes has other kernels for evaluation
