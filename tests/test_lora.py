@@ -142,7 +142,9 @@ def test_saved_lora_is_small_and_loads_onto_its_base_alone(tmp_path):
     assert load_lora(again, tmp_path)["base"] == "tiny"
     assert torch.equal(again(ids).logits, model(ids).logits)
     assert {n for n, p in again.named_parameters() if p.requires_grad} == set(stored)
-    load_lora(small_model().bfloat16(), tmp_path)  # the same base in half precision is the same base
+    half = small_model().bfloat16()
+    load_lora(half, tmp_path)  # the same base in half precision is the same base
+    assert {p.dtype for n, p in half.named_parameters() if ".lora_" in n} == {torch.float32}
     stirred(again, seed=9)
     load_lora(again, tmp_path)  # into the LoRA that is there already
     assert torch.equal(again(ids).logits, model(ids).logits)

@@ -30,11 +30,11 @@ def untrained_backbones(tmp_path_factory):
     return folder
 
 
-def _train(folder, out, processes, batch_size):
+def _train(recipe, out, processes, batch_size, *more):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if processes == 2 else []
     settings = f"steps=2 batch_size={batch_size} log_every=1 threads=1 workers=0 precision=no scenes=0 cpu=true".split()
-    command = [sys.executable, *launcher, "-m", "glamm_mini.cli.main", "train", "storybook", "--out", str(out)]
-    for setting in [*settings, f"backbones={folder}"]:
+    command = [sys.executable, *launcher, "-m", "glamm_mini.cli.main", "train", recipe, "--out", str(out)]
+    for setting in [*settings, *more]:
         command += ["--set", setting]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
@@ -44,9 +44,20 @@ def _train(folder, out, processes, batch_size):
 
 @pytest.mark.slow
 def test_two_processes_train_what_one_trains(untrained_backbones, tmp_path):
-    one = _train(untrained_backbones, tmp_path / "one", 1, 4)
-    two = _train(untrained_backbones, tmp_path / "two", 2, 2)
+    one = _train("storybook", tmp_path / "one", 1, 4, f"backbones={untrained_backbones}")
+    two = _train("storybook", tmp_path / "two", 2, 2, f"backbones={untrained_backbones}")
     assert [line["step"] for line in one] == [line["step"] for line in two] == [1, 2]
     for a, b in zip(one, two, strict=True):
         for name in ("loss", "ce", "mask_bce", "mask_dice", "dense", "regions", "box", "grad_norm"):
+            assert b[name] == pytest.approx(a[name], rel=2e-5), name
+
+
+@pytest.mark.slow
+def test_two_processes_fine_tune_what_one_fine_tunes(tmp_path):
+    # Dropout depends on the process: two draw other masks than one.
+    more = ("conversations=2", "lora.dropout=0", "merge=false")
+    one = _train("combined", tmp_path / "one", 1, 4, *more)
+    two = _train("combined", tmp_path / "two", 2, 2, *more)
+    for a, b in zip(one, two, strict=True):
+        for name in ("loss", "ce", "mask_bce", "mask_dice", "grad_norm"):
             assert b[name] == pytest.approx(a[name], rel=2e-5), name

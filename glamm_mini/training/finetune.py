@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 
 from glamm_mini import paths
 from glamm_mini.assistant import Assistant
@@ -20,7 +19,7 @@ from glamm_mini.datasets.storybook.dataset import StorybookDataset
 from glamm_mini.model.glamm import GlammForConditionalGeneration
 from glamm_mini.processor import GlammProcessor
 from glamm_mini.training.batches import COUNTS
-from glamm_mini.training.launch import resolve_precision
+from glamm_mini.training.launch import join_processes, make_accelerator, resolve_precision
 from glamm_mini.training.options import number, split, truth, whole
 from glamm_mini.training.recipe import Recipe, read_recipe
 from glamm_mini.training.record import write_record
@@ -58,19 +57,22 @@ def finetune(
     scenes, conversations = whole(own, "scenes", VALIDATION_SCENES), whole(own, "conversations", CONVERSATIONS)
     merge = truth(own, "merge", True)
     _check_data(recipe, data)
+    join_processes(recipe.settings)
     model, processor = load_start(recipe, size)
     prepare(model, processor, recipe, size)
     side = processor.config.grounding.image_size
     dataset = StorybookDataset("train", 0, ENDLESS, side, recipe.mixture(), conversations)
     run = {"recipe": name, "size": size, "start": recipe.start, "trained": list(recipe.trained), "lora": recipe.lora}
     run |= {"data": data, "mixture": recipe.mixture(), "conversations": conversations}
-    _claim(out, run, resume)
-    _compare_samples(recipe, meant)
+    processes = make_accelerator(recipe.settings)
+    _claim(out, run, resume, processes.is_main_process)
+    if processes.is_main_process:
+        _compare_samples(recipe, meant, processes.num_processes)
     validate = partial(_figures, processor=processor, scenes=scenes) if scenes else None
     trainer = Trainer(model, dataset, collate_for(processor, recipe), recipe.settings, out, validate)
     trainer.fit(resume=resume)
     folder = out / ("model" if merge else "lora")
-    if PartialState().is_main_process:
+    if processes.is_main_process:
         if merge:
             merge_lora(trainer.model)
             save_model(folder, trainer.model, processor, _stored_type(recipe))
@@ -178,7 +180,7 @@ def _stored_type(recipe: Recipe) -> torch.dtype:
     return torch.float16 if _frozen_type(recipe) == torch.float16 else torch.bfloat16
 
 
-def _claim(out: Path, run: dict, resume: bool) -> None:
+def _claim(out: Path, run: dict, resume: bool, first: bool) -> None:
     """Write down what the run is, or compare it with the run to resume; a checkpoint holds no frozen weights."""
     path = out / RUN
     if (out / "last").exists():
@@ -186,20 +188,19 @@ def _claim(out: Path, run: dict, resume: bool) -> None:
         odd = [f"{key} was {stored.get(key)!r}, now {run[key]!r}" for key in run if stored.get(key) != run[key]]
         if resume and odd:
             raise ValueError(f"cannot resume {out}: {'; '.join(odd)}. Resume it as it began, or choose another folder")
-    elif PartialState().is_main_process:
+    elif first:
         out.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(run, indent=1) + "\n", "utf-8")
 
 
-def _compare_samples(recipe: Recipe, meant: Recipe) -> None:
+def _compare_samples(recipe: Recipe, meant: Recipe, processes: int) -> None:
     """Say on stderr when a step has another number of samples than the recipe means."""
-    state, s = PartialState(), recipe.settings
-    mine, wanted = s.batch_size * s.accumulation * state.num_processes, meant.samples_per_step
-    if state.is_main_process and mine != wanted:
-        best = max(1, round(wanted / s.batch_size / state.num_processes))
+    each = recipe.settings.batch_size * processes
+    mine, wanted = each * recipe.settings.accumulation, meant.samples_per_step
+    if mine != wanted:
         print(
-            f"{mine} samples a step; the recipe means {wanted}, on {meant.processes} processes. "
-            f"--set accumulation={best} comes closest here",
+            f"{mine} samples a step; the recipe means {wanted} (processes: {meant.processes}). "
+            f"--set accumulation={max(1, round(wanted / each))} comes closest here",
             file=sys.stderr,
         )
 
