@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from pretrained_parts import ROWS, parts_config, save_clip, save_llama, save_sam
+from pretrained_parts import ROWS, parts_config, save_clip, save_llama, save_sam, save_transformers_sam
 from safetensors.torch import load_file, save_file
 
 from glamm_mini.checkpoints.folder import load_model, save_model
@@ -177,6 +177,23 @@ def test_the_vision_half_and_torch_files_do_as_well(tmp_path, stored, config):
     assert sorted(report.ignored) == ["model.layers.0.self_attn.rotary_emb.inv_freq", "pixel_mean"]
 
 
+def test_transformers_sam_is_the_same_model(tmp_path, stored, config):
+    """Written by SamModel, read by from_parts: every tensor has its place, and both see and draw alike."""
+    original = save_transformers_sam(tmp_path / "sam", config)
+    model, _, report = from_parts(config, stored[0] / "clip", stored[0] / "llama", tmp_path / "sam")
+    assert report.filled["grounding_encoder"][0].endswith("model.safetensors")
+    pixels, state = torch.randn(1, 3, 32, 32), torch.randn(1, 1, 16)
+    with torch.no_grad():
+        seen = original.vision_encoder(pixels).last_hidden_state
+        torch.testing.assert_close(model.grounding_encoder(pixels), seen, atol=1e-4, rtol=1e-4)
+        dense = original.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1).expand_as(seen)
+        place = original.get_image_wide_positional_embeddings()
+        drawn, quality = original.mask_decoder(seen, place, state[:, None], dense, multimask_output=False)[:2]
+        ours, sure = model.pixel_decoder(seen, state, torch.zeros(1, dtype=torch.long))
+    torch.testing.assert_close(ours, drawn[:, 0, 0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(sure, quality[:, 0, 0], atol=1e-4, rtol=1e-4)
+
+
 def test_shared_embeddings_stay_shared(tmp_path, stored, config):
     llama = save_llama(tmp_path / "llama", config, tie_word_embeddings=True)
     model, _, _ = from_parts(config, stored[0] / "clip", tmp_path / "llama", stored[0] / "sam.pth")
@@ -273,5 +290,5 @@ def test_arguments_that_cannot_be_meant(places, config, tmp_path):
         from_parts(config, **places | {"global_encoder": tmp_path / "absent"})
     with pytest.raises(ValueError, match="sam.pth is a file; give the folder"):
         from_parts(config, **places | {"language_model": places["grounding_encoder"]})
-    with pytest.raises(ValueError, match=r"grounding_encoder: .*clip is a folder; give the file"):
+    with pytest.raises(ValueError, match=r"grounding_encoder: .*clip holds a 'clip'; expected 'sam'"):
         from_parts(config, **places | {"grounding_encoder": places["global_encoder"]})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pretrained_parts import parts_config, save_clip, save_llama, save_sam
+from pretrained_parts import parts_config, save_clip, save_llama, save_sam, save_transformers_sam
 
 from glamm_mini.checkpoints import part_sources
 from glamm_mini.checkpoints.part_sources import SAM_FILES, clip_source, llama_source, sam_source
@@ -48,6 +48,13 @@ def test_only_files_that_run_no_code_are_fetched(hub, pickled):
     fetched = {file.name for file in cache.iterdir()}
     assert "tokenizer.model" in fetched and not fetched & {"modeling_evil.py", "training_args.bin"}
     assert ("pytorch_model.bin" in fetched) == pickled, "pickles are fetched where there is nothing else"
+
+
+def test_sam_of_the_hub_is_told_from_a_file(hub):
+    remote, _, asked = hub
+    save_transformers_sam(remote, parts_config())
+    source = sam_source("someone/model")
+    assert asked == ["someone/model"] and [file.name for file in source.files] == ["model.safetensors"]
 
 
 def test_a_folder_needs_no_network(hub, tmp_path):

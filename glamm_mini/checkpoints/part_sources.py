@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 import torch
-from transformers import CLIPConfig, CLIPVisionConfig, LlamaConfig
+from transformers import CLIPConfig, CLIPVisionConfig, LlamaConfig, SamConfig, SamVisionConfig
 
 from glamm_mini.checkpoints.shards import SINGLE, weight_files
 
@@ -15,6 +15,7 @@ SAM_ADDRESS = "https://dl.fbaipublicfiles.com/segment_anything/"
 SAM_FILES = ("sam_vit_b_01ec64.pth", "sam_vit_l_0b3195.pth", "sam_vit_h_4b8939.pth")
 """What segment-anything's authors publish; one of these names that is no file here stands for its address."""
 
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 SETTINGS_AND_SAFETENSORS = ["*.json", "*.safetensors", "tokenizer.model"]
 PICKLED_WEIGHTS = ["pytorch_model*.bin"]
 """Fetched only where a repository has no safetensors; read with `weights_only`, so that nothing in them can run."""
@@ -22,11 +23,11 @@ PICKLED_WEIGHTS = ["pytorch_model*.bin"]
 
 @dataclass
 class Source:
-    """One part's weights. config: transformers' own of the part, None for SAM, whose file holds tensors alone."""
+    """One part's weights. config: transformers' own of the part, None for a .pth of SAM, which holds tensors alone."""
 
     folder: Path
     files: list[Path]
-    config: CLIPVisionConfig | LlamaConfig | None = None
+    config: CLIPVisionConfig | LlamaConfig | SamVisionConfig | None = None
 
 
 def clip_source(place: str | Path) -> Source:
@@ -45,20 +46,17 @@ def llama_source(place: str | Path) -> Source:
 
 
 def sam_source(place: str | Path) -> Source:
-    """A file of segment-anything's weights, by its path, its https address or its published name."""
-    text = str(place)
-    path = Path(text)
+    """SAM: its authors' .pth, by its path, https address or published name; or transformers' own folder or hub id."""
+    text, path = str(place), Path(place)
+    if path.is_dir() or (isinstance(place, str) and not path.exists() and HUB_ID.fullmatch(place)):
+        folder = _folder(place)
+        _model_type(folder, ("sam",))
+        return Source(folder, weight_files(folder), SamConfig.from_pretrained(folder).vision_config)
     if not path.is_file() and text in SAM_FILES:
         text = SAM_ADDRESS + text
     if text.startswith("https://"):
         path = _download(text)
-    elif path.is_dir():
-        inside = sorted(found.name for found in path.glob("*.pth"))
-        raise ValueError(
-            f"{path} is a folder; give the file of segment-anything's weights itself, such as "
-            f"{path / (inside[0] if inside else SAM_FILES[0])}"
-        )
-    elif not path.is_file():
+    if not path.is_file():
         raise FileNotFoundError(
             f"there is no file {path}; give a path, an https address, or one of {', '.join(SAM_FILES)}, "
             f"which are fetched from {SAM_ADDRESS}"
@@ -72,7 +70,7 @@ def _folder(place: str | Path) -> Path:
         return path
     if path.is_file():
         raise ValueError(f"{path} is a file; give the folder that holds config.json and the weights")
-    if not isinstance(place, str) or not re.fullmatch(r"[\w.-]+/[\w.-]+", place):
+    if not isinstance(place, str) or not HUB_ID.fullmatch(place):
         raise FileNotFoundError(f"there is no folder {place}; give a folder that is there, or a hub id owner/name")
     return _snapshot(place)
 

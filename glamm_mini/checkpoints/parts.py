@@ -13,6 +13,7 @@ from accelerate import init_empty_weights
 from torch import nn
 
 from glamm_mini.checkpoints.part_sources import Source, clip_source, llama_source, sam_source
+from glamm_mini.checkpoints.sam_names import published_name
 from glamm_mini.checkpoints.shards import list_tensors, read_tensors
 from glamm_mini.config import GlammConfig
 from glamm_mini.model.glamm import GlammForConditionalGeneration
@@ -76,7 +77,8 @@ def from_parts(
 
     size: "colab" (TinyLlama-1.1B-Chat, SAM ViT-B), "7b" (Vicuna-7B v1.5, SAM ViT-H), or a configuration of your own.
     global_encoder, language_model: a folder in Hugging Face's format or a hub id. grounding_encoder: segment-anything's
-        .pth, by path, https address or published name. Only what is no path here is fetched from the network.
+        .pth, by path, https address or published name, or a folder or hub id of transformers' SamModel. Only what is
+        no path here is fetched from the network.
     dtype: "float32" (also None), "bfloat16", "float16", or "auto": bfloat16 on GPUs that compute it, float16 on older
         ones, float32 on a CPU, `device` being the device meant (default: the accelerator, if there is one). Only this
         choice looks at `device`; the model comes back on the CPU.
@@ -174,8 +176,9 @@ def _agreed(part: str, source: Source, config, names: tuple[str, ...]):
     return source.config
 
 
-def _ours(part: str, name: str) -> str | None:
-    """The model's name of a tensor in a part's file; None for what GLaMM has no use for."""
+def _ours(part: str, name: str, renamed: bool) -> str | None:
+    """The model's name of a tensor in a part's file; None for what GLaMM has no use for. renamed: by transformers."""
+    name = published_name(name) if renamed and part == "grounding_encoder" else name
     if name.endswith(COMPUTED):
         return None
     if part == "global_encoder":
@@ -198,7 +201,7 @@ def _plan(part: str, source: Source, model) -> tuple[dict[str, list[str]], list[
     """Names in the files -> our names that they fill, and names without use; or one error that lists what is wrong."""
     own = {n: tuple(t.shape) for n, t in model.state_dict().items() if n.startswith(_home(part))}
     entries = _named(part, list_tensors, source.files)
-    ours = {name: _ours(part, name) for name in entries}
+    ours = {name: _ours(part, name, renamed=source.config is not None) for name in entries}
     plan = {name: [target] for name, target in ours.items() if target in own}
     embedding, head = VOCABULARY
     tied = [name for name, target in ours.items() if target == embedding and head not in ours.values()]
