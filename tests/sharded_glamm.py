@@ -13,6 +13,7 @@ from small_models import answer_labels, box_set, images, padded, row, small_mode
 from glamm_mini.checkpoints.lora import add_lora
 from glamm_mini.training.settings import TrainSettings
 from glamm_mini.training.sharding import check_alike, check_equal
+from glamm_mini.training.trained import store_frozen_as
 from glamm_mini.training.trainer import Trainer
 
 BASE = TrainSettings(
@@ -21,7 +22,7 @@ BASE = TrainSettings(
 CASES = {
     "everything": ["shard=full"],
     "lora": ["shard=full", "gradient_checkpointing=true"],
-    "bf16": ["shard=full", "precision=bf16", "steps=1"],
+    "bf16": ["shard=full", "gradient_checkpointing=true", "precision=bf16", "steps=2"],
 }
 
 
@@ -75,11 +76,13 @@ class Watched(Trainer):
 def train(name: str, out: Path, batch_size: int) -> None:
     """One case; writes gradients, layout and final weights into its folder."""
     model = small_model()
-    if name == "lora":
+    if name != "everything":
         model.requires_grad_(False)
         add_lora(model, rank=2, dropout=0.0)
         for part in (model.region_encoder, model.pixel_decoder.mask_decoder, model.lp_projector):
             part.requires_grad_(True)
+    if name == "bf16":
+        store_frozen_as(model, torch.bfloat16)
     validate = generated if name != "bf16" else None
     settings = BASE.with_overrides([*CASES[name], f"batch_size={batch_size}"])
     run = Watched(model, Scenes(), collate, settings, out / name, validate, Scenes())

@@ -10,12 +10,20 @@ from training_toy import BASE, Toy, ToyData, weights_of
 
 from glamm_mini.training import optimiser as optimisers
 from glamm_mini.training.muon import Muon, orthogonalised
-from glamm_mini.training.settings import TrainSettings
+from glamm_mini.training.settings import TrainSettings, differing
 
 
 @pytest.fixture(autouse=True)
 def one_thread():
     torch.set_num_threads(1)
+
+
+def test_how_a_run_is_shared_out_may_change_when_it_is_resumed():
+    before = {**BASE.to_dict(), "processes": 8}
+    others = ["shard=full", "gradient_checkpointing=true", "timeout_minutes=90", "batch_size=2"]
+    after = {**BASE.with_overrides(others).to_dict(), "processes": 16}
+    assert differing(before, after) == []
+    assert differing(before, {**after, "processes": 8}) == ["batch_size"]
 
 
 def test_overrides_read_every_kind():
@@ -42,6 +50,8 @@ def test_overrides_read_every_kind():
         ("batch_size=0", "batch_size is 0; expected 1 or more"),
         ("lr=nan", "lr is nan; expected 0 or more"),
         ("ema=2", "from 0 to 1"),
+        ("shard=half", "expected one of none, full"),
+        ("timeout_minutes=0", "expected a number above 0"),
     ],
 )
 def test_a_bad_override_is_named(override, message):

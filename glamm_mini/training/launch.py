@@ -11,8 +11,19 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 
+from glamm_mini.model.precision import half_type
 from glamm_mini.training import resume as checkpoint
 from glamm_mini.training.settings import TrainSettings
+
+
+def join_processes(settings: TrainSettings) -> PartialState:
+    """This process among those that a launcher started; to be called before anything else asks PartialState."""
+    launched = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    if PartialState._shared_state.get("num_processes") != launched or launched == 1:
+        PartialState._reset_state()  # made without the right device, or by an earlier stage on another
+    # Left to itself, accelerate joins the processes of a launcher on a CPU only when it is told to stay there.
+    cpu = settings.cpu or not torch.accelerator.is_available() or None
+    return PartialState(cpu=cpu, timeout=timedelta(minutes=settings.timeout_minutes))
 
 
 def make_accelerator(settings: TrainSettings) -> Accelerator:
@@ -22,11 +33,10 @@ def make_accelerator(settings: TrainSettings) -> Accelerator:
         ValueError: the launch configuration asks accelerate to shard, or contradicts the settings.
     """
     # An earlier stage of this process may have used another precision or device.
-    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
-    # Left to itself, accelerate joins the processes of a launcher on a CPU only when it is told to stay there.
-    cpu = settings.cpu or not torch.accelerator.is_available() or None
-    patience = timedelta(minutes=settings.timeout_minutes)
-    precision = resolve_precision(settings.precision, PartialState(cpu=cpu, timeout=patience).device)
+    AcceleratorState._reset_state()
+    processes = join_processes(settings)
+    cpu = processes.device.type == "cpu" or None
+    precision = resolve_precision(settings.precision, processes.device)
     unused = DistributedDataParallelKwargs(find_unused_parameters=settings.find_unused)
     accelerator = Accelerator(mixed_precision=precision, cpu=cpu, kwargs_handlers=[unused])
     if accelerator.distributed_type == DistributedType.FSDP or os.environ.get("ACCELERATE_USE_FSDP") == "true":
@@ -77,9 +87,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
         # Without instructions of its own for it, a processor computes bf16 many times slower than float32.
         able = torch.cpu.get_capabilities()
         return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "no"
-    if device.type != "cuda":
-        return "no"
-    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}[half_type(device)]
 
 
 def claim_folder(accelerator: Accelerator, out: Path, settings: TrainSettings, resume: bool) -> bool:
