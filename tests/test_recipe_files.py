@@ -80,6 +80,8 @@ def test_every_recipe_can_be_read_and_shown_at_every_size():
             assert shown["settings"] == json.loads(json.dumps(recipe.settings.to_dict()))
             assert len(shown.get("data", [])) == len(recipe.data) and shown["name"] == name
     assert tomllib.loads(recipes.describe("gcg", "7b", ["lora.rank=4", "steps=9"], "mine"))["lora"]["rank"] == 4
+    with pytest.raises(ValueError, match="no recipe; expected one of backbones"):
+        read_recipe("official")
     assert read_recipe("refseg", "tiny").settings.steps == 200 and read_recipe("refseg", "colab").start == "parts"
 
 

@@ -17,6 +17,9 @@ from glamm_mini.datasets.storybook.tasks import TASKS
 from glamm_mini.training.settings import TrainSettings
 
 FOLDER = Path(__file__).parent / "recipes"
+BASE = "official"
+"""What the official recipes share; no recipe itself."""
+
 KINDS = ("caption", "region", "segmentation")
 LORA = ("rank", "alpha", "dropout", "targets")
 
@@ -100,7 +103,7 @@ class Recipe:
 def recipe_names() -> list[str]:
     """All recipes that ship with the package: those of the embedded world first, then those of the paper."""
     own = ["backbones", "storybook"]
-    files = sorted(path.stem for path in FOLDER.glob("*.toml") if path.stem != "official")
+    files = sorted(path.stem for path in FOLDER.glob("*.toml") if path.stem != BASE)
     return own + [name for name in files if name not in own]
 
 
@@ -112,6 +115,8 @@ def read_recipe(name: str, size: str = "tiny", folder: Path = FOLDER) -> Recipe:
     """
     if size not in SIZES:
         raise ValueError(f"size {size!r} is unknown; expected one of {', '.join(SIZES)}")
+    if name == BASE:
+        raise ValueError(f"{BASE} is what recipes share, and no recipe; expected one of {', '.join(recipe_names())}")
     table = _merged(name, size, folder)
     where = f"{name}.toml"
     _check_keys(where, table, {f.name for f in dataclasses.fields(Recipe)} - {"name"})
