@@ -184,7 +184,7 @@ def load(
 
     device: "cpu", "cuda" ...; default: a GPU if there is one. "auto" uses all GPUs, then the CPU's memory, then the
     disk; with it, `max_memory` (such as {0: "10GB", "cpu": "30GB"}) and `offload_folder` say how much and where.
-    dtype: "float32", "bfloat16" ...; default float32.
+    dtype: "float32", "bfloat16" ...; default float32; "stored" keeps each weight's own, as official code saves them.
     quantize: "4bit" or "8bit" for the language model's weights (needs the extra `quantize`); default as they are.
     vision_tower: the folder of CLIP, which official checkpoints leave out; default: their own choice, from the hub.
     Raises FileNotFoundError or ValueError that names what is missing, damaged or foreign.

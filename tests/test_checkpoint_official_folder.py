@@ -8,6 +8,7 @@ import torch
 from official_files import small_config, small_state, write_clip, write_official, write_shapes, write_shards
 
 import glamm_mini
+from glamm_mini.assistant import Assistant
 from glamm_mini.checkpoints.convert import prepare
 from glamm_mini.checkpoints.folder import load_model, save_model
 from glamm_mini.checkpoints.official import official_to_ours, ours_to_official
@@ -90,13 +91,18 @@ def own_settings(folder):
 
 
 def test_types_are_kept_on_request(tmp_path, state):
-    mixed = {n: t.bfloat16() if n.startswith(("model.layers", "lm_head")) else t for n, t in state.items()}
-    folder, clip = write_official(tmp_path / "glamm", mixed), write_clip(tmp_path / "clip", state)
-    model = load_model(folder, "stored", vision_tower=clip)[0]
+    whole = ("model.grounding_encoder", "model.text_hidden_fcs", "model.vision_tower")
+    mixed = {n: t if n.startswith(whole) or n.endswith("inv_freq") else t.bfloat16() for n, t in state.items()}
+    mixed |= {n: t.bfloat16() for n, t in state.items() if "vision_tower" in n and t.is_floating_point()}
+    folder, clip = write_official(tmp_path / "glamm", mixed), write_clip(tmp_path / "clip", mixed)
+    model, processor = load_model(folder, "stored", vision_tower=clip)
     assert model.language_model.lm_head.weight.dtype == torch.bfloat16
     assert model.lp_projector[0].weight.dtype == torch.float32
     matrix = "pixel_decoder.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
     assert model.state_dict()[matrix].dtype == torch.float32
+    picture = torch.zeros(300, 200, 3, dtype=torch.uint8).numpy()
+    [mask] = Assistant(model, processor).teacher_force(picture, [("Where is it?", "Here [SEG].")])
+    assert mask.shape == (300, 200)
     # As the released code does: all is cast, SAM's matrix of frequencies too; computed buffers are not.
     model = load_model(folder, "bfloat16", vision_tower=clip)[0]
     assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.bfloat16}

@@ -91,8 +91,9 @@ class GlammForConditionalGeneration(GlammGeneration, PreTrainedModel):
 
     def encode_images(self, global_images: torch.Tensor, grounding_images: torch.Tensor | None = None) -> ImageFeatures:
         """global_images (I, 3, S, S) and, where masks are wanted, grounding_images (I, 3, G, G)."""
-        features = self.global_encoder(global_images)
-        grounding = None if grounding_images is None else self.grounding_encoder(grounding_images)
+        features, grounding = self.global_encoder(global_images), None
+        if grounding_images is not None:
+            grounding = self.grounding_encoder(_in_type_of(self.grounding_encoder, grounding_images))
         return ImageFeatures(self.vl_projector(features.tokens), features.levels, grounding)
 
     def splice(
@@ -140,8 +141,8 @@ class GlammForConditionalGeneration(GlammGeneration, PreTrainedModel):
 
     def decode_masks(self, states: torch.Tensor, grounding: torch.Tensor, image_of_mask: torch.Tensor):
         """States (M, D) of [SEG] tokens to prompts (M, C) and mask logits (M, m, m)."""
-        prompts = self.lp_projector(states)
-        low_res, _ = self.pixel_decoder(grounding, prompts[:, None], image_of_mask)
+        prompts = self.lp_projector(_in_type_of(self.lp_projector, states))
+        low_res, _ = self.pixel_decoder(grounding.to(prompts.dtype), prompts[:, None], image_of_mask)
         return prompts, low_res
 
     def forward(
@@ -246,3 +247,8 @@ class GlammForConditionalGeneration(GlammGeneration, PreTrainedModel):
             dice = dice + losses.mask_dice_sum(logits, truth, c.dice_scale, c.dice_eps)
             count += len(logits)
         return bce, dice, count
+
+
+def _in_type_of(part: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Official checkpoints hold SAM and the L-P projector in float32, the rest in bfloat16."""
+    return x.to(next(part.parameters()).dtype)
