@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import glamm_mini
-from glamm_mini.checkpoints.folder import load_model
+from glamm_mini.checkpoints.folder import load_model, save_model
 from glamm_mini.checkpoints.lora import has_lora, load_lora, merge_lora
 from glamm_mini.training import finetune, recipes
 from glamm_mini.training.batches import COUNTS
@@ -155,6 +155,17 @@ def test_official_mode_gives_each_conversation_a_row_and_means_per_micro_batch(p
     assert not set(COUNTS.values()) & set(official)
     assert len(official["input_ids"]) == sum(len(s.conversations) for s in samples) > len(samples)
     assert "grounding_images" in fixed and "grounding_images" not in finetune.collate_for(processor, regions)(samples)
+
+
+def test_a_model_in_official_mode_is_fine_tuned_from_a_folder(tmp_path):
+    model, processor = load_model("tiny")
+    model.config.mode = processor.config.mode = "official"
+    save_model(tmp_path / "start", model, processor)
+    start = str(tmp_path / "start")
+    folder = recipes.run("gcg", "tiny", "storybook", tmp_path / "run", overrides=[*QUICK, "steps=1"], start=start)
+    record = json.loads((folder / "training.json").read_text())
+    assert record["start"] == start and math.isfinite(record["last"]["loss"]) and record["last"]["mask_dice"] > 0
+    assert load_model(folder)[0].config.mode == "official"
 
 
 @pytest.mark.parametrize(
