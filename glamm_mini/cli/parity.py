@@ -54,7 +54,7 @@ def parity(
 def _shown(rows: Iterator, console: Console) -> Iterator:
     """The rows, with a line that says which one is being made."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("preparing")
         for row in rows:
             progress.update(task, description=f"{row.part} {row.name}".replace("[", r"\["))
