@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import sharded_glamm
 import torch
+from once import once
 from sharded_glamm import BASE, Scenes
 from small_models import small_model
 from torch import nn
@@ -20,24 +21,30 @@ from glamm_mini.training.sharding import policy, units
 from glamm_mini.training.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
-CASES = ["everything", pytest.param("lora", marks=pytest.mark.filterwarnings("ignore"))]
+CASES = ["everything", "lora"]
+
+
+def _train(folder: Path) -> None:
+    """The same trainings by one process with batches of 4, and by two with batches of 2."""
+    torch.set_num_threads(1)
+    for name in ("one", "two"):
+        (folder / name).mkdir()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    program = [sharded_glamm.__file__, str(folder / "two"), "2"]
+    with subprocess.Popen([*launcher, *program], env=environment, stderr=subprocess.PIPE, text=True) as process:
+        for case in sharded_glamm.CASES:
+            sharded_glamm.train(case, folder / "one", 4)
+        _, words = process.communicate(timeout=300)
+    assert process.returncode == 0, words[-6000:]
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> tuple[Path, Path]:
-    """Folders of the same trainings by one process with batches of 4, and by two with batches of 2."""
+    """Folders of the trainings by one process and by two."""
     pytest.importorskip("peft")
-    one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
-    torch.set_num_threads(1)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    program = [sharded_glamm.__file__, str(two), "2"]
-    with subprocess.Popen([*launcher, *program], env=environment, stderr=subprocess.PIPE, text=True) as process:
-        for case in sharded_glamm.CASES:
-            sharded_glamm.train(case, one, 4)
-        _, words = process.communicate(timeout=300)
-    assert process.returncode == 0, words[-6000:]
-    return one, two
+    folder = once(tmp_path_factory, "sharded", _train)
+    return folder / "one", folder / "two"
 
 
 def logs(runs: tuple[Path, Path], case: str) -> list[list[dict]]:
@@ -51,6 +58,7 @@ def test_the_processes_of_a_step_differ_in_what_they_run():
     assert [True, False] in with_boxes or [False, True] in with_boxes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_losses_and_evaluation_of_two_sharded_processes_equal_one(runs, case):
     one, two = logs(runs, case)
@@ -63,6 +71,7 @@ def test_losses_and_evaluation_of_two_sharded_processes_equal_one(runs, case):
     assert validation[1]["loss"] == pytest.approx(validation[0]["loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_and_weights_of_two_sharded_processes_equal_one(runs, case):
     one = torch.load(runs[0] / f"{case}_0.pt", weights_only=True)
@@ -78,6 +87,7 @@ def test_gradients_and_weights_of_two_sharded_processes_equal_one(runs, case):
         assert torch.equal(both[0]["weights"][name], both[1]["weights"][name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_every_parameter_is_cut_along_its_first_dimension(runs, case):
     found = torch.load(runs[1] / f"{case}_0.pt", weights_only=True)["layout"]
@@ -87,6 +97,7 @@ def test_every_parameter_is_cut_along_its_first_dimension(runs, case):
     assert ("language_model.model.layers.0.mlp.up_proj.weight" in trained) == (case == "everything")
 
 
+@pytest.mark.slow
 def test_frozen_weights_in_bfloat16_and_trained_ones_in_float32_share_their_units(runs):
     """As the official recipes train; two processes round gathered float32 weights too, autocast some of them."""
     one, two = logs(runs, "bf16")
@@ -100,6 +111,7 @@ def test_frozen_weights_in_bfloat16_and_trained_ones_in_float32_share_their_unit
     assert kinds["language_model.model.layers.0.self_attn.q_proj.lora_A.default.weight"] == torch.float32
 
 
+@pytest.mark.slow
 def test_processes_that_would_wait_for_ever_or_differ_are_told(runs):
     for rank in (0, 1):
         pictures, weights = (runs[1] / f"refused_{rank}.txt").read_text().splitlines()

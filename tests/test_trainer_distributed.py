@@ -15,6 +15,7 @@ import pytest
 import torch
 import training_toy
 from accelerate.utils import DistributedType
+from once import once
 from safetensors.torch import load_file
 from training_toy import BASE, Toy, ToyData, trainer, weights_of
 
@@ -48,6 +49,7 @@ def assert_same_training(one: Path, two: Path, steps: int = 8) -> None:
             assert b[name] == pytest.approx(a[name], rel=1e-5), (name, a["step"])
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path):
     """Micro-batches of 2 and 2 accumulated ones: some have no mask, so that the decoder is unused there."""
     torch.set_num_threads(1)
@@ -76,45 +78,53 @@ class Stopping(ToyData):
         return super().__getitem__(i)
 
 
-@pytest.fixture(scope="module")
-def handed_on(tmp_path_factory) -> dict:
-    """An unbroken run of one process, and a run that one process began, two went on with in slices, and of which one
-    was killed after the checkpoint of step 6; its folder as it was then, and after two processes have finished it."""
+def _hand_on(folder: Path) -> None:
+    """An unbroken run of one process, `whole`, and a `run` that one process began, that two went on with in slices, and
+    of which one was killed: the folder as it was then, `killed`, and after two processes have finished it."""
     torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("handed")
     evaluated = {"evaluation_loss_data": ToyData(6)}
     whole = trainer(folder / "whole", BASE.with_overrides(SINGLE), **evaluated)
     whole.fit()
+    torch.save(weights_of(whole.model), folder / "whole.pt")
     with pytest.raises(TrainingInterrupted):
         trainer(folder / "run", BASE.with_overrides(SINGLE), Stopping(), **evaluated).fit()
-    first = checkpoint.read_manifest(folder / "run")["step"]
+    assert checkpoint.read_manifest(folder / "run")["step"] == 1
     killed = launch(2, str(folder / "run"), "--resume", "--at", "18", "SIGKILL", *DOUBLE)
+    (folder / "killed.txt").write_text(f"{killed.returncode}\n{killed.stderr}")
     shutil.copytree(folder / "run", folder / "killed")
     done = launch(2, str(folder / "run"), "--resume", "--layout", *DOUBLE)
     assert done.returncode == 0, done.stderr[-3000:]
-    return {"folder": folder, "weights": weights_of(whole.model), "first": first, "killed": killed}
 
 
+@pytest.fixture(scope="module")
+def handed_on(tmp_path_factory) -> Path:
+    """The folder that `_hand_on` filled."""
+    return once(tmp_path_factory, "handed_on", _hand_on)
+
+
+@pytest.mark.slow
 def test_a_killed_worker_ends_the_launcher_and_keeps_the_checkpoint(handed_on):
-    assert handed_on["first"] == 1 and handed_on["killed"].returncode != 0
-    assert "SIGKILL" in handed_on["killed"].stderr
-    manifest = checkpoint.read_manifest(handed_on["folder"] / "killed")
+    code, words = (handed_on / "killed.txt").read_text().split("\n", 1)
+    assert code != "0" and "SIGKILL" in words
+    manifest = checkpoint.read_manifest(handed_on / "killed")
     assert manifest["step"] in (3, 6)
     assert sorted(manifest["files"]) == [f"sharded/shard-0000{k}-model-00001-of-00001.safetensors" for k in (1, 2)]
 
 
+@pytest.mark.slow
 def test_handed_from_one_process_to_two_and_resumed_after_a_kill_it_equals_an_unbroken_run(handed_on):
-    folder = handed_on["folder"]
-    assert_same_training(folder / "whole", folder / "run")
-    last = [read_log(folder / name / "log.jsonl")[-1]["validation"]["loss"] for name in ("whole", "run")]
+    expected = torch.load(handed_on / "whole.pt", weights_only=True)
+    assert_same_training(handed_on / "whole", handed_on / "run")
+    last = [read_log(handed_on / name / "log.jsonl")[-1]["validation"]["loss"] for name in ("whole", "run")]
     assert last[1] == pytest.approx(last[0], rel=1e-5)
     for rank in (0, 1):
-        weights = torch.load(folder / "run" / f"weights_{rank}.pt", weights_only=True)
-        torch.testing.assert_close(weights, handed_on["weights"], rtol=1e-3, atol=1e-5)
+        weights = torch.load(handed_on / "run" / f"weights_{rank}.pt", weights_only=True)
+        torch.testing.assert_close(weights, expected, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_parameters_and_moments_are_dtensors_cut_along_their_first_dimension(handed_on):
-    here = [json.loads((handed_on["folder"] / "run" / f"layout_{rank}.json").read_text()) for rank in (0, 1)]
+    here = [json.loads((handed_on / "run" / f"layout_{rank}.json").read_text()) for rank in (0, 1)]
     assert len(here[0]) == 2 * len(list(Toy().parameters()))
     for name, first in here[0].items():
         second = here[1][name]
@@ -123,28 +133,31 @@ def test_parameters_and_moments_are_dtensors_cut_along_their_first_dimension(han
     assert here[0]["inner.weight"]["here"] == here[0]["moment of inner.weight"]["here"] == 512
 
 
-def test_slices_of_two_processes_resume_in_one(handed_on):
-    folder = handed_on["folder"]
-    shutil.copytree(folder / "killed", folder / "alone")
-    run = trainer(folder / "alone", BASE.with_overrides([*SINGLE, "shard=full"]))
+@pytest.mark.slow
+def test_slices_of_two_processes_resume_in_one(handed_on, tmp_path):
+    shutil.copytree(handed_on / "killed", tmp_path / "alone")
+    run = trainer(tmp_path / "alone", BASE.with_overrides([*SINGLE, "shard=full"]))
     run.fit(resume=True)
-    assert_same_training(folder / "whole", folder / "alone")
-    torch.testing.assert_close(weights_of(run.model), handed_on["weights"], rtol=1e-3, atol=1e-5)
-    assert checkpoint.shared_folder(folder / "alone") is None  # one process writes plain files again
+    assert_same_training(handed_on / "whole", tmp_path / "alone")
+    expected = torch.load(handed_on / "whole.pt", weights_only=True)
+    torch.testing.assert_close(weights_of(run.model), expected, rtol=1e-3, atol=1e-5)
+    assert checkpoint.shared_folder(tmp_path / "alone") is None  # one process writes plain files again
 
 
+@pytest.mark.slow
 def test_slices_are_merged_to_plain_safetensors(handed_on, tmp_path):
-    count = merge_slices(handed_on["folder"] / "run" / "last" / "sharded", tmp_path / "model" / "model.safetensors")
+    count = merge_slices(handed_on / "run" / "last" / "sharded", tmp_path / "model" / "model.safetensors")
     merged = load_file(tmp_path / "model" / "model.safetensors")
-    whole = load_file(handed_on["folder"] / "whole" / "last" / "model.safetensors")
+    whole = load_file(handed_on / "whole" / "last" / "model.safetensors")
     assert count == len(merged) and merged.keys() == whole.keys()
     for name, tensor in whole.items():
         torch.testing.assert_close(merged[name], tensor, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_damaged_slices_and_slices_of_another_model_are_clear_errors(handed_on, tmp_path):
-    shutil.copytree(handed_on["folder"] / "run" / "last", tmp_path / "run" / "last")
-    shutil.copy(handed_on["folder"] / "run" / "settings.json", tmp_path / "run")
+    shutil.copytree(handed_on / "run" / "last", tmp_path / "run" / "last")
+    shutil.copy(handed_on / "run" / "settings.json", tmp_path / "run")
     other = Toy()
     other.head = torch.nn.Linear(32, 2)
     settings = BASE.with_overrides(SINGLE)
@@ -159,14 +172,16 @@ def test_damaged_slices_and_slices_of_another_model_are_clear_errors(handed_on, 
         trainer(tmp_path / "run", settings).fit(resume=True)
 
 
+@pytest.mark.slow
 def test_slices_hold_no_pickle(handed_on):
-    for path in (handed_on["folder"] / "run" / "last").rglob("*"):
+    for path in (handed_on / "run" / "last").rglob("*"):
         assert path.is_dir() or path.suffix in (".safetensors", ".json"), path
 
 
 # ---- waiting, and what does not go together ----
 
 
+@pytest.mark.slow
 def test_a_process_whose_partner_hangs_ends_with_an_error(tmp_path: Path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

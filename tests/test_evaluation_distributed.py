@@ -1,0 +1,29 @@
+"""Two processes that torchrun started write the predictions of one, and score them alike."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def _evaluate(out: Path, processes: int) -> dict:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if processes == 2 else []
+    words = "evaluate refseg --model tiny --data storybook --split test --limit 3 --json".split()
+    command = [sys.executable, *launcher, "-m", "glamm_mini.cli.main", *words, str(out.with_suffix(".json"))]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, "--out", str(out)], capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(out.with_suffix(".json").read_text())
+
+
+@pytest.mark.slow
+def test_two_processes_predict_and_score_what_one_does(tmp_path):
+    figures = [_evaluate(tmp_path / name, processes) for name, processes in (("one", 1), ("two", 2))]
+    assert figures[0] == figures[1] and figures[0]["refseg"]["ciou"] > 0
+    files = [
+        {p.relative_to(tmp_path / n): p.read_text() for p in (tmp_path / n).rglob("*.json")} for n in ("one", "two")
+    ]
+    assert files[0] == files[1] and len(files[0]) >= 4  # three samples and the ground truth
