@@ -53,7 +53,11 @@ def test_there_and_back_everything_saved_is_as_it_was(hub, ours, state, tmp_path
     assert (tmp_path / "back" / "tokenizer.model").read_bytes() == (hub / "glamm" / "tokenizer.model").read_bytes()
     added = json.loads((tmp_path / "back" / "added_tokens.json").read_text())
     assert added["[SEG]"] == 516 and len(added) == 7
-    # What was written is an official checkpoint again: same settings, same weights, same ids.
+
+
+def test_what_is_written_back_is_an_official_checkpoint_again(hub, ours, tmp_path):
+    """The same settings, weights and ids."""
+    prepare(ours, to="official").write(tmp_path / "back")
     first, processor = load_model(hub / "glamm", "stored", vision_tower=hub / "clip")
     second, other = load_model(tmp_path / "back", "stored", vision_tower=hub / "clip")
     assert second.config.to_dict() == first.config.to_dict()

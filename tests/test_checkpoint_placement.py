@@ -70,13 +70,15 @@ def test_official_weights_are_placed_too(tmp_path):
     state = small_state()
     folder, clip = write_official(tmp_path / "glamm", state), write_clip(tmp_path / "clip", state)
     settings = dict(device="auto", max_memory={"cpu": "1KB"}, offload_folder=tmp_path / "disk", vision_tower=clip)
-    answers = [
-        glamm_mini.load(folder, device="cpu", vision_tower=clip),
-        glamm_mini.load(folder, **settings),
-        glamm_mini.load(folder, dtype="bfloat16", **settings),
-    ]
+    answers = [glamm_mini.load(folder, vision_tower=clip, device="cpu"), glamm_mini.load(folder, **settings)]
     masks = [glamm.teacher_force(picture(), [("Where is it?", "Here [SEG].")])[0] for glamm in answers]
-    assert masks[0].any() and (masks[0] == masks[1]).all() and masks[2].shape == masks[0].shape
+    assert masks[0].any() and (masks[0] == masks[1]).all()
+    # In bfloat16 products depend on where weights lie in memory, so the weights themselves are compared.
+    model = load_model(folder, "bfloat16", **settings)[0]
+    query = model.language_model.model.layers[1].self_attn.q_proj
+    assert query.weight.is_meta
+    stored = query._hf_hook.weights_map["weight"]
+    assert torch.equal(stored, state["model.layers.1.self_attn.q_proj.weight"].bfloat16())
 
 
 def test_with_room_for_all_nothing_is_in_pieces(whole):

@@ -83,7 +83,7 @@ def test_weights_are_quantised_as_they_are_read(wide, kind, monkeypatch):
 @needs_library
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_quantised_model_writes_answers(wide, kind):
-    model, processor = load_model(wide[0], "bfloat16", quantize=kind)
+    model, processor = load_model(wide[0], "bfloat16", quantize=kind, device="auto" if kind == "8bit" else "cpu")
     batch = processor.prompts([[("What is a kite", None)]], has_image=False)
     with torch.inference_mode():
         out = model.eval().generate(**batch, max_new_tokens=3)

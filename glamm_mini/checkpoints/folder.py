@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from glamm_mini.checkpoints.fill import fill
 from glamm_mini.checkpoints.find import WEIGHTS, check_no_pickle
-from glamm_mini.checkpoints.placement import dispatch, folder_on_disk, main_device, place
+from glamm_mini.checkpoints.placement import dispatch, first_device, folder_on_disk, main_device, place
 from glamm_mini.checkpoints.quantise import check_kind, is_quantised
 from glamm_mini.checkpoints.source import open_checkpoint
 from glamm_mini.checkpoints.write import MAX_SHARD_SIZE, whole_folder, write_weights
@@ -70,7 +70,7 @@ def load_model(
 
     dtype: "float32" (default), "bfloat16" or "float16", for every part; "stored" keeps the type that each tensor has.
     device: such as "cpu" or "cuda:0"; "auto" lets accelerate place parts on all GPUs, the CPU and the disk.
-    quantize: "4bit" or "8bit" for the language model's linear layers, each as it is read.
+    quantize: "4bit" or "8bit" for the language model's linear layers, each as it is read; everything on one device.
     max_memory, offload_folder: see `checkpoints.placement.place`; for device="auto".
     vision_tower: official checkpoints leave out CLIP; folder or hub id of it, default what their config.json names.
     config: in place of what an official config.json says.
@@ -87,8 +87,7 @@ def load_model(
     source.check(model)
     devices = {"": device}
     if device == "auto":
-        devices = place(model, kind or torch.float32, max_memory, offload_folder)
-        devices = {"": main_device(devices)} if quantize else devices
+        devices = first_device() if quantize else place(model, kind or torch.float32, max_memory, offload_folder)
     if "disk" in devices.values():
         model.offloaded = folder_on_disk(offload_folder)
         offload_folder = model.offloaded.name

@@ -66,6 +66,11 @@ def dispatch(model, devices: Mapping[str, str | int], offload_folder: str | Path
     return model
 
 
+def first_device() -> dict[str, str]:
+    """Everything on the GPU, or on the CPU where there is none."""
+    return {"": "cuda" if torch.cuda.is_available() else "cpu"}
+
+
 def main_device(devices: Mapping[str, str | int]) -> str | int:
     """The device that computes: the first GPU that holds anything, or the CPU."""
     return next((device for device in devices.values() if device not in ("cpu", "disk")), "cpu")
