@@ -124,6 +124,25 @@ def test_a_conversation_that_does_not_fit_takes_its_masks_along(processor):
     assert (batch["input_ids"] == processor.config.tokens.seg).sum(1).tolist() == [2, 1]
 
 
+@pytest.mark.parametrize("pack", [True, False])
+def test_a_row_that_is_too_long_is_cut_with_its_masks_and_boxes(processor, pack):
+    """Image a's first answer ends in its second [SEG]; the cut stands before that, and before b's only <bbox>."""
+    a, b = two_pictures()
+    ids, _ = processor.encode([(t.question, t.answer) for t in a.conversations[0]])
+    kept = [i for i, token in enumerate(ids) if token == processor.config.tokens.seg][1]
+    prompt = processor.config.prompt.__dict__ | {"max_length": kept + processor.config.image_tokens - 1}
+    small = GlammProcessor(small_config(text=processor.config.text, prompt=prompt), processor.tokenizer)
+    batch = Collate(small, pack)([Sample(a.image, a.conversations[:1], "a")])
+    assert batch["input_ids"].tolist() == [ids[:kept]]
+    assert [m.flatten(1).sum(1).tolist() for m in batch["masks"]] == [[1]] and batch["num_masks"] == 1
+    model = small_model(text=processor.config.text, tokens=processor.config.tokens)
+    assert torch.isfinite(loss_of(model, batch).loss)
+    asked, _ = processor.encode([(t.question, t.answer) for t in b.conversations[0]])
+    at = asked.index(processor.config.tokens.bbox)
+    small.config.prompt.max_length = at + processor.config.image_tokens - 1
+    assert Collate(small, pack)([b])["boxes"] == [None]
+
+
 @pytest.mark.parametrize(
     ("turn", "image", "words"),
     [

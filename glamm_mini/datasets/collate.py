@@ -12,7 +12,8 @@ class Collate:
     """Callable: list of Samples to the keyword arguments of the model, with counts for the `fixed` losses.
 
     pack: conversations of an image share one row and the image's features (see model.splice.packed_attention).
-    Official training gives each conversation a row of its own, as pack=False does.
+    Official training gives each conversation a row of its own, as pack=False does. A row is cut to the longest that
+    the model takes; masks and boxes of a [SEG] or <bbox> behind the cut are left out with it.
     """
 
     def __init__(self, processor: GlammProcessor, pack: bool = True):
@@ -30,9 +31,12 @@ class Collate:
             image = len(masks) if sample.image is not None else -1
             kept = self._rows_of(sample, rows)
             image_index += [image] * len(kept)
-            boxes += [self._boxes(sample, turns) for turns in kept]
+            held = [ids for ids, _, _ in rows[-len(kept) :]]
+            boxes += [self._boxes(sample, turns, ids) for turns, ids in zip(kept, held, strict=True)]
             if image >= 0:
-                masks.append(_masks(sample, [t for turns in kept for t in turns]))
+                masks.append(
+                    torch.cat([self._masks(sample, turns, ids) for turns, ids in zip(kept, held, strict=True)])
+                )
         ids, labels, segments = zip(*rows, strict=True)
         pad = self.processor.tokenizer.pad_token_id
         batch = pad_rows(ids, labels, segments if self.pack else None, pad)
@@ -51,23 +55,28 @@ class Collate:
             raise ValueError(f"sample {sample.image_id!r} has no conversation; leave it out of the data")
         texts = [[(t.question, t.answer) for t in turns] for turns in sample.conversations]
         if self.pack and sample.image is not None:
-            ids, labels, segments = self.processor.encode_packed(texts)
+            # A first conversation that is too long alone is cut; later ones are left out whole.
+            ids, labels, segments = (column[: self.processor.room] for column in self.processor.encode_packed(texts))
             rows.append((ids, labels, segments))
-            return [[t for turns in sample.conversations[: max(segments)] for t in turns]]
+            return [[t for turns in sample.conversations[: max(1, max(segments))] for t in turns]]
         for turns in texts:
-            ids, labels = self.processor.encode(turns, sample.image is not None)
+            ids, labels = self.processor.encode(turns, sample.image is not None, truncate=True)
             # Text alone has no shared beginning, so that the whole row is one segment.
             rows.append((ids, labels, [0] * len(ids)))
         return sample.conversations
 
-    def _boxes(self, sample: Sample, turns: list[Turn]):
+    def _boxes(self, sample: Sample, turns: list[Turn], ids: list[int]):
+        """One box for each <bbox> that the row holds; None for a row without."""
         boxes = [t.boxes for t in turns if len(t.boxes)]
-        return self.processor.normalise_boxes(np.concatenate(boxes), sample.image.shape[:2]) if boxes else None
+        count = ids.count(self.processor.config.tokens.bbox)
+        if not boxes or not count:
+            return None
+        return self.processor.normalise_boxes(np.concatenate(boxes)[:count], sample.image.shape[:2])
 
-
-def _masks(sample: Sample, turns: list[Turn]) -> torch.Tensor:
-    found = [t.masks for t in turns if len(t.masks)]
-    return torch.from_numpy(np.concatenate(found) if found else np.zeros((0, *sample.image.shape[:2]), bool))
+    def _masks(self, sample: Sample, turns: list[Turn], ids: list[int]) -> torch.Tensor:
+        """One mask (M, H, W) for each [SEG] that the row holds."""
+        found = [t.masks for t in turns if len(t.masks)] or [np.zeros((0, *sample.image.shape[:2]), bool)]
+        return torch.from_numpy(np.concatenate(found)[: ids.count(self.processor.config.tokens.seg)])
 
 
 def _check(sample: Sample, turn: Turn) -> None:
