@@ -7,7 +7,7 @@ Training keeps for the backward pass what each operation's gradient needs. Rules
 - Fused attention keeps queries, keys, values and its output, and no (T x T) scores.
 - Norms keep their input, which is float32 whatever the compute type: both the residual stream and the norms stay in
   float32 under CUDA's autocast. With autocast each linear layer keeps a cast copy of its input.
-- Activation checkpointing keeps one float32 input a transformer layer, and one whole layer while that runs again; by
+- Activation checkpointing keeps one float32 input a layer, and one whole layer while that runs again; by
   then the backward pass has given back what later parts kept, which makes room for it.
 
 Written B for bytes of a number in the compute type (2 in half precision), 4 for float32.
@@ -33,7 +33,7 @@ class Load:
 
     batch: rows, one picture and one conversation each. text: ids of a row beside the image. supervised: of these, how
     many are learnt. boxes, masks: of one row. picture: its height and width, at which masks are compared. size: bytes
-    of a number in the compute type. checkpointing: of transformer layers.
+    of a number in the compute type. checkpointing: of transformer layers and rounds of mixing.
     """
 
     batch: int = 1
@@ -88,7 +88,7 @@ def positions(config: GlammConfig, load: Load) -> int:
 
 
 def _layers(load: Load, count: int, one: float, entry: float) -> tuple[float, float]:
-    """Bytes that `count` transformer layers keep, `one` each or with checkpointing their inputs, and those of one."""
+    """Bytes that `count` layers keep, `one` each or with checkpointing their inputs, and those of one."""
     return (count * entry, one) if load.checkpointing else (count * one, 0.0)
 
 
@@ -118,15 +118,19 @@ def _vl_projector(config: GlammConfig, load: Load, flow: Flow) -> tuple[float, f
 
 def _region(config: GlammConfig, load: Load, flow: Flow) -> tuple[float, float]:
     """With S positions on all levels together: the levels' inputs B(V + 2)S, each round of mixing its convolution's
-    input BCS, its norm's input and ReLU's output 2 x 4CS; per box, C x roi x roi per level and once summed."""
+    input BCS, its norm's input and ReLU's output 2 x 4CS; per box, C x roi x roi per level and once summed.
+
+    With checkpointing a round keeps its input 4CS alone.
+    """
     r, c = config.region, config.region.channels
     if not load.boxes:
         return 0.0, 0.0
     s = sum((config.image_grid * scale) ** 2 for scale in r.scales)
     learns = flow.weights("region_encoder")
-    pyramid = s * (learns * load.size * (config.vision.hidden_size + 2) + r.rounds * c * (load.size + 8))
+    inputs = s * learns * load.size * (config.vision.hidden_size + 2)
+    rounds, again = _layers(load, r.rounds, s * c * (load.size + 8), 4 * s * c)
     box = c * r.roi_size**2 * (len(r.scales) + 1) * load.size + 4 * (3 * r.position_hidden + 4 * r.hidden)
-    return load.batch * (pyramid + load.boxes * box), 0.0
+    return load.batch * (inputs + rounds + load.boxes * box), load.batch * again
 
 
 def _language(config: GlammConfig, load: Load, flow: Flow) -> tuple[float, float]:

@@ -28,7 +28,8 @@ class Plan:
     lora: rank; None is 8 for "official", else no LoRA. quantize: None, "8bit", "4bit": linear layers of the language
         model, its head and embeddings left out.
     sharding, devices: "none"; "ddp" (a copy a device); "zero2" (gradients and optimizer divided), "zero3" (weights
-        too), as DeepSpeed does; "full", torch's fully_shard. checkpointing: of transformer layers.
+        too), as DeepSpeed does; "full", torch's fully_shard. checkpointing: of transformer layers and of the region
+        encoder's rounds of mixing.
     batch: rows of one device, a picture each. text_tokens, supervised, boxes, masks: of one row; an image adds
         `config.image_tokens`; supervised is half of the text if not given. picture: height and width.
     new_tokens: of an answer; the cache ends with it.
