@@ -59,11 +59,18 @@ def load_slices(
     Raises:
         ValueError: a file is damaged, or the checkpoint is of another model.
     """
-    state = get_optimizer_state_dict(model, optimiser, options=_FLAT)
-    tensors = _tensors(model, names, _moments(state), average)
-    _check(folder, {name: tensor.shape for name, tensor in tensors.items()})
+    stored = {name: entry.size for name, entry in _stored(folder).items()}
+    state = get_optimizer_state_dict(model, optimiser, options=_FLAT)  # makes moments for all trained parameters
+    # A parameter that no step has used has none in the file, and must have none after.
+    moved = {_owner(name.removeprefix(MOMENT)) for name in stored if name.startswith(MOMENT)}
+    moments = [(name, moment) for name, moment in _moments(state) if _owner(name) in moved]
+    tensors = _tensors(model, names, moments, average)
+    _check(folder, stored, {name: tensor.shape for name, tensor in tensors.items()})
     _read(folder, tensors)
     set_optimizer_state_dict(model, optimiser, state, options=_FLAT)
+    for name, parameter in model.named_parameters():
+        if name not in moved:
+            optimiser.state.pop(parameter, None)
 
 
 def merge_slices(folder: Path, target: Path) -> int:
@@ -96,6 +103,11 @@ def _moments(state: dict) -> Iterator[tuple[str, torch.Tensor]]:
     return ((name, value) for name, value in state.items() if name.startswith("state.") and torch.is_tensor(value))
 
 
+def _owner(moment: str) -> str:
+    """The parameter's name in "state.NAME.exp_avg"."""
+    return moment.removeprefix("state.").rpartition(".")[0]
+
+
 def _read(folder: Path, tensors: dict[str, torch.Tensor], together: bool = True) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process reads: as it should be
@@ -112,8 +124,7 @@ def _stored(folder: Path) -> dict:
     return stored
 
 
-def _check(folder: Path, wanted: dict[str, torch.Size]) -> None:
-    stored = {name: entry.size for name, entry in _stored(folder).items()}
+def _check(folder: Path, stored: dict[str, torch.Size], wanted: dict[str, torch.Size]) -> None:
     odd = [n for n in sorted(set(stored) | set(wanted)) if stored.get(n) != wanted.get(n)]
     if odd:
         listed = ", ".join(odd[:5])
