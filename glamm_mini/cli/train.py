@@ -60,9 +60,9 @@ def _list(size: str) -> None:
     table = Table(title=f"Recipes at size {size}", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("recipe", no_wrap=True)
     table.add_column("what is trained")
-    table.add_column("from", overflow="fold")
+    table.add_column("from", no_wrap=True)
     table.add_column("steps", justify="right")
-    table.add_column("samples a step", justify="right")
+    table.add_column("samples\na step", justify="right")
     for name in recipe_names():
         recipe = read_recipe(name, size)
         if size != "tiny" and not recipe.data:
@@ -70,5 +70,6 @@ def _list(size: str) -> None:
         stages = recipe.stages.values() or [recipe.settings]
         steps = " + ".join(str(stage.steps) for stage in stages)
         samples = " ".join(str(s.batch_size * s.accumulation * recipe.processes) for s in stages)
-        table.add_row(name, recipe.title, recipe.start or "nothing", steps, samples)
+        start = (recipe.start or "nothing").replace("/", "/\n", 1)  # a hub id is too long for a narrow terminal
+        table.add_row(name, recipe.title, start, steps, samples)
     Console().print(table)
