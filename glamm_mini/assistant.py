@@ -187,6 +187,7 @@ def load(
     dtype: "float32", "bfloat16" ...; default float32; "stored" keeps each weight's own, as official code saves them.
     quantize: "4bit" or "8bit" for the language model's weights (needs the extra `quantize`); default as they are.
     vision_tower: the folder of CLIP, which official checkpoints leave out; default: their own choice, from the hub.
+    drop: beginnings of official names to leave out, such as ("model.old_head.",), where a checkpoint has too many.
     Raises FileNotFoundError or ValueError that names what is missing, damaged or foreign.
     """
     if device is None:

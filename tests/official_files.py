@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from glamm_mini.checkpoints.official import official_to_ours, ours_to_official
 from glamm_mini.parity.weights import fill_
 from glamm_mini.paths import parity_folder
 
@@ -109,3 +110,19 @@ def write_shapes(path: Path, tensors: dict[str, tuple[list[int], str]]) -> None:
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         file.truncate(8 + len(text) + at)
+
+
+def change_shard(folder, change, number=2):
+    """Let `change` alter the state dict of one of three shards in place."""
+    path = folder / f"pytorch_model-{number:05d}-of-00003.bin"
+    part = torch.load(path, weights_only=True)
+    change(part)
+    torch.save(part, path)
+
+
+def assert_holds(model, state, dtype=torch.float32):
+    """All of the official `state`, and nothing else, is the model's, value by value."""
+    own = model.state_dict()
+    assert {official_to_ours(name) for name in state} - {None} == own.keys()
+    for name, tensor in own.items():
+        assert torch.equal(tensor, state[ours_to_official(name)].to(dtype)), name

@@ -118,7 +118,7 @@ def test_a_stop_on_the_way_leaves_nothing_that_looks_whole(hub, tmp_path):
     conversion = prepare(hub / "glamm", vision_tower=hub / "clip")
     with pytest.raises(KeyboardInterrupt):
         conversion.write(tmp_path / "ours", "1MB", advance=stop)
-    assert not (tmp_path / "ours").exists()
+    assert not any(tmp_path.iterdir())
     conversion.write(tmp_path / "ours")
     assert [path.name for path in tmp_path.iterdir()] == ["ours"]
 
@@ -130,13 +130,14 @@ def test_a_stop_on_the_way_leaves_nothing_that_looks_whole(hub, tmp_path):
         ({"dtype": "int8"}, "dtype 'int8' is unknown"),
     ],
 )
-def test_unknown_settings_are_named(settings, words):
+def test_unknown_settings_are_named_and_leave_nothing_behind(settings, words, tmp_path):
     with pytest.raises(ValueError, match=words):
         prepare("tiny", **settings)
     with pytest.raises(ValueError, match="torch's files belong to an official target"):
-        prepare("tiny").write("nowhere", torch_files=True)
+        prepare("tiny").write(tmp_path / "nowhere", torch_files=True)
     with pytest.raises(ValueError, match="'much' is no size; expected such as '4GB'"):
-        prepare("tiny").write("nowhere", "much")
+        prepare("tiny").write(tmp_path / "nowhere", "much")
+    assert not any(tmp_path.iterdir())
 
 
 def run(*arguments):
@@ -153,5 +154,7 @@ def test_the_command_checks_names_alone_and_converts(hub, tmp_path):
     assert {entry.dtype for entry in list_tensors(weight_files(tmp_path / "ours")).values()} == {torch.bfloat16}
     done = run(tmp_path / "ours", "--check", "--to", "official")
     assert done.exit_code == 0 and "weights of CLIP are left out" in done.output
+    done = run(hub / "glamm", "--check", "--drop", "model.norm.")
+    assert isinstance(done.exception, ValueError) and "drop would leave out 1 names" in str(done.exception)
     done = run(hub / "glamm")
     assert isinstance(done.exception, ValueError) and "name the folder to write" in str(done.exception)

@@ -5,13 +5,22 @@ import shutil
 
 import pytest
 import torch
-from official_files import small_config, small_state, write_clip, write_official, write_shapes, write_shards
+from official_files import (
+    assert_holds,
+    change_shard,
+    small_config,
+    small_state,
+    write_clip,
+    write_official,
+    write_shapes,
+    write_shards,
+)
 
 import glamm_mini
 from glamm_mini.assistant import Assistant
 from glamm_mini.checkpoints.convert import prepare
 from glamm_mini.checkpoints.folder import load_model, save_model
-from glamm_mini.checkpoints.official import official_to_ours, ours_to_official
+from glamm_mini.checkpoints.official import ours_to_official
 from glamm_mini.checkpoints.source import open_checkpoint
 from glamm_mini.model.glamm import GlammForConditionalGeneration
 from glamm_mini.paths import parity_folder
@@ -37,13 +46,6 @@ def copy(files, tmp_path):
 
 def clip_of(files):
     return files.with_name("clip")
-
-
-def assert_holds(model, state, dtype=torch.float32):
-    own = model.state_dict()
-    assert {official_to_ours(name) for name in state} - {None} == own.keys()
-    for name, tensor in own.items():
-        assert torch.equal(tensor, state[ours_to_official(name)].to(dtype)), name
 
 
 # --- loading ---------------------------------------------------------------------------------------------------------
@@ -153,13 +155,6 @@ def test_settings_of_config_json_are_taken(tmp_path, state):
 
 
 # --- what does not fit -----------------------------------------------------------------------------------------------
-
-
-def change_shard(folder, change, number=2):
-    path = folder / f"pytorch_model-{number:05d}-of-00003.bin"
-    part = torch.load(path, weights_only=True)
-    change(part)
-    torch.save(part, path)
 
 
 def test_one_error_names_all_keys_and_their_shards(files, copy):

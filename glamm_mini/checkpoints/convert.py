@@ -6,7 +6,7 @@ ours, and dropped or added on the way back.
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from glamm_mini.checkpoints.official_config import CLIP, write_official_config
 from glamm_mini.checkpoints.report import LoadReport, type_name
 from glamm_mini.checkpoints.shards import Entry
 from glamm_mini.checkpoints.source import Source, open_checkpoint
-from glamm_mini.checkpoints.write import MAX_SHARD_SIZE, whole_folder, write_weights
+from glamm_mini.checkpoints.write import MAX_SHARD_SIZE, bytes_of, whole_folder, write_weights
 
 FORMATS = ("ours", "official")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -58,8 +58,9 @@ class Conversion:
         """Write the new folder, whole or not at all; one shard is in memory at a time.
 
         torch_files: `pytorch_model*.bin` in place of safetensors, for an official target. Raises OSError if the place
-        is taken, too small or cannot be written.
+        is taken, too small or cannot be written, ValueError for what is no size of a shard.
         """
+        bytes_of(max_shard_size)  # refused before anything is made
         target = Path(target)
         if target.exists() and (target.is_file() or any(target.iterdir())):
             raise FileExistsError(f"{target} holds something already; give a new folder, or remove it first")
@@ -111,12 +112,14 @@ def prepare(
     dtype: str | None = None,
     lora: str | Path | None = None,
     need_tower: bool | None = None,
+    drop: Iterable[str] = (),
 ) -> Conversion:
     """Open a checkpoint of either kind and check every name and shape; nothing is read, unless `lora` is merged.
 
     dtype: "float32", "bfloat16", "float16", or "official" for the types that the official merge script leaves; default:
         each tensor as it is stored. vision_tower: folder or hub id of CLIP, for official weights that are to become
         ours; default what their config.json names. lora: a folder of `save_lora`, merged on the way (in memory).
+    drop: beginnings of official names to leave out; see `load_model`.
     Raises FileNotFoundError for what is missing, ValueError for what does not fit.
     """
     if to not in FORMATS:
@@ -124,17 +127,17 @@ def prepare(
     if dtype not in (None, MERGE_SCRIPT, *DTYPES):
         raise ValueError(f"dtype {dtype!r} is unknown; expected {', '.join(DTYPES)} or {MERGE_SCRIPT}")
     need_tower = (to == "ours" or lora is not None) if need_tower is None else need_tower
-    source = open_checkpoint(name, vision_tower, need_tower=need_tower)
+    source = open_checkpoint(name, vision_tower, need_tower=need_tower, drop=drop)
     model = source.empty_model()
     source.check(model, without_tower=not need_tower)
     entries = {ours: entry for ours, (_, entry) in source.places.items()}
     merged = None
     if lora is not None:
-        merged, _ = load_model(name, "stored", vision_tower=vision_tower)
+        merged, _ = load_model(name, "stored", vision_tower=vision_tower, drop=drop)
         load_lora(merged, lora)
         source.notes.append(f"LoRA of {lora} merged into {merge_lora(merged)} layers")
         entries = {n: Entry(tuple(t.shape), t.dtype, entries[n].file) for n, t in merged.state_dict().items()}
-    report = LoadReport(ignored=list(source.ignored), notes=list(source.notes))
+    report = source.report()
     sizes, left_out = {}, 0
     for ours, entry in entries.items():
         new = _new_name(ours, to)

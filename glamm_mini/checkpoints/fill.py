@@ -36,7 +36,7 @@ def fill(
     """
     devices = devices or {"": "cpu"}
     layers = set(layers_to_quantise(model, quantize)) if quantize else set()
-    report, index = LoadReport(ignored=list(source.ignored), notes=list(source.notes)), {}
+    report, index = source.report(), {}
     names, buffers = set(model.state_dict()), {name for name, _ in model.named_buffers()}
     for name, tensor, file in source.tensors():
         path = name.rpartition(".")[0]

@@ -1,6 +1,7 @@
 """Checkpoints as folders: weights, config.json and the tokenizer, written whole or not at all, and loaded by name."""
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -61,6 +62,7 @@ def load_model(
     offload_folder: str | Path | None = None,
     vision_tower: str | Path | None = None,
     config: GlammConfig | None = None,
+    drop: Iterable[str] = (),
 ) -> tuple[GlammForConditionalGeneration, GlammProcessor]:
     """The model and the processor of a bundled name, a folder or a hub id, of ours or official.
 
@@ -74,6 +76,8 @@ def load_model(
     max_memory, offload_folder: see `checkpoints.placement.place`; for device="auto".
     vision_tower: official checkpoints leave out CLIP; folder or hub id of it, default what their config.json names.
     config: in place of what an official config.json says.
+    drop: beginnings of official names that are left out, such as ("model.old_head.",), where a checkpoint holds more
+        than the model has a place for. A second name of values that are taken needs no dropping.
 
     Raises FileNotFoundError for what is missing, ValueError for what is damaged or of another kind of model. Nothing
     that could run code is read.
@@ -81,7 +85,7 @@ def load_model(
     kind = _dtype(dtype)
     check_kind(quantize)
     _check_device(device, quantize, max_memory, offload_folder)
-    source = open_checkpoint(name, vision_tower, config)
+    source = open_checkpoint(name, vision_tower, config, drop=drop)
     processor = source.processor()
     model = source.empty_model()
     source.check(model)

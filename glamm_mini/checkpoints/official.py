@@ -103,10 +103,13 @@ def load_official_state(model, state: dict[str, torch.Tensor], need_vision_tower
     return LoadReport(len(renamed), ignored, kept)
 
 
-def complain(missing: list[str], unexpected: list[str], shapes: list[str], where: str | None = None) -> None:
+def complain(
+    missing: list[str], unexpected: list[str], shapes: list[str], where: str | None = None, droppable: bool = False
+) -> None:
     """Raises one ValueError that names what does not fit, with a hint where the cause is known; nothing, no error.
 
-    where: the checkpoint's folder; None for a state dict that is in memory already.
+    where: the checkpoint's folder; None for a state dict that is in memory already. droppable: whether the
+    unexpected names can be left out by `drop`.
     """
     problems = [
         f"{len(names)} {what} ({'; '.join(names[:_SHOWN])}{' ...' if len(names) > _SHOWN else ''})"
@@ -121,6 +124,11 @@ def complain(missing: list[str], unexpected: list[str], shapes: list[str], where
             "give CLIP's folder as vision_tower" if where else "pass need_vision_tower=False and load CLIP on its own"
         )
         hint = f" The checkpoint holds no vision tower: {todo}."
+    if droppable and unexpected and not missing:
+        hint = (
+            " If it is no loss, leave the unexpected names out by how they begin: drop=('BEGINNING',) in Python, "
+            "--drop BEGINNING on the command line."
+        )
     if any(re.search(r"\.lora_[AB]\.", name) for name in unexpected):
         hint = " The checkpoint holds LoRA matrices: merge them first, and save the merged model."
     raise ValueError(f"{where or 'the official checkpoint'} does not fit this model: {', '.join(problems)}.{hint}")

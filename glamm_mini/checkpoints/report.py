@@ -27,13 +27,16 @@ class PartReport:
 class LoadReport:
     """loaded: how many tensors were taken over. ignored: official names of computed buffers, and what a CLIP file
     holds beside the image encoder. kept: our names that the checkpoint did not hold and that keep their values (the
-    vision tower, where that was allowed). parts: by the model's part. notes: what was assumed."""
+    vision tower, where that was allowed). parts: by the model's part. notes: what was assumed. second: official names
+    that share the values of another -> that other name. dropped: official names left out on request."""
 
     loaded: int = 0
     ignored: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     parts: dict[str, PartReport] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    second: dict[str, str] = field(default_factory=dict)
+    dropped: list[str] = field(default_factory=list)
 
     def add(self, name: str, shape, stored: torch.dtype, made: str, file: Path) -> None:
         """Count one tensor under the part that its name (of ours) begins with; `made` names its new type."""
@@ -62,9 +65,12 @@ class LoadReport:
         return table
 
     def remarks(self) -> list[str]:
-        """One line for what was ignored, one for what was kept, and the notes."""
+        """One line for what was ignored, one for what was kept or dropped, all second names, and the notes."""
         lines = [f"{len(self.ignored)} entries ignored ({_shortened(self.ignored)})"] if self.ignored else []
         lines += [f"{len(self.kept)} weights kept as they were ({_shortened(self.kept)})"] if self.kept else []
+        lines += [f"{len(self.dropped)} entries dropped as asked ({_shortened(self.dropped)})"] if self.dropped else []
+        lines += [f"{len(self.second)} second names of weights taken under their first:"] if self.second else []
+        lines += [f"  {name} = {known}" for name, known in self.second.items()]
         return lines + self.notes
 
     def __str__(self) -> str:

@@ -21,11 +21,16 @@ LFS_POINTER = b"version https://git-lfs"
 
 
 class Entry(NamedTuple):
-    """A tensor that a file holds, known without reading its values."""
+    """A tensor that a file holds, known without reading its values.
+
+    first: the first name in the file that stands for the same values, of the same shape: `torch.save` stores what
+        several names share once. None in safetensors, which share nothing.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     file: Path
+    first: str | None = None
 
 
 def weight_files(folder: str | Path) -> list[Path]:
@@ -68,10 +73,10 @@ def list_tensors(files: Iterable[str | Path]) -> dict[str, Entry]:
     for a name that stands in two files; FileNotFoundError for a file that is not there."""
     found: dict[str, Entry] = {}
     for file in map(Path, files):
-        for name, shape, dtype in _contents(file):
+        for name, entry in _contents(file).items():
             if name in found:
                 raise ValueError(f"{name} stands in {found[name].file} and in {file}; remove the file that is too much")
-            found[name] = Entry(shape, dtype, file)
+            found[name] = entry
     return found
 
 
@@ -81,7 +86,7 @@ def read_tensors(files: Iterable[str | Path], names=None) -> Iterator[tuple[str,
     A tensor may be a view of its file: copy it before you change it, and keep none, or its file stays mapped.
     """
     for file in map(Path, files):
-        todo = [(name, shape, dtype) for name, shape, dtype in _contents(file) if names is None or name in names]
+        todo = {name: entry for name, entry in _contents(file).items() if names is None or name in names}
         for part in _slices(todo, min(SLICE, file.stat().st_size // SLICES)):
             with _Opened(file) as tensors:
                 for name in part:
@@ -92,11 +97,11 @@ def read_tensors(files: Iterable[str | Path], names=None) -> Iterator[tuple[str,
                     yield name, tensor, file
 
 
-def _slices(todo: list, most: int) -> Iterator[list[str]]:
+def _slices(todo: dict[str, Entry], most: int) -> Iterator[list[str]]:
     part, size = [], 0
-    for name, shape, dtype in todo:
+    for name, entry in todo.items():
         part.append(name)
-        size += torch.Size(shape).numel() * dtype.itemsize
+        size += torch.Size(entry.shape).numel() * entry.dtype.itemsize
         if size >= most:
             yield part
             part, size = [], 0
@@ -104,9 +109,14 @@ def _slices(todo: list, most: int) -> Iterator[list[str]]:
         yield part
 
 
-def _contents(file: Path) -> list[tuple[str, tuple[int, ...], torch.dtype]]:
+def _contents(file: Path) -> dict[str, Entry]:
     with _Opened(file) as tensors:
-        return [(name, *tensors.describe(name)) for name in tensors.keys()]
+        found, firsts = {}, {}
+        for name in tensors.keys():
+            shape, dtype, place = tensors.describe(name)
+            first = firsts.setdefault((place, shape, dtype), name) if place else None
+            found[name] = Entry(shape, dtype, file, first)
+        return found
 
 
 class _Opened:
@@ -137,11 +147,14 @@ class _Opened:
     def __getitem__(self, name: str) -> torch.Tensor:
         return self.handle[name] if isinstance(self.handle, dict) else self.handle.get_tensor(name)
 
-    def describe(self, name: str) -> tuple[tuple[int, ...], torch.dtype]:
+    def describe(self, name: str) -> tuple[tuple[int, ...], torch.dtype, tuple | None]:
+        """Shape, type, and where the values begin in memory with their strides; None where nothing can be shared."""
         if isinstance(self.handle, dict):
-            return tuple(self.handle[name].shape), self.handle[name].dtype
+            tensor = self.handle[name]
+            dense = tensor.layout is torch.strided and tensor.data_ptr() != 0  # 0: no values, or none here
+            return tuple(tensor.shape), tensor.dtype, (tensor.data_ptr(), tensor.stride()) if dense else None
         view = self.handle.get_slice(name)
-        return tuple(view.get_shape()), SAFETENSORS_TYPES[view.get_dtype()]
+        return tuple(view.get_shape()), SAFETENSORS_TYPES[view.get_dtype()], None
 
 
 SAFETENSORS_TYPES = {

@@ -1,7 +1,7 @@
 """A checkpoint on disk, of ours or official, its tensors listed under our names and none of them read yet."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from transformers import CLIPVisionConfig
 from glamm_mini.checkpoints.find import check_folder, check_no_pickle, find_folder, is_official
 from glamm_mini.checkpoints.official import VISION_TOWER, complain, official_to_ours, ours_to_official
 from glamm_mini.checkpoints.official_config import read_official_config, vision_tower_of
+from glamm_mini.checkpoints.report import LoadReport
 from glamm_mini.checkpoints.shards import Entry, list_tensors, read_tensors, weight_files
 from glamm_mini.config import GlammConfig
 from glamm_mini.model.glamm import GlammForConditionalGeneration
@@ -28,17 +29,25 @@ CLIP_REST = ("text_model.", "text_projection.", "visual_projection.", "logit_sca
 
 @dataclass
 class Source:
-    """places: our name -> (name in its file, entry). unexpected: names that have no place in a GLaMM.
-    tower: where the official CLIP came from, if it was read from a checkpoint of its own."""
+    """places: our name -> (name in its file, entry). unexpected: names that have no place in a GLaMM, with entries.
+    tower: where the official CLIP came from, if it was read from a checkpoint of its own. second: names that share
+    the values of one that has a place -> that one; `check` finds them. dropped: names left out on request."""
 
     folder: Path
     official: bool
     config: GlammConfig
     places: dict[str, tuple[str, Entry]]
     ignored: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
+    unexpected: list[tuple[str, Entry]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     tower: str | None = None
+    second: dict[str, str] = field(default_factory=dict)
+    dropped: list[str] = field(default_factory=list)
+
+    def report(self) -> LoadReport:
+        """A report that knows what was left aside, and counts no tensor yet."""
+        aside = {"second": dict(self.second), "dropped": list(self.dropped)}
+        return LoadReport(ignored=list(self.ignored), notes=list(self.notes), **aside)
 
     def processor(self) -> GlammProcessor:
         """The processor that belongs to the weights. ValueError if its tokenizer cannot be read or has too many words.
@@ -72,24 +81,43 @@ class Source:
     def check(self, model, without_tower: bool = False) -> None:
         """Raises one ValueError that lists missing, unexpected and wrongly shaped names, with their files.
 
-        without_tower: the vision tower may be missing, as in released checkpoints.
+        without_tower: the vision tower may be missing, as in released checkpoints. An unexpected name that shares its
+        values with an expected one is moved to `second`.
         """
         wanted = model.state_dict()
+        self._part_unexpected(wanted)
         optional = set(model.all_tied_weights_keys)
         absent = [n for n in wanted if n not in self.places and n not in optional]
         if without_tower:
             absent = [name for name in absent if not name.startswith(VISION_TOWER)]
-        foreign = [n for n in self.places if n not in wanted]
-        wrong = [n for n, (_, e) in self.places.items() if n in wanted and e.shape != tuple(wanted[n].shape)]
+        wrong = [n for n, (_, e) in self.places.items() if e.shape != tuple(wanted[n].shape)]
         if not self.official:
-            self._complain_of_ours(absent, foreign + self.unexpected, wrong)
+            self._complain_of_ours(absent, [name for name, _ in self.unexpected], wrong)
             return
-        shapes = []
+        missing, shapes = [ours_to_official(name) for name in absent], []
+        needed = [name for name in self.dropped if name in missing]
+        if needed:
+            raise ValueError(
+                f"drop would leave out {len(needed)} names that the model needs ({needed[0]} ...); give the whole "
+                "beginning of the names that are too many"
+            )
         for name in wrong:
             stored, entry = self.places[name]
             shapes.append(f"{stored} in {entry.file.name} is {entry.shape}, the model has {tuple(wanted[name].shape)}")
-        extra = [f"{self.places[n][0]} in {self.places[n][1].file.name}" for n in foreign] + self.unexpected
-        complain([ours_to_official(name) for name in absent], extra, shapes, str(self.folder))
+        extra = [f"{name} in {entry.file.name}" for name, entry in self.unexpected]
+        own = all(entry.file.parent == self.folder for _, entry in self.unexpected)  # and none of CLIP's
+        complain(missing, extra, shapes, str(self.folder), droppable=own)
+
+    def _part_unexpected(self, wanted) -> None:
+        """Move names without a place in this model to `unexpected`, and from there those of shared values to `second`.
+
+        Only a name whose values the model has anyway can be passed over without loss.
+        """
+        self.unexpected += [self.places.pop(name) for name in list(self.places) if name not in wanted]
+        known = {(e.file, e.first): stored for stored, e in self.places.values() if e.first is not None}
+        shared = {name: known[e.file, e.first] for name, e in self.unexpected if (e.file, e.first) in known}
+        self.second |= shared
+        self.unexpected = [(name, entry) for name, entry in self.unexpected if name not in shared]
 
     def _complain_of_ours(self, absent: list, foreign: list, wrong: list) -> None:
         if wrong or absent or foreign:
@@ -120,19 +148,24 @@ def open_checkpoint(
     vision_tower: str | Path | None = None,
     config: GlammConfig | None = None,
     need_tower: bool = True,
+    drop: Iterable[str] = (),
 ) -> Source:
     """Find a checkpoint and list its tensors.
 
     vision_tower: folder or hub id of the CLIP that official weights leave out; default: what their config.json names.
-    config: in place of what config.json says. need_tower: whether CLIP must be found.
+    config: in place of what config.json says. need_tower: whether CLIP must be found. drop: beginnings of official
+    names that are left out.
     Raises FileNotFoundError for what is missing, ValueError for what is damaged or of another kind of model.
     """
     folder = find_folder(name)
+    drop = (drop,) if isinstance(drop, str) else tuple(drop)
     if not is_official(folder):
+        if drop:
+            raise ValueError(f"{folder} is in our format, which holds no name too many; drop belongs to official ones")
         if vision_tower is not None:
             raise ValueError(f"{folder} holds its own image encoders; vision_tower belongs to official checkpoints")
         return _open_ours(folder, config)
-    return _open_official(folder, vision_tower, config, need_tower)
+    return _open_official(folder, vision_tower, config, need_tower, drop)
 
 
 def _open_ours(folder: Path, config: GlammConfig | None) -> Source:
@@ -147,15 +180,17 @@ def _open_ours(folder: Path, config: GlammConfig | None) -> Source:
     return Source(folder, False, config, {name: (name, entry) for name, entry in list_tensors(files).items()})
 
 
-def _open_official(folder: Path, tower, config: GlammConfig | None, need_tower: bool) -> Source:
+def _open_official(folder: Path, tower, config: GlammConfig | None, need_tower: bool, drop: tuple[str, ...]) -> Source:
     given = json.loads((folder / "config.json").read_text("utf-8"))
     entries = list_tensors(weight_files(folder))
-    source = Source(folder, True, config or GlammConfig(), {})
+    source = Source(folder, True, config or GlammConfig(), {}, dropped=_dropped(folder, entries, drop))
     for name, entry in entries.items():
+        if name.startswith(drop):
+            continue
         try:
             ours = official_to_ours(name)
         except ValueError:
-            source.unexpected.append(f"{name} in {entry.file.name}")
+            source.unexpected.append((name, entry))
             continue
         if ours is None:
             source.ignored.append(name)
@@ -165,12 +200,24 @@ def _open_official(folder: Path, tower, config: GlammConfig | None, need_tower: 
     if tower is not None or (need_tower and not any(name.startswith(VISION_TOWER) for name in source.places)):
         vision = _add_tower(source, tower or vision_tower_of(given))
     if config is None:
+        # Of dropped names too: without a layer that it needs, the model must not become a smaller one.
         shapes = {name: entry.shape for name, entry in entries.items()}
         try:
             source.config, source.notes = read_official_config(given, shapes, vision)
         except Exception as error:  # of any part's settings
             raise _unreadable(folder, error) from error
     return source
+
+
+def _dropped(folder: Path, entries: Iterable[str], drop: tuple[str, ...]) -> list[str]:
+    """The names that begin as `drop` says; ValueError for a beginning that none has."""
+    for start in drop:
+        if not any(name.startswith(start) for name in entries):
+            raise ValueError(
+                f"{folder} holds no name that begins with {start!r}; drop takes beginnings of official names, as the "
+                "error about unexpected ones lists them"
+            )
+    return [name for name in entries if name.startswith(drop)]
 
 
 def _add_tower(source: Source, tower: str | Path) -> CLIPVisionConfig:
@@ -193,7 +240,7 @@ def _add_tower(source: Source, tower: str | Path) -> CLIPVisionConfig:
         elif inner.startswith(CLIP_PARTS):
             source.places[VISION_TOWER + inner] = (name, entry)
         else:
-            source.unexpected.append(f"{name} in {entry.file.name}")
+            source.unexpected.append((name, entry))
     source.tower = str(tower)
     return vision
 

@@ -32,9 +32,11 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
         yield fresh
-    except (OSError, SafetensorError) as error:
+    except BaseException as error:
         # Half a checkpoint helps nobody, and on a full disk its room is needed.
         shutil.rmtree(fresh, ignore_errors=True)
+        if not isinstance(error, (OSError, SafetensorError)):
+            raise
         raise OSError(
             f"the checkpoint {folder} could not be written ({error}); what lay there before is untouched; "
             "free some room or choose another folder, then save again"
