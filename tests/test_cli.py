@@ -42,7 +42,13 @@ class FakeAssistant:
 def assistant(monkeypatch):
     fake = FakeAssistant()
     fake.loaded = []
-    monkeypatch.setattr(glamm_mini, "load", lambda name: fake.loaded.append(name) or fake, raising=False)
+
+    def load(name, **how):
+        fake.loaded.append(name)
+        fake.how = how
+        return fake
+
+    monkeypatch.setattr(glamm_mini, "load", load, raising=False)
     return fake
 
 
@@ -111,6 +117,32 @@ def test_demo_explains_bad_input(assistant, words, message, capsys):
     status, out, err = run("demo", *words, capsys=capsys)
     assert status == 1 and err.startswith("error: ") and message in err and "Traceback" not in err
     assert assistant.loaded == [], "bad input is found before the model is loaded"
+
+
+def test_demo_loads_as_it_is_told(assistant, pictures, tmp_path, capsys):
+    words = ["demo", pictures[0], "--out", tmp_path / "out", "--device", "auto", "--dtype", "bfloat16"]
+    words += ["--vision-tower", "clip", "--offload-folder", "off", "--drop", "a.", "--drop", "b."]
+    assert run(*words, capsys=capsys)[0] == 0
+    given = {"device": "auto", "dtype": "bfloat16", "quantize": None, "vision_tower": "clip"}
+    assert assistant.how == given | {"offload_folder": Path("off"), "drop": ("a.", "b.")}
+    assert run("demo", pictures[0], "--out", tmp_path / "out", "--quantize", "4bit", capsys=capsys)[0] == 0
+    assert (assistant.how["device"], assistant.how["dtype"], assistant.how["quantize"]) == (None, "float32", "4bit")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--dtype", "int7"], "dtype 'int7' is unknown; expected float32, bfloat16"),
+        (["--quantize", "2bit"], "quantize is '2bit'; expected None, '4bit' or '8bit'"),
+        (["--device", "cpu", "--offload-folder", "off"], "offload_folder belong to device='auto'"),
+        (["--vision-tower", "clip"], "vision_tower belongs to official checkpoints"),
+        (["--drop", "model.odd."], "drop belongs to official ones"),
+    ],
+)
+def test_demo_explains_how_it_cannot_load(pictures, tmp_path, words, message, capsys):
+    status, out, err = run("demo", pictures[0], "--out", tmp_path / "out", *words, capsys=capsys)
+    assert status == 1 and err.startswith("error: ") and message in err and out == ""
+    assert not (tmp_path / "out").exists()
 
 
 def test_demo_explains_a_broken_picture(assistant, pictures, tmp_path, capsys):

@@ -49,3 +49,18 @@ def test_sizes_on_disk_are_those_of_the_manifest():
     saved = sum(math.prod(e["shape"]) * width[e["dtype"]] for e in tensors.values() if e["saved"])
     clip = sum(4 * math.prod(e["shape"]) for n, e in tensors.items() if not e["saved"] and "position_ids" not in n)
     assert f"**{saved / 1e9:.2f} GB**" in PAGE and f"image encoder takes {clip / 1e9:.2f} GB" in PAGE
+
+
+def test_the_sizes_of_the_indices_are_those_of_so_many_names():
+    tensors = json.loads((parity_folder() / "manifest_7b.json").read_text())["tensors"]
+    saved = [name for name, entry in tensors.items() if entry["saved"]]
+    regions = [name for name in saved if "region_encoder" in name]
+
+    def index(names):
+        """Bytes of an index as transformers writes it."""
+        places = dict.fromkeys(names, "pytorch_model-00001-of-00002.bin")
+        return len(json.dumps({"metadata": {"total_size": 16_752_451_032}, "weight_map": places}, indent=2)) + 1
+
+    page, more = " ".join(PAGE.split()), index([*saved, *(name.upper() for name in regions)])
+    assert f"{index(saved) / 1e3:.1f} kB, as an index of the {len(saved)} names" in page
+    assert f"{len(regions)} second names of them would make it {more / 1e3:.1f} kB" in page

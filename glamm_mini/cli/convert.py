@@ -7,14 +7,14 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from glamm_mini.cli.loading import Drop, VisionTower
+
 
 def convert(
     source: Annotated[str, typer.Argument(help="A folder, a hub id or a bundled model, official or ours.")],
     target: Annotated[Path | None, typer.Argument(help="The folder to write; may be left out with --check.")] = None,
     to: Annotated[str, typer.Option(help="ours or official.")] = "ours",
-    vision_tower: Annotated[
-        str | None, typer.Option(help="Folder or hub id of CLIP, which official checkpoints leave out.")
-    ] = None,
+    vision_tower: VisionTower = None,
     dtype: Annotated[
         str | None,
         typer.Option(help="float32, bfloat16, float16, or official (as its merge script); as stored if left out."),
@@ -24,6 +24,7 @@ def convert(
         bool, typer.Option("--torch-files", help="Write pytorch_model*.bin, for --to official.")
     ] = False,
     lora: Annotated[Path | None, typer.Option(help="A folder of LoRA to merge into the weights.")] = None,
+    drop: Drop = None,
     check: Annotated[bool, typer.Option("--check", help="Read names and shapes alone, and print the report.")] = False,
 ) -> None:
     """Convert a checkpoint: official to ours, or ours to official; LoRA is merged on the way.
@@ -37,7 +38,7 @@ def convert(
     need_tower = (vision_tower is not None) if check else None
     screen = Console(stderr=True)
     with screen.status(f"reading the names in {source}"):
-        conversion = prepare(source, to, vision_tower, dtype, None if check else lora, need_tower)
+        conversion = prepare(source, to, vision_tower, dtype, None if check else lora, need_tower, drop or ())
     if not check:
         columns = TextColumn("writing"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
         with Progress(*columns, console=screen) as progress:

@@ -10,6 +10,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from glamm_mini.cli.loading import Device, Drop, Dtype, Loading, Model, OffloadFolder, Quantize, VisionTower
+
 CARD = 1000
 """Width in pixels of each answer's picture."""
 
@@ -23,8 +25,14 @@ def demo(
         list[str] | None,
         typer.Option(metavar="X0 Y0 X1 Y1", help="A box in pixels that the question is about; may be repeated."),
     ] = None,
-    model: Annotated[str, typer.Option(help="A bundled model, or a folder written by training.")] = "tiny",
+    model: Model = "tiny",
     out: Annotated[Path, typer.Option(help="Folder for the answers.")] = Path("outputs/demo"),
+    device: Device = None,
+    dtype: Dtype = "float32",
+    quantize: Quantize = None,
+    vision_tower: VisionTower = None,
+    offload_folder: OffloadFolder = None,
+    drop: Drop = None,
 ) -> None:
     """Ask about pictures; draw the answers.
 
@@ -38,9 +46,7 @@ def demo(
     _check_readable(paths)
     console = Console(highlight=False)
     with Console(stderr=True).status(f"loading the model {model!r}"):
-        from glamm_mini import load
-
-        assistant = load(model)
+        assistant = Loading(model, device, dtype, quantize, vision_tower, offload_folder, drop).load()
     out.mkdir(parents=True, exist_ok=True)
     cards = []
     for number, (name, path) in enumerate(zip(names_of(paths), paths, strict=True), start=1):

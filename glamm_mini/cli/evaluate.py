@@ -13,21 +13,20 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from glamm_mini.cli.loading import Device, Drop, Dtype, Loading, Model, OffloadFolder, Quantize, VisionTower
 from glamm_mini.evaluation import SIMILARITIES, TASKS, predict_samples, score_folder
 from glamm_mini.evaluation.predict import fingerprint
-from glamm_mini.evaluation.processes import Processes, find_processes
+from glamm_mini.evaluation.processes import Processes, choose_device, find_processes
 from glamm_mini.evaluation.records import check_task
 from glamm_mini.evaluation.score import PROTOCOLS
 
 Task = Annotated[str, typer.Argument(help=f"One of: {', '.join(TASKS)}.")]
-Model = Annotated[str, typer.Option(help="A size, a checkpoint folder or a hub id.")]
 Data = Annotated[str, typer.Option(help="The data set: storybook.")]
 Split = Annotated[str, typer.Option(help="The split, such as val, test or compositional.")]
 Seed = Annotated[int, typer.Option(help="Seed of the pictures, and of the expressions drawn by official refseg.")]
 Limit = Annotated[int, typer.Option(min=1, help="How many pictures.")]
 LongSide = Annotated[int, typer.Option(min=32, help="Longer side of the pictures, in pixels.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="How many questions to ask at once.")]
-Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda:0; chosen for you if left out.")]
 Protocol = Annotated[str, typer.Option(help=f"One of: {', '.join(PROTOCOLS)}.")]
 SimilarityName = Annotated[
     str | None,
@@ -52,10 +51,21 @@ def predict(
     long_side: LongSide = 256,
     batch_size: BatchSize = 16,
     device: Device = None,
+    dtype: Dtype = "float32",
+    quantize: Quantize = None,
+    vision_tower: VisionTower = None,
+    offload_folder: OffloadFolder = None,
+    drop: Drop = None,
 ) -> None:
-    """Write a model's predictions for a task, with the ground truth beside them in OUT/ground_truth."""
+    """Write a model's predictions for a task, with the ground truth beside them in OUT/ground_truth.
+
+    Several processes, each with a GPU of its own: torchrun --nproc-per-node N -m glamm_mini.cli.main predict ...
+    """
     check_arguments(task, data, split)
-    _predict(find_processes(), task, out, model, data, split, seed, limit, long_side, batch_size, device)
+    processes = find_processes()
+    device = choose_device(device, processes)
+    loading = Loading(model, device, dtype, quantize, vision_tower, offload_folder, drop)
+    _predict(processes, task, out, loading, data, split, seed, limit, long_side, batch_size)
 
 
 def score(
@@ -87,6 +97,11 @@ def evaluate(
     long_side: LongSide = 256,
     batch_size: BatchSize = 16,
     device: Device = None,
+    dtype: Dtype = "float32",
+    quantize: Quantize = None,
+    vision_tower: VisionTower = None,
+    offload_folder: OffloadFolder = None,
+    drop: Drop = None,
     protocol: Protocol = "both",
     similarity: SimilarityName = None,
     json_file: Json = None,
@@ -96,12 +111,14 @@ def evaluate(
     """Predict and score in one go."""
     check_arguments(task, data, split, protocol, similarity)
     processes = find_processes()
+    device = choose_device(device, processes)
+    loading = Loading(model, device, dtype, quantize, vision_tower, offload_folder, drop)
     figures = None
     with _clean_stdout(json_file), contextlib.ExitStack() as stack:
         if out is None and processes.is_first:
             out = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="glamm-mini-")))
         out = processes.share(out)
-        _predict(processes, task, out, model, data, split, seed, limit, long_side, batch_size, device)
+        _predict(processes, task, out, loading, data, split, seed, limit, long_side, batch_size)
         if processes.is_first:
             figures = _score(task, out, out / "ground_truth", split, protocol, similarity, no_meteor)
     if figures is not None:
@@ -127,16 +144,15 @@ def check_arguments(task: str, data: str, split: str, protocol: str = "both", si
 
 
 def _predict(
-    processes: Processes, task: str, out: Path, model: str, data: str, split: str, seed: int, limit: int,
-    long_side: int, batch_size: int, device: str | None,
+    processes: Processes, task: str, out: Path, loading: Loading, data: str, split: str, seed: int, limit: int,
+    long_side: int, batch_size: int,
 ) -> None:  # fmt: skip
-    from glamm_mini.assistant import load
     from glamm_mini.datasets.storybook.dataset import evaluation_samples
     from glamm_mini.datasets.storybook.vocabulary import WORLD_VERSION
 
-    settings = {"task": task, "model": model, "data": data, "world": WORLD_VERSION, "split": split, "seed": seed}
+    settings = {"task": task, **loading.settings(), "data": data, "world": WORLD_VERSION, "split": split, "seed": seed}
     settings |= {"limit": limit, "long_side": long_side}
-    glamm = load(model, device=device or processes.device)
+    glamm = loading.load()
     settings["weights"] = fingerprint(glamm)
     own = len(range(processes.rank, limit, processes.world))
     with _progress(f"predict {task}", own, processes.is_first) as advance:

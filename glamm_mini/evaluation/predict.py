@@ -15,6 +15,9 @@ from glamm_mini.evaluation.segmentation import draw_expressions
 from glamm_mini.evaluation.truth import TruthWriter, expressions, single_turns
 from glamm_mini.images import encode_mask
 
+UNTOLD = {"dtype": "float32", "quantize": None, "vision_tower": None, "drop": []}
+"""What older folders were made with, whose settings do not say how the model was loaded."""
+
 
 def predict_samples(
     task: str,
@@ -81,6 +84,7 @@ def check_settings(folder: str | Path, settings: dict) -> None:
         return
     before = read_json(path)
     before = before if isinstance(before, dict) else {}
+    before = {key: value for key, value in UNTOLD.items() if key in settings} | before
     different = [key for key in {**before, **settings} if before.get(key) != settings.get(key)]
     if different:
         changes = "; ".join(f"{key} was {before.get(key)!r}, is {settings.get(key)!r}" for key in different)

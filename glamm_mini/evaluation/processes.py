@@ -11,7 +11,7 @@ class Processes:
 
     rank: int = 0
     world: int = 1
-    device: Any = None
+    device: str | None = None
     state: Any = None
 
     @property
@@ -41,4 +41,23 @@ def find_processes() -> Processes:
     from accelerate import PartialState
 
     state = PartialState(cpu=not torch.cuda.is_available())
-    return Processes(state.process_index, state.num_processes, state.device, state)
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return Processes(state.process_index, state.num_processes, own_device(state.local_process_index, gpus), state)
+
+
+def own_device(local_rank: int, gpus: int) -> str:
+    """The GPU of a machine's process `local_rank`; processes that outnumber the GPUs take turns. "cpu" without any."""
+    return f"cuda:{local_rank % gpus}" if gpus else "cpu"
+
+
+def choose_device(given: str | None, processes: Processes) -> str | None:
+    """The device that was asked for, or this process's own; None leaves the choice to `load`.
+
+    Raises ValueError for "auto" in several processes, each of which would spread its model over all GPUs.
+    """
+    if given == "auto" and processes.world > 1:
+        raise ValueError(
+            f"device 'auto' spreads one model over all GPUs, but {processes.world} processes were started; leave the "
+            "device out, so that each has its own, or start one process"
+        )
+    return given or processes.device
