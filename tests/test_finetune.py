@@ -106,14 +106,16 @@ def test_frozen_parts_may_be_bfloat16_while_what_is_trained_stays_float32(tmp_pa
             return super().fit(resume)
 
     monkeypatch.setattr(finetune, "Trainer", Watched)
-    half = [*STEPS, "precision=bf16", "frozen=half"]
+    monkeypatch.setattr("glamm_mini.assistant.MAX_NEW_TOKENS", 6)
+    half = [*STEPS, "precision=bf16", "frozen=half", "scenes=1"]  # validated too, in both types
     recipes.run("combined", "tiny", "storybook", tmp_path / "half", overrides=half)
+    assert "gcg_miou" in read_log(tmp_path / "half" / "log.jsonl")[-1]["validation"]
     for name, (trained, dtype) in seen.items():
         assert dtype == (torch.float32 if trained or "prompt_encoder" in name else torch.bfloat16), name
     assert {trained for trained, _ in seen.values()} == {True, False}
     recipes.run("combined", "tiny", "storybook", tmp_path / "float32", overrides=STEPS)
     assert {dtype for _, dtype in seen.values()} == {torch.float32}
-    a, b = (read_log(tmp_path / run / "log.jsonl") for run in ("half", "float32"))
+    a, b = ([r for r in read_log(tmp_path / run / "log.jsonl") if "loss" in r] for run in ("half", "float32"))
     for one, other in zip(a, b, strict=True):
         assert math.isfinite(one["loss"]) and one["loss"] == pytest.approx(other["loss"], rel=0.05)
         assert one["loss"] != other["loss"]

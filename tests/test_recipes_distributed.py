@@ -61,3 +61,12 @@ def test_two_processes_fine_tune_what_one_fine_tunes(tmp_path):
     for a, b in zip(one, two, strict=True):
         for name in ("loss", "ce", "mask_bce", "mask_dice", "grad_norm"):
             assert b[name] == pytest.approx(a[name], rel=2e-5), name
+
+
+@pytest.mark.slow
+def test_slices_in_half_precision_are_validated_and_end_whole(tmp_path):
+    """Gathered weights are bfloat16 and the rest float32: answering needs autocast, as training does."""
+    more = ("precision=bf16", "shard=full", "scenes=1", "conversations=2", "steps=1")
+    log = _train("gcg", tmp_path, 2, 2, *more)
+    assert 0 <= log[-1]["validation"]["gcg_miou"] <= 1
+    assert (tmp_path / "model" / "model.safetensors").is_file()

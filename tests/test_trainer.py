@@ -86,6 +86,19 @@ def test_without_counts_the_mean_over_micro_batches_is_taken(tmp_path):
 # ---- validation, moving average, errors ----
 
 
+def test_a_validation_that_fails_costs_no_step(tmp_path):
+    """The last checkpoint is written before the model is measured."""
+
+    def fails(model):
+        raise RuntimeError("no figures today")
+
+    with pytest.raises(RuntimeError, match="no figures today"):
+        trainer(tmp_path, BASE.with_overrides(["steps=3", "save_every=50"]), validate=fails).fit()
+    assert checkpoint.read_manifest(tmp_path)["step"] == 3
+    again = trainer(tmp_path, BASE.with_overrides(["steps=3", "save_every=50"]), validate=fails)
+    assert again.fit(resume=True)["step"] == 3
+
+
 def test_the_moving_average_is_validated_and_returned(tmp_path):
     snapshots, validated = [], []
 

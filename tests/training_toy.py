@@ -47,7 +47,7 @@ class Toy(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(32, 1)
         self.decoder = nn.Linear(32, 1)
-        self.idle = nn.Parameter(torch.zeros(5))  # trained by name, used by no step, as the pixel decoder's quality head
+        self.idle = nn.Parameter(torch.zeros(5))  # trained by name, used by no step: the quality head
 
     def forward(self, ids, target, lengths, has_mask, normalisers=None):
         x = self.embed(ids) + 0.1 * target[..., None]  # (B, T, C)

@@ -1,6 +1,7 @@
 """Pixel decoder: segment-anything's prompt encoder and mask decoder, prompted by the language model."""
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
@@ -97,9 +98,16 @@ class PixelDecoder(nn.Module):
         x = (torch.arange(w, device=matrix.device) + 0.5) / w
         grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1)  # (h, w, 2), x first
         dtype = self.position_dtype or matrix.dtype
-        angles = 2 * math.pi * ((2 * grid - 1).to(dtype) @ matrix.to(dtype))  # (h, w, C / 2)
+        with _as_written(matrix.device.type):
+            angles = 2 * math.pi * ((2 * grid - 1).to(dtype) @ matrix.to(dtype))  # (h, w, C / 2)
         code = torch.cat([angles.sin(), angles.cos()], dim=-1).permute(2, 0, 1)  # (h, w, C) -> (C, h, w)
         return code[None].to(matrix.dtype)
+
+
+def _as_written(device_type: str) -> AbstractContextManager:
+    """No autocast inside, which casts every matrix product."""
+    able = torch.amp.is_autocast_available(device_type)  # not for meta tensors
+    return torch.autocast(device_type, enabled=False) if able else nullcontext()
 
 
 def upscale_logits(

@@ -15,7 +15,7 @@ from glamm_mini.config import GlammConfig
 OFFICIAL_TRAINED = ("lm_head", "embed_tokens", "mask_decoder", "lp_projector", "region_encoder")
 ADAPTED = ("q_proj", "v_proj")
 FULL_PRECISION = "prompt_encoder."
-"""Frozen, it stays float32 in a training: a few thousand numbers that move the places of pixels."""
+"""Frozen, it stays float32 in a training: a few thousand numbers, too few for rounding them to save anything."""
 
 LAYERS = (".layers.", ".blocks.")
 """Stand in the names of parameters that belong to a transformer layer, the unit that sharding gathers."""

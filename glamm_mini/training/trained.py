@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 SMALL = "prompt_encoder."
-"""Stays in float32 when it is frozen: a few thousand numbers, and half precision moves the places of pixels."""
+"""Stays in float32 when it is frozen: a few thousand numbers, too few for rounding them to save anything."""
 
 
 def thaw_only(model: nn.Module, pieces: Sequence[str]) -> int:

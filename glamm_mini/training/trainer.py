@@ -4,7 +4,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from tqdm import tqdm
 from glamm_mini.training import resume as checkpoint
 from glamm_mini.training.batches import COUNTS, Batches, keyed_seed, micro_batches
 from glamm_mini.training.held_out import held_out_loss
-from glamm_mini.training.launch import claim_folder, make_accelerator
+from glamm_mini.training.launch import check_whole_model, claim_folder, make_accelerator
 from glamm_mini.training.logs import LossWindow, TrainingLog
 from glamm_mini.training.optimiser import learning_rate_factor, set_learning_rate
 from glamm_mini.training.recompute import recomputed
@@ -58,20 +58,22 @@ class Trainer:
         self.model, self.data, self.collate, self.settings = model, data, collate, settings
         self.out, self.validate, self.evaluation_loss_data = Path(out), validate, evaluation_loss_data
 
-    def fit(self, resume: bool = False) -> dict[str, Any]:
+    def fit(self, resume: bool = False, whole: bool = True) -> dict[str, Any]:
         """Trains to `settings.steps`, from the last checkpoint if `resume` and there is one.
+
+        whole: the model is needed afterwards. Without that, and without validation, DeepSpeed's ZeRO-3 may divide it.
 
         Returns:
             The last figures (`step`, `loss`, the parts of the loss, `validation`). The model holds the trained
             weights (their moving average if `settings.ema`), in evaluation mode; after sharding it is on the CPU.
 
         Raises:
-            ValueError: `out` holds a run and `resume` is False; settings differ from those of the run to resume; its
+            ValueError: DeepSpeed's ZeRO-3 with a model to validate or to keep; `out` holds a run and `resume` is False; settings differ from those of the run to resume; its
                 checkpoint is damaged; the loss is not finite.
             OSError: a checkpoint could not be written.
             TrainingInterrupted: Ctrl-C or SIGTERM; the state was saved.
         """
-        self._start(resume)
+        self._start(resume, whole)
         recompute = recomputed(self.model, self.settings.gradient_checkpointing)
         try:
             with recompute, StopRequest(announce=self.accelerator.is_main_process) as self.stop:
@@ -85,11 +87,13 @@ class Trainer:
 
     # ---- start ----
 
-    def _start(self, resume: bool) -> None:
+    def _start(self, resume: bool, whole: bool) -> None:
         settings = self.settings
         if settings.threads:
             torch.set_num_threads(settings.threads)
         self.accelerator = make_accelerator(settings)
+        if whole or self.validate is not None or self.evaluation_loss_data is not None:
+            check_whole_model(self.accelerator)
         resume = claim_folder(self.accelerator, self.out, settings, resume)
         self.step, self.metrics, self.window = 0, {}, LossWindow()
         self.state = RunState(self.model, settings, self.accelerator, self.out if resume else None)
@@ -130,10 +134,13 @@ class Trainer:
             finished = self.step == settings.steps
             if self.step % settings.log_every == 0 or finished:
                 self._log(norm, lr)
+            saving = finished or self.step % settings.save_every == 0
+            if saving:
+                self._save()
             if finished or (settings.validate_every and self.step % settings.validate_every == 0):
                 self._validate()
-            if self.step % settings.save_every == 0 or finished:
-                self._save()
+                if saving:
+                    self._save()  # again, with the figures: an error in measuring has cost no step
 
     def _agree(self, batches: list[dict]) -> tuple[dict[str, float] | None, bool]:
         """Totals over micro-batches and processes, and whether any process was asked to stop."""
@@ -206,7 +213,7 @@ class Trainer:
         if self.accelerator.is_main_process or self.state.sharded:
             model = self.accelerator.unwrap_model(self.wrapped)
             model.eval()
-            with torch.no_grad(), self.state.for_validation():
+            with torch.no_grad(), self._precision_of(model), self.state.for_validation():
                 self.metrics["validation"] = self._figures(model)
             self.log.write(self.step, {"validation": self.metrics["validation"]})
         self.accelerator.wait_for_everyone()
@@ -214,6 +221,11 @@ class Trainer:
             self.average.swap()
         self.wrapped.train()
         self.clock += time.perf_counter() - started
+
+    def _precision_of(self, model: nn.Module) -> AbstractContextManager:
+        """A model of several types (frozen parts in half precision, or gathered so) computes under autocast alone."""
+        several = self.state.sharded or len({parameter.dtype for parameter in model.parameters()}) > 1
+        return self.accelerator.autocast() if several else nullcontext()
 
     def _figures(self, model: nn.Module) -> dict[str, float]:
         figures: dict[str, float] = {}
