@@ -57,8 +57,8 @@ FLOORS = (
         Room("10_public_data", "Public data", "a loader for each dataset"),
         Room("11_grand_pipeline", "The GranD pipeline", "annotations from models, four levels"),
         Room("12_public_evaluation", "Public benchmarks", "the paper's tables beside ours"),
-        Room("13_official_weights", "Official weights", "the 7B model, loaded and compared"),
-        Room("14_scaling_to_7b", "Scaling to 7B", "memory, LoRA, many GPUs"),
+        Room("13_official_weights", "Official weights", "the 7B model, loaded and compared", built=True),
+        Room("14_scaling_to_7b", "Scaling to 7B", "memory, LoRA, many GPUs", built=True),
         Room("15_beyond", "Beyond", "what came after, what is open"),
     ), 3),
 )  # fmt: skip
