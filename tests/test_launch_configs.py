@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,13 +13,18 @@ import typer
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
+from accelerate.utils import DistributedType
 
 from glamm_mini import training
+from glamm_mini.cli.evaluate import check_arguments
 from glamm_mini.cli.main import build_app
-from glamm_mini.training.launch import deepspeed_config
+from glamm_mini.training import trainer as trainer_module
+from glamm_mini.training.finetune import _check_data
+from glamm_mini.training.launch import check_whole_model, deepspeed_config
 from glamm_mini.training.optimiser import build_optimiser
-from glamm_mini.training.recipe import recipe_names
+from glamm_mini.training.recipe import read_recipe, recipe_names
 from glamm_mini.training.settings import TrainSettings
+from glamm_mini.training.trainer import Trainer
 
 CONFIGS = Path(training.__path__[0]) / "configs"
 PAGE = (CONFIGS / "README.md").read_text(encoding="utf-8")
@@ -43,6 +49,10 @@ def check_glamm(words: list[str]) -> None:
     if name == "train":
         assert options["recipe"] in recipe_names()
         TrainSettings().with_overrides(options["set"])
+        _check_data(read_recipe(options["recipe"], options["size"]), options["data"])
+    else:
+        assert name == "evaluate"
+        check_arguments(options["task"], options["data"], options["split"], options["protocol"], options["similarity"])
 
 
 def check_torchrun(words: list[str]) -> list[str]:
@@ -85,7 +95,16 @@ def test_lines_of_eight_and_sixteen_processes_have_the_samples_of_the_recipe():
         processes = 16 if several else 1 if line.startswith("glamm-mini") else 8
         assert 2 * accumulation * processes == 160, line
         checked += 1
-    assert checked == 9
+    assert checked == 8
+
+
+@pytest.mark.parametrize(
+    "words", [["train", "gcg", "--size", "7b"], ["evaluate", "gcg", "--model", "tiny", "--split", "test"]]
+)
+def test_data_that_no_reader_takes_would_be_found(words):
+    check_glamm([*words, "--data", "storybook"])
+    with pytest.raises(ValueError, match="data '?DATA"):
+        check_glamm([*words, "--data", "DATA"])
 
 
 def test_the_slurm_script_is_bash_and_starts_a_torchrun_that_parses():
@@ -166,6 +185,49 @@ def test_deepspeed_takes_its_values_from_the_settings(stage):
 def test_a_deepspeed_file_that_contradicts_the_settings_is_refused(change, overrides, message):
     with pytest.raises(ValueError, match=message):
         deepspeed_config(zero(2) | change, TrainSettings().with_overrides(overrides), "no")
+
+
+def launched(stage: int) -> SimpleNamespace:
+    """An Accelerator as `accelerate launch` with a file of ours makes it."""
+    plugin = SimpleNamespace(deepspeed_config=deepspeed_config(zero(stage), TrainSettings(), "no"))
+    return SimpleNamespace(
+        distributed_type=DistributedType.DEEPSPEED,
+        state=SimpleNamespace(deepspeed_plugin=plugin),
+        is_main_process=True,
+        num_processes=8,
+    )
+
+
+@pytest.mark.parametrize(
+    ("stage", "validate", "whole", "refused"),
+    [(3, None, True, True), (3, len, False, True), (3, None, False, False), (2, len, True, False)],
+)
+def test_zero3_is_refused_before_training_where_a_whole_model_is_needed(
+    stage, validate, whole, refused, tmp_path, monkeypatch
+):
+    class Claimed(Exception):
+        """The run has passed what is checked first."""
+
+    def claim(*_):
+        raise Claimed
+
+    monkeypatch.setattr(trainer_module, "make_accelerator", lambda settings: launched(stage))
+    monkeypatch.setattr(trainer_module, "claim_folder", claim)
+    run = Trainer(torch.nn.Linear(2, 2), [0], list, TrainSettings(), tmp_path / "run", validate)
+    with pytest.raises(ValueError if refused else Claimed, match="ZeRO-3 .* shard=full" if refused else None):
+        run.fit(whole=whole)
+
+
+def test_a_recipe_ends_with_a_model_and_so_refuses_zero3(tmp_path, monkeypatch):
+    from glamm_mini.training import recipes
+
+    monkeypatch.setattr(trainer_module, "make_accelerator", lambda settings: launched(3))
+    for recipe in ("storybook", "gcg"):
+        overrides = ["scenes=0", "steps=1", "cpu=true"]
+        with pytest.raises(ValueError, match="ZeRO-3 .* shard=full"):
+            recipes.run(recipe, "tiny", "storybook", tmp_path / recipe, overrides=overrides)
+        assert not (tmp_path / recipe / "last").exists()
+    check_whole_model(SimpleNamespace(distributed_type=DistributedType.MULTI_GPU))
 
 
 @pytest.mark.parametrize("stage", [2, 3])

@@ -12,7 +12,9 @@ from rich.table import Table
 def train(
     recipe: Annotated[str | None, typer.Argument(help="What to train: storybook, gcg, ...; --list names all.")] = None,
     size: Annotated[str, typer.Option(help="Size of the model: tiny, colab or 7b.")] = "tiny",
-    data: Annotated[str, typer.Option(help="storybook (generated), or a folder with data sets.")] = "storybook",
+    data: Annotated[
+        str, typer.Option(help="storybook, the embedded world; readers of public data sets are to come.")
+    ] = "storybook",
     out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/RECIPE-SIZE if left out.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the folder.")] = False,
     set: Annotated[  # noqa: A002  the option is called --set

@@ -79,6 +79,18 @@ def deepspeed_config(config: dict[str, Any], settings: TrainSettings, precision:
     return {**config, **wanted}
 
 
+def check_whole_model(accelerator: Accelerator) -> None:
+    """Raises ValueError under DeepSpeed's ZeRO-3, where no process ever holds the whole model by itself."""
+    if accelerator.distributed_type != DistributedType.DEEPSPEED:
+        return
+    config = accelerator.state.deepspeed_plugin.deepspeed_config
+    if config.get("zero_optimization", {}).get("stage") == 3:
+        raise ValueError(
+            "DeepSpeed's ZeRO-3 leaves the model divided, so that one process could neither validate it nor write it "
+            "at the end; launch without DeepSpeed and set shard=full, which divides as much, or use ZeRO-2"
+        )
+
+
 def resolve_precision(precision: str, device: torch.device) -> str:
     """What `auto` means on `device`: no, bf16 or fp16; every other `precision` is returned as it is."""
     if precision != "auto":

@@ -68,8 +68,8 @@ class Trainer:
             weights (their moving average if `settings.ema`), in evaluation mode; after sharding it is on the CPU.
 
         Raises:
-            ValueError: DeepSpeed's ZeRO-3 with a model to validate or to keep; `out` holds a run and `resume` is False; settings differ from those of the run to resume; its
-                checkpoint is damaged; the loss is not finite.
+            ValueError: `out` holds a run and `resume` is False; settings differ from those of the run to resume; its
+                checkpoint is damaged; the loss is not finite; ZeRO-3 with a model to validate or to keep.
             OSError: a checkpoint could not be written.
             TrainingInterrupted: Ctrl-C or SIGTERM; the state was saved.
         """
