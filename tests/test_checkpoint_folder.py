@@ -373,3 +373,16 @@ def test_a_name_of_the_hub_is_looked_up_there(made, saved, monkeypatch):
 def test_a_name_that_neither_disk_nor_hub_has_is_named(monkeypatch):
     with pytest.raises(FileNotFoundError, match="no folder someone/a-glamm here, and the hub gave no model"):
         load_model("someone/a-glamm")  # the tests run without a network
+
+
+def test_a_slip_in_a_folders_name_is_not_asked_of_the_hub(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    from glamm_mini.checkpoints.part_sources import llama_source, sam_source
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    for find in (load_model, llama_source, sam_source):
+        with pytest.raises(FileNotFoundError, match="no folder runs/mime, although runs is a folder here.*not asked"):
+            find("runs/mime")

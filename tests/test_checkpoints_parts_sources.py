@@ -1,5 +1,6 @@
 """What from_parts fetches, from where, and how much memory filling a model takes."""
 
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -73,28 +74,70 @@ def test_published_weights_are_fetched_once_and_whole(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     fetched = []
 
-    def download(address, target):
-        fetched.append(address)
+    def download(address, target, hash_prefix):
+        fetched.append((address, hash_prefix))
         Path(target).write_bytes(b"weights")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
     source = sam_source(SAM_FILES[0])
     assert source.files == [tmp_path / "hub" / "checkpoints" / SAM_FILES[0]]
     assert sam_source(SAM_FILES[0]).files == source.files
-    assert fetched == [part_sources.SAM_ADDRESS + SAM_FILES[0]]
+    assert fetched == [(part_sources.SAM_ADDRESS + SAM_FILES[0], "01ec64")]
     (tmp_path / SAM_FILES[1]).write_bytes(b"own")
     assert sam_source(SAM_FILES[1]).files == [Path(SAM_FILES[1])] and len(fetched) == 1, "a file here comes first"
 
 
+def test_another_sites_file_of_the_same_name_is_another_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    fetched = []
+
+    def download(address, target, hash_prefix):
+        fetched.append((address, hash_prefix))
+        Path(target).write_text(address)
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    places = (part_sources.SAM_ADDRESS, "https://example.org/", "https://example.org/fine-tuned/", "https://other.org/")
+    for _ in range(2):
+        files = [sam_source(place + SAM_FILES[0]).files[0] for place in places]
+        assert [file.read_text() for file in files] == [place + SAM_FILES[0] for place in places]
+    assert [prefix for _, prefix in fetched] == ["01ec64", None, None, None], "each once, the published one checked"
+    assert files[0] == tmp_path / "checkpoints" / SAM_FILES[0] and "example.org" in files[1].parent.name
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_published_weights_have_the_hash_that_their_name_says(tmp_path, monkeypatch, whole):
+    """By torch's own download, from a stand-in for the site."""
+    content = b"weights"
+    name = f"sam_vit_b_{hashlib.sha256(content).hexdigest()[:6]}.pth"
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / name).write_bytes(content if whole else b"weighty")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr(part_sources, "SAM_FILES", (name,))
+    local = site.as_uri() + "/"
+    urlopen = torch.hub.urlopen
+
+    def from_site(request):
+        return urlopen(request.full_url.replace(part_sources.SAM_ADDRESS, local))
+
+    monkeypatch.setattr(torch.hub, "urlopen", from_site)
+    if whole:
+        assert sam_source(name).files[0].read_bytes() == content
+        return
+    with pytest.raises(ValueError, match="gave another file than the one published.*nothing was kept"):
+        sam_source(name)
+    assert not list((tmp_path / "hub" / "checkpoints").iterdir())
+
+
 def test_a_failed_download_says_what_to_do(tmp_path, monkeypatch):
-    def refuse(address, target):
+    def refuse(address, target, hash_prefix):
         raise OSError("no route to host")
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
     with pytest.raises(FileNotFoundError, match="could not be fetched .no route to host.*give its path"):
         sam_source("https://example.org/sam.pth")
-    assert not list((tmp_path / "checkpoints").iterdir())
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 MEASURE = """

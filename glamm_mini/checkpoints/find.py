@@ -15,8 +15,11 @@ FILES = (WEIGHTS, "config.json", "tokenizer.json")
 OFFICIAL_TYPES = ("llava", "glamm", "lisa")
 """What an official config.json may say under model_type; a released one was never at hand to look."""
 
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 WANTED = ("*.json", "*.safetensors", "tokenizer.model")
 TORCH = ("pytorch_model*.bin",)
+"""Fetched only where a repository has no safetensors; read with `weights_only`, so that nothing in them can run."""
+
 PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 """First bytes of what `torch.save` and `pickle` write."""
 
@@ -35,8 +38,8 @@ def find_folder(name: str | Path) -> Path:
         recover(path)
     if path.is_dir():
         return path
-    if isinstance(name, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        return _from_hub(name)
+    if isinstance(name, str) and HUB_ID.fullmatch(name):
+        return from_hub(name)
     return paths.checkpoint_folder(str(name))
 
 
@@ -49,9 +52,19 @@ def recover(folder: Path) -> Path:
     return old
 
 
-def _from_hub(name: str) -> Path:
-    """Download a repository of the hub, or take what was downloaded before; torch's files where it has no other."""
+def from_hub(name: str) -> Path:
+    """The folder of a hub repository "owner/name", downloaded or taken from the cache; only files that run no code.
+
+    Raises FileNotFoundError if the hub gives none, and without asking it if the owner's name is a local folder's.
+    """
     from huggingface_hub import snapshot_download
+
+    owner = Path(name).parent
+    if owner.is_dir():
+        raise FileNotFoundError(
+            f"there is no folder {name}, although {owner} is a folder here; check the name. The hub was not asked: if "
+            "a model of the hub was meant, download it elsewhere and give its folder"
+        )
 
     try:
         folder = Path(snapshot_download(name, allow_patterns=list(WANTED)))
@@ -61,8 +74,8 @@ def _from_hub(name: str) -> Path:
     except Exception as error:  # of the network, of the hub and of its cache, each of its own type
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise FileNotFoundError(
-            f"there is no folder {name} here, and the hub gave no model of that name ({reason[0]}); check the name, "
-            "or the network"
+            f"there is no folder {name} here, and the hub gave no model of that name ({reason[0]}); check the name or "
+            "the network, or download it elsewhere and give the folder"
         ) from error
 
 

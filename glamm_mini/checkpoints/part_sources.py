@@ -1,7 +1,7 @@
 """Where the pretrained parts of a GLaMM lie: a folder, a hub id, a file or an address, and what each one holds."""
 
+import hashlib
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlparse
@@ -9,16 +9,14 @@ from urllib.parse import urlparse
 import torch
 from transformers import CLIPConfig, CLIPVisionConfig, LlamaConfig, SamConfig, SamVisionConfig
 
+from glamm_mini.checkpoints.find import HUB_ID, from_hub
 from glamm_mini.checkpoints.shards import SINGLE, weight_files
 
 SAM_ADDRESS = "https://dl.fbaipublicfiles.com/segment_anything/"
 SAM_FILES = ("sam_vit_b_01ec64.pth", "sam_vit_l_0b3195.pth", "sam_vit_h_4b8939.pth")
-"""What segment-anything's authors publish; one of these names that is no file here stands for its address."""
+"""What segment-anything's authors publish; one of these names that is no file here stands for its address.
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-SETTINGS_AND_SAFETENSORS = ["*.json", "*.safetensors", "tokenizer.model"]
-PICKLED_WEIGHTS = ["pytorch_model*.bin"]
-"""Fetched only where a repository has no safetensors; read with `weights_only`, so that nothing in them can run."""
+The end of each name is the beginning of the file's SHA-256."""
 
 
 @dataclass
@@ -72,39 +70,42 @@ def _folder(place: str | Path) -> Path:
         raise ValueError(f"{path} is a file; give the folder that holds config.json and the weights")
     if not isinstance(place, str) or not HUB_ID.fullmatch(place):
         raise FileNotFoundError(f"there is no folder {place}; give a folder that is there, or a hub id owner/name")
-    return _snapshot(place)
-
-
-def _snapshot(name: str) -> Path:
-    """A repository of the hub, downloaded or taken from the cache; only files that cannot run code."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = Path(snapshot_download(name, allow_patterns=SETTINGS_AND_SAFETENSORS))
-        if not any(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(name, allow_patterns=SETTINGS_AND_SAFETENSORS + PICKLED_WEIGHTS))
-    except Exception as error:  # of the network, of the hub and of its cache, each of its own type
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise FileNotFoundError(
-            f"there is no folder {name} here, and the hub gave no model of that name ({reason[0]}); check the name or "
-            "the network, or download it elsewhere and give the folder"
-        ) from error
-    return folder
+    return from_hub(place)
 
 
 def _download(address: str) -> Path:
-    """The file of an address, kept where torch keeps downloads; a broken download leaves nothing behind."""
-    target = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(address).path).name
+    """The file of an address, kept where torch keeps downloads; a broken download leaves nothing behind.
+
+    Raises FileNotFoundError if it cannot be fetched, ValueError if a published file has another SHA-256 than its name
+    says.
+    """
+    target, prefix = _place(address)
     if target.is_file():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        torch.hub.download_url_to_file(address, str(target))
+        torch.hub.download_url_to_file(address, str(target), hash_prefix=prefix)
     except OSError as error:  # URLError and HTTPError are OSErrors
         raise FileNotFoundError(
             f"{address} could not be fetched ({error}); check the network, or download it elsewhere and give its path"
         ) from error
+    except RuntimeError as error:  # torch's, for a hash
+        raise ValueError(
+            f"{address} gave another file than the one published under that name ({error}); nothing was kept. Fetch "
+            "it again, or download it elsewhere and give its path"
+        ) from error
     return target
+
+
+def _place(address: str) -> tuple[Path, str | None]:
+    """Where the file of an address is kept, and the beginning of its SHA-256 if it is a published one."""
+    cache, parts = Path(torch.hub.get_dir()) / "checkpoints", urlparse(address)
+    name = Path(parts.path).name
+    if address == SAM_ADDRESS + name and name in SAM_FILES:
+        return cache / name, Path(name).stem.rpartition("_")[2]
+    # Another site's file must not be taken for this one, whatever both are called.
+    digest = hashlib.sha256(address.encode()).hexdigest()[:8]
+    return cache / f"{parts.hostname}-{digest}" / name, None
 
 
 def _model_type(folder: Path, expected: tuple[str, ...]) -> str:
