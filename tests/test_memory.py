@@ -323,3 +323,23 @@ def test_the_command_prints_a_table(capsys):
     with pytest.raises(SystemExit):
         main(["memory", "--size", "8b"])
     assert "expected one of tiny, colab, 7b" in capsys.readouterr().err
+
+
+def test_an_official_folder_is_counted_by_its_own_sizes(capsys, tmp_path):
+    """Its config.json says nothing in our words: read as ours it would be a model of another size."""
+    from official_files import small_state, write_official
+
+    from glamm_mini.checkpoints.source import empty_model, open_checkpoint
+    from glamm_mini.cli.main import main
+
+    folder = write_official(tmp_path / "glamm", small_state())
+    with pytest.raises(SystemExit) as end:
+        main(["memory", "--size", str(folder)])
+    assert end.value.code == 0
+    config = open_checkpoint(folder, need_tower=False).config
+    shown = capsys.readouterr().out.strip()
+    assert shown == str(config.memory_report("bfloat16", "none", checkpointing=False)).strip()
+    parameters = sum(p.numel() for p in empty_model(config).language_model.parameters())
+    weights = config.memory_report("bfloat16", "none")["language_model"]["weights"]
+    assert weights * 1e6 == pytest.approx(2 * parameters)
+    assert shown != str(GlammConfig.from_pretrained(folder).memory_report("bfloat16", "none")).strip()

@@ -18,7 +18,7 @@ class Sharding(StrEnum):
 
 
 def memory(
-    size: Annotated[str, typer.Option(help="tiny, colab, 7b, or a folder with a GLaMM's config.json.")] = "7b",
+    size: Annotated[str, typer.Option(help="tiny, colab, 7b, or a folder of a GLaMM, ours or official.")] = "7b",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, 8bit or 4bit.")] = "bfloat16",
     trained: Annotated[
         str, typer.Option(help="none (to answer), official, all, or pieces of names, a comma each.")
@@ -36,11 +36,11 @@ def memory(
 
     Beside it the GPU's own libraries take about 0.5 GB, and memory is never packed without gaps: leave a tenth free.
     """
-    from glamm_mini.config import SIZES, GlammConfig
+    from glamm_mini.config import SIZES
 
     if size not in SIZES and not (Path(size) / "config.json").is_file():
         raise ValueError(f"size {size!r} is unknown; expected one of {', '.join(SIZES)}, or a folder with config.json")
-    config = GlammConfig.of_size(size) if size in SIZES else GlammConfig.from_pretrained(size)
+    config = _config(size)
     named = ("all", "none", "official")
     learns = trained != "none"
     report = config.memory_report(
@@ -56,3 +56,16 @@ def memory(
         checkpointing=checkpointing and learns,
     )
     typer.echo(report)
+
+
+def _config(size: str):
+    """The configuration of a size, or of a folder; an official one stands partly in the shapes of its weights."""
+    from glamm_mini.checkpoints.find import is_official
+    from glamm_mini.checkpoints.source import open_checkpoint
+    from glamm_mini.config import SIZES, GlammConfig
+
+    if size in SIZES:
+        return GlammConfig.of_size(size)
+    if is_official(Path(size)):
+        return open_checkpoint(size, need_tower=False).config
+    return GlammConfig.from_pretrained(size)
