@@ -95,6 +95,9 @@ def test_lora_is_merged_on_the_way(hub, ours, tmp_path):
     found = read(tmp_path / "merged")[query]
     assert (expected - plain).abs().max() > 0.01
     torch.testing.assert_close(found, expected, atol=2e-2, rtol=2**-7)  # merged into bfloat16, as it was stored
+    types = {name: tensor.dtype for name, tensor in read(ours).items()}
+    merged = prepare(ours, lora=tmp_path / "lora").sizes
+    assert {name: dtype for name, (_, dtype) in merged.items()} == types  # though parts were trained in float32
 
 
 def test_a_place_that_is_taken_or_too_small_is_left_alone(hub, tmp_path, monkeypatch):

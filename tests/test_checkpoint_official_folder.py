@@ -92,19 +92,23 @@ def own_settings(folder):
     return {name: config[name] for name in kept} | {"vision": small_meta()["config"]["clip"]}
 
 
-def test_types_are_kept_on_request(tmp_path, state):
-    whole = ("model.grounding_encoder", "model.text_hidden_fcs", "model.vision_tower")
+def test_types_are_kept_on_request(tmp_path, state, monkeypatch):
+    """As the hub has them: SAM, the L-P projector and CLIP's own file in float32, all else in bfloat16."""
+    whole = ("model.grounding_encoder", "model.text_hidden_fcs", "model.vision_tower.")
     mixed = {n: t if n.startswith(whole) or n.endswith("inv_freq") else t.bfloat16() for n, t in state.items()}
-    mixed |= {n: t.bfloat16() for n, t in state.items() if "vision_tower" in n and t.is_floating_point()}
     folder, clip = write_official(tmp_path / "glamm", mixed), write_clip(tmp_path / "clip", mixed)
     model, processor = load_model(folder, "stored", vision_tower=clip)
     assert model.language_model.lm_head.weight.dtype == torch.bfloat16
-    assert model.lp_projector[0].weight.dtype == torch.float32
+    assert model.vl_projector[0].weight.dtype == model.region_encoder.out.weight.dtype == torch.bfloat16
+    assert model.lp_projector[0].weight.dtype == model.global_encoder.clip.dtype == torch.float32
     matrix = "pixel_decoder.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
     assert model.state_dict()[matrix].dtype == torch.float32
     picture = torch.zeros(300, 200, 3, dtype=torch.uint8).numpy()
-    [mask] = Assistant(model, processor).teacher_force(picture, [("Where is it?", "Here [SEG].")])
+    glamm = Assistant(model, processor)
+    [mask] = glamm.teacher_force(picture, [("Where is it?", "Here [SEG].")])
     assert mask.shape == (300, 200)
+    monkeypatch.setattr("glamm_mini.assistant.MAX_NEW_TOKENS", 4)
+    assert glamm.ask(picture, "What is <bbox>?", [10, 20, 150, 250]).image.shape == (300, 200, 3)
     # As the released code does: all is cast, SAM's matrix of frequencies too; computed buffers are not.
     model = load_model(folder, "bfloat16", vision_tower=clip)[0]
     assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.bfloat16}

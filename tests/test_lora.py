@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_models import padded, row, small_model
+from small_models import answer_labels, box_set, images, padded, row, small_model, truths
 
 from glamm_mini import GlammConfig, GlammForConditionalGeneration, paths
 from glamm_mini.checkpoints.find import check_no_pickle
@@ -148,6 +148,48 @@ def test_saved_lora_is_small_and_loads_onto_its_base_alone(tmp_path):
     stirred(again, seed=9)
     load_lora(again, tmp_path)  # into the LoRA that is there already
     assert torch.equal(again(ids).logits, model(ids).logits)
+
+
+def asked() -> dict:
+    """A batch of one picture with a box and two masks, whose answer begins behind the box."""
+    ids, mask = padded([row(5, "bbox", 6, "seg", 7, "seg", 2)])
+    batch = dict(input_ids=ids, attention_mask=mask, labels=answer_labels(ids, mask, 6), boxes=[box_set(1)])
+    pictures = images(1)
+    return batch | pictures | {"masks": truths([2], pictures["original"])}
+
+
+@pytest.mark.parametrize("trained", [OFFICIAL, ("lora_", "lm_head"), ("lora_", "embed_tokens", "mask_decoder")])
+def test_trained_parts_stay_float32_in_a_model_of_half_precision(tmp_path, trained):
+    model = small_model()
+    add_lora(model)
+    thaw_only(model, trained)
+    for name, parameter in stirred(model).named_parameters():
+        if parameter.requires_grad and ".lora_" not in name:
+            parameter.data *= 1 + 1e-4  # lost in bfloat16
+    stored = {n: p.clone() for n, p in model.named_parameters() if p.requires_grad}
+    save_lora(tmp_path, model)
+    half, batch = small_model().bfloat16(), asked()
+    load_lora(half, tmp_path)
+    for name, parameter in half.named_parameters():
+        assert parameter.requires_grad == (name in stored), name
+        assert parameter.dtype == (torch.float32 if name in stored else torch.bfloat16), name
+        assert name not in stored or torch.equal(parameter, stored[name]), name
+    exact, near = model(**batch, return_logits=True), half(**batch, return_logits=True)
+    torch.testing.assert_close(near.logits.float(), exact.logits, rtol=0, atol=0.15)
+    torch.testing.assert_close(near.low_res.float(), exact.low_res, rtol=0, atol=0.15)
+    question = {k: v for k, v in batch.items() if k not in ("labels", "masks")}
+    answer = half.generate(**question, max_new_tokens=4, min_new_tokens=4)
+    assert answer.sequences.shape == (1, 4) and answer.last_hidden.isfinite().all()
+    half.train()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = half(**batch).loss
+    loss.backward()
+    torch.optim.SGD([p for p in half.parameters() if p.requires_grad], 1e-2).step()
+    assert loss.isfinite() and all(p.isfinite().all() for p in half.parameters())
+    moved = {n for n, p in half.named_parameters() if n in stored and not torch.equal(p, stored[n])}
+    assert all(any(piece in name for name in moved) for piece in trained)
+    merge_lora(half)
+    assert half.eval()(**question).low_res.isfinite().all()
 
 
 def test_wrong_adapters_are_refused_and_leave_the_model_as_it_was(tmp_path):

@@ -136,7 +136,7 @@ def prepare(
         merged, _ = load_model(name, "stored", vision_tower=vision_tower, drop=drop)
         load_lora(merged, lora)
         source.notes.append(f"LoRA of {lora} merged into {merge_lora(merged)} layers")
-        entries = {n: Entry(tuple(t.shape), t.dtype, entries[n].file) for n, t in merged.state_dict().items()}
+        entries = {n: Entry(tuple(t.shape), entries[n].dtype, entries[n].file) for n, t in merged.state_dict().items()}
     report = source.report()
     sizes, left_out = {}, 0
     for ours, entry in entries.items():

@@ -88,8 +88,9 @@ def save_lora(folder: str | Path, model, base: str | None = None) -> Path:
 def load_lora(model, folder: str | Path) -> dict:
     """Put saved LoRA and the parts trained with it into the model that it was trained on, ready to train on.
 
-    LoRA is added where the model has none. What the file holds is trained from now on, all else is frozen. Returns
-    the settings in `lora.json`.
+    LoRA is added where the model has none. What the file holds is trained from now on, all else is frozen. Trained
+    parts become float32 in a model kept in half precision too: rounded, they would lose small steps of training.
+    Such a model answers as it is and trains under autocast. Returns the settings in `lora.json`.
 
     Raises:
         FileNotFoundError: a file is missing. ValueError: a file is damaged, the adapter has another rank or other
@@ -111,7 +112,8 @@ def load_lora(model, folder: str | Path) -> dict:
     own = dict(model.named_parameters())
     for name, parameter in own.items():
         parameter.requires_grad = name in state
-    model.load_state_dict({name: tensor.to(own[name].dtype) for name, tensor in state.items()}, strict=False)
+        if name in state:
+            parameter.data = state[name].to(parameter.device, torch.float32, copy=True)
     return record
 
 

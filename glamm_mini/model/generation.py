@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from glamm_mini.model.pixel_decoder import upscale_logits
+from glamm_mini.model.precision import across_types
 
 
 @dataclass
@@ -67,7 +68,7 @@ class GlammGeneration:
         kwargs.setdefault("do_sample", False)
         kwargs.setdefault("pad_token_id", self.config.text.pad_token_id)
         kwargs.setdefault("eos_token_id", self.config.text.eos_token_id)
-        with last_states(self.language_model.model) as states:
+        with last_states(self.language_model.model) as states, across_types(self.language_model):
             sequences = self.language_model.generate(
                 inputs_embeds=spliced.embeds, attention_mask=spliced.attention.long(), **kwargs
             )

@@ -14,6 +14,7 @@ from glamm_mini.model.global_encoder import GlobalImageEncoder
 from glamm_mini.model.grounding_encoder import GroundingImageEncoder
 from glamm_mini.model.initialise import initialise_weights
 from glamm_mini.model.pixel_decoder import PixelDecoder, upscale_logits
+from glamm_mini.model.precision import across_types, in_type_of
 from glamm_mini.model.projector import LPProjector, VLProjector
 from glamm_mini.model.region_encoder import RegionEncoder
 from glamm_mini.model.splice import Spliced, check_rows, language_output, put_images, put_regions
@@ -93,8 +94,9 @@ class GlammForConditionalGeneration(GlammGeneration, PreTrainedModel):
         """global_images (I, 3, S, S) and, where masks are wanted, grounding_images (I, 3, G, G)."""
         features, grounding = self.global_encoder(global_images), None
         if grounding_images is not None:
-            grounding = self.grounding_encoder(_in_type_of(self.grounding_encoder, grounding_images))
-        return ImageFeatures(self.vl_projector(features.tokens), features.levels, grounding)
+            grounding = self.grounding_encoder(in_type_of(self.grounding_encoder, grounding_images))
+        tokens = self.vl_projector(in_type_of(self.vl_projector, features.tokens))
+        return ImageFeatures(tokens, features.levels, grounding)
 
     def splice(
         self, input_ids, attention_mask=None, labels=None, features=None, image_index=None, boxes=None, segment_ids=None
@@ -127,7 +129,8 @@ class GlammForConditionalGeneration(GlammGeneration, PreTrainedModel):
         grouped = [[r for r in rows if int(image_index[r]) == i] for i in images]
         per_image = [torch.cat([boxes[r] for r in group]) for group in grouped]
         keep = torch.tensor(images, device=features.tokens.device)
-        vectors = self.region_encoder([level[keep] for level in features.levels], per_image)
+        levels = [in_type_of(self.region_encoder, level[keep]) for level in features.levels]
+        vectors = self.region_encoder(levels, per_image)
         order = [r for group in grouped for r in group]
         pieces = dict(zip(order, vectors.split([len(boxes[r]) for r in order]), strict=True))
         return torch.cat([pieces[r] for r in rows])
@@ -141,8 +144,9 @@ class GlammForConditionalGeneration(GlammGeneration, PreTrainedModel):
 
     def decode_masks(self, states: torch.Tensor, grounding: torch.Tensor, image_of_mask: torch.Tensor):
         """States (M, D) of [SEG] tokens to prompts (M, C) and mask logits (M, m, m)."""
-        prompts = self.lp_projector(_in_type_of(self.lp_projector, states))
-        low_res, _ = self.pixel_decoder(grounding.to(prompts.dtype), prompts[:, None], image_of_mask)
+        prompts = self.lp_projector(in_type_of(self.lp_projector, states))
+        fed = in_type_of(self.pixel_decoder.mask_decoder, prompts)
+        low_res, _ = self.pixel_decoder(grounding.to(fed.dtype), fed[:, None], image_of_mask)
         return prompts, low_res
 
     def forward(
@@ -178,7 +182,8 @@ class GlammForConditionalGeneration(GlammGeneration, PreTrainedModel):
         if features is None and global_images is not None:
             features = self.encode_images(global_images, grounding_images)
         spliced = self.splice(input_ids, attention_mask, labels, features, image_index, boxes, segment_ids)
-        words = language_output(self.language_model, spliced, output_hidden_states=output_hidden_states)
+        with across_types(self.language_model):
+            words = language_output(self.language_model, spliced, output_hidden_states=output_hidden_states)
         hidden = words.last_hidden_state
         out = GlammOutput(last_hidden=hidden, hidden_states=words.hidden_states, spliced_ids=spliced.ids)
         out.image_features = features
@@ -189,8 +194,12 @@ class GlammForConditionalGeneration(GlammGeneration, PreTrainedModel):
         if labels is not None:
             self._add_losses(out, spliced.labels, masks, normalisers or {})
         if return_logits or (return_logits is None and labels is None):
-            out.logits = self.language_model.lm_head(hidden)
+            out.logits = self._logits(hidden)
         return out
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """States (..., D) to logits (..., V)."""
+        return self.language_model.lm_head(in_type_of(self.language_model.lm_head, hidden))
 
     def _touch_decoder(self, hidden, features):
         """Zero, by way of the decoder: a process without masks must still touch it, or gradient averaging across
@@ -222,7 +231,7 @@ class GlammForConditionalGeneration(GlammGeneration, PreTrainedModel):
         c = self.config.losses
         keep = labels[:, 1:] != IGNORE_INDEX
         target = labels[:, 1:][keep]
-        logits = self.language_model.lm_head(out.last_hidden[:, :-1][keep])  # (K, V), supervised positions only
+        logits = self._logits(out.last_hidden[:, :-1][keep])  # (K, V), supervised positions only
         parts = {"ce": losses.cross_entropy_sum(logits, target) / max(normalisers.get("tokens", len(target)), 1)}
         total = c.cross_entropy * parts["ce"]
         losses.check_masks(masks, out.mask_logits)
@@ -247,8 +256,3 @@ class GlammForConditionalGeneration(GlammGeneration, PreTrainedModel):
             dice = dice + losses.mask_dice_sum(logits, truth, c.dice_scale, c.dice_eps)
             count += len(logits)
         return bce, dice, count
-
-
-def _in_type_of(part: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """Official checkpoints hold SAM and the L-P projector in float32, the rest in bfloat16."""
-    return x.to(next(part.parameters()).dtype)
