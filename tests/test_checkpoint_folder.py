@@ -380,9 +380,11 @@ def test_a_slip_in_a_folders_name_is_not_asked_of_the_hub(tmp_path, monkeypatch)
 
     from glamm_mini.checkpoints.part_sources import llama_source, sam_source
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    asked = []
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: asked.append(name))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "mine").mkdir(parents=True)
     for find in (load_model, llama_source, sam_source):
         with pytest.raises(FileNotFoundError, match="no folder runs/mime, although runs is a folder here.*not asked"):
             find("runs/mime")
+    assert not asked
