@@ -5,6 +5,7 @@ official names the matrices are `model.layers.N.self_attn.q_proj.lora_A.default.
 """
 
 import json
+import logging
 import os
 from pathlib import Path
 
@@ -135,12 +136,18 @@ def merge_lora(model) -> int:
 
 
 def _peft():
+    # Where bitsandbytes is installed, peft imports it; it then warns of a kernel for 4 bits that LoRA does not need.
+    quiet = logging.getLogger("bitsandbytes")
+    level = quiet.level
+    quiet.setLevel(logging.ERROR)
     try:
         import peft
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             "LoRA needs peft, which is not installed: pip install 'glamm-mini[train]'", name="peft"
         ) from error
+    finally:
+        quiet.setLevel(level)
     return peft
 
 
