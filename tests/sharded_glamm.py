@@ -61,8 +61,8 @@ def generated(model) -> dict[str, float]:
 class Watched(Trainer):
     """Keeps the whole gradient of every optimizer step, and how the parameters lie."""
 
-    def _start(self, resume: bool) -> None:
-        super()._start(resume)
+    def _start(self, *how) -> None:
+        super()._start(*how)
         self.gradients: list[dict] = []
         self.layout = {n: [str(x) for x in getattr(p, "placements", ())] for n, p in self.model.named_parameters()}
         self.optimiser.optimizer.register_step_pre_hook(self._keep)

@@ -4,6 +4,7 @@ import torch
 
 from glamm_mini.checkpoints.lora import add_lora
 from glamm_mini.model.glamm import GlammForConditionalGeneration
+from glamm_mini.model.precision import AUTOCAST
 from glamm_mini.text.tokens import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from glamm_mini.training.launch import resolve_precision
 from glamm_mini.training.optimiser import build_optimiser
@@ -12,7 +13,6 @@ from glamm_mini.training.recompute import recomputed
 from glamm_mini.training.trained import store_frozen_as, thaw_only
 
 RECIPE = "gcg"
-HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TrainingStep:
@@ -32,17 +32,17 @@ class TrainingStep:
         self.precision = resolve_precision(self.settings.precision, device)
         add_lora(model, **recipe.lora)
         thaw_only(model, recipe.trained)
-        store_frozen_as(model, HALF.get(self.precision, torch.float32))
+        store_frozen_as(model, AUTOCAST[self.precision])
         self.optimiser = build_optimiser(model, self.settings)
         self.batch = random_batch(model, self.batch_size, text, answer, masks, device)
         self.tokens = self.batch_size * self.accumulation * (text + model.config.image_tokens + answer)
 
     def __call__(self) -> float:
         """Forward and backward `accumulation` times, clipped, stepped; returns the last loss."""
-        half = HALF.get(self.precision)
+        half = AUTOCAST[self.precision]
         with recomputed(self.model, self.settings.gradient_checkpointing):
             for _ in range(self.accumulation):
-                with torch.autocast(self.device.type, half, enabled=half is not None):
+                with torch.autocast(self.device.type, half, enabled=half != torch.float32):
                     loss = self.model(**self.batch).loss / self.accumulation
                 loss.backward()
         trained = [p for p in self.model.parameters() if p.requires_grad]

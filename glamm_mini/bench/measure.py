@@ -11,8 +11,6 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
 
 @dataclass(frozen=True)
 class Setting:

@@ -20,9 +20,9 @@ from glamm_mini.checkpoints.report import LoadReport, type_name
 from glamm_mini.checkpoints.shards import Entry
 from glamm_mini.checkpoints.source import Source, open_checkpoint
 from glamm_mini.checkpoints.write import MAX_SHARD_SIZE, bytes_of, whole_folder, write_weights
+from glamm_mini.model.precision import TYPES
 
 FORMATS = ("ours", "official")
-DTYPES = ("float32", "bfloat16", "float16")
 MERGE_SCRIPT = "official"
 """As --dtype: the types that the official merge script leaves behind, bfloat16 with some parts in float32."""
 
@@ -124,8 +124,8 @@ def prepare(
     """
     if to not in FORMATS:
         raise ValueError(f"to is {to!r}; expected {' or '.join(FORMATS)}")
-    if dtype not in (None, MERGE_SCRIPT, *DTYPES):
-        raise ValueError(f"dtype {dtype!r} is unknown; expected {', '.join(DTYPES)} or {MERGE_SCRIPT}")
+    if dtype not in (None, MERGE_SCRIPT, *TYPES):
+        raise ValueError(f"dtype {dtype!r} is unknown; expected {', '.join(TYPES)} or {MERGE_SCRIPT}")
     need_tower = (to == "ours" or lora is not None) if need_tower is None else need_tower
     source = open_checkpoint(name, vision_tower, need_tower=need_tower, drop=drop)
     model = source.empty_model()

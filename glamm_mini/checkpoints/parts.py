@@ -12,17 +12,17 @@ import torch
 from accelerate import init_empty_weights
 from torch import nn
 
+from glamm_mini.checkpoints.official_config import CLIP
 from glamm_mini.checkpoints.part_sources import Source, clip_source, llama_source, sam_source
 from glamm_mini.checkpoints.sam_names import published_name
 from glamm_mini.checkpoints.shards import list_tensors, read_tensors
 from glamm_mini.config import GlammConfig
 from glamm_mini.model.glamm import GlammForConditionalGeneration
 from glamm_mini.model.initialise import initialise_weights
-from glamm_mini.model.precision import half_type
+from glamm_mini.model.precision import TYPES, half_type
 from glamm_mini.processor import GlammProcessor
 from glamm_mini.text.official import official_tokenizer
 
-CLIP = "openai/clip-vit-large-patch14-336"
 PUBLISHED = {
     "colab": ("TinyLlama/TinyLlama-1.1B-Chat-v1.0", "sam_vit_b_01ec64.pth"),
     "7b": ("lmsys/vicuna-7b-v1.5", "sam_vit_h_4b8939.pth"),
@@ -31,7 +31,6 @@ PUBLISHED = {
 
 OWN_PARTS = ("vl_projector", "region_encoder", "lp_projector")
 VOCABULARY = ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 VISION_SHAPE = ("image_size", "patch_size", "hidden_size", "intermediate_size", "num_hidden_layers")
 TEXT_SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
@@ -148,9 +147,9 @@ def _dtype(dtype, device) -> torch.dtype:
     if dtype == "auto":
         found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
         return half_type(torch.device(device) if device is not None else found)
-    kind = DTYPES.get(dtype or "float32", dtype)
-    if kind not in DTYPES.values():
-        raise ValueError(f"dtype {dtype!r} is unknown; expected auto, {', '.join(DTYPES)}")
+    kind = TYPES.get(dtype or "float32", dtype)
+    if kind not in TYPES.values():
+        raise ValueError(f"dtype {dtype!r} is unknown; expected auto, {', '.join(TYPES)}")
     return kind
 
 

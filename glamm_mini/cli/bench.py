@@ -84,12 +84,12 @@ def find_device(name: str, given: str | None):
 
 def find_dtype(name: str, given: str | None):
     """The torch type of that name, or the benchmark's own."""
-    from glamm_mini.bench.measure import DTYPES
+    from glamm_mini.model.precision import TYPES
 
     given = given or ("bfloat16" if name == "7b" else "float32")
-    if given not in DTYPES:
-        raise ValueError(f"dtype {given!r} is unknown; expected one of {', '.join(DTYPES)}")
-    return DTYPES[given]
+    if given not in TYPES:
+        raise ValueError(f"dtype {given!r} is unknown; expected one of {', '.join(TYPES)}")
+    return TYPES[given]
 
 
 def _check_size(name: str, size: str | None) -> None:

@@ -62,9 +62,10 @@ def stop_after(steps: int) -> None:
     def count(*_):
         made.append(1)
         if len(made) == steps:
+            hook.remove()
             signal.raise_signal(signal.SIGINT)
 
-    register_optimizer_step_post_hook(count)
+    hook = register_optimizer_step_post_hook(count)
 
 
 def held_here(model: torch.nn.Module, optimiser: torch.optim.Optimizer) -> dict:

@@ -5,6 +5,12 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import nn
 
+TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Number types by the names that commands and `load` take."""
+
+AUTOCAST = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""What a training of each precision computes in."""
+
 
 def half_type(device: torch.device) -> torch.dtype:
     """bfloat16 where a GPU computes it itself, float16 on older ones (a T4), float32 everywhere else.
@@ -22,7 +28,7 @@ def in_type_of(part: nn.Module, x: torch.Tensor) -> torch.Tensor:
     Official checkpoints hold SAM and the L-P projector in float32, the rest in bfloat16, and CLIP comes from its own
     file, in float32.
     """
-    dtype = next(part.parameters()).dtype
+    dtype = next(part.parameters(), x).dtype
     return x.to(dtype) if dtype.is_floating_point and not _autocast_on(x.device.type) else x
 
 

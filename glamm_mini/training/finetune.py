@@ -17,6 +17,7 @@ from glamm_mini.datasets.collate import Collate
 from glamm_mini.datasets.sample import Sample
 from glamm_mini.datasets.storybook.dataset import StorybookDataset
 from glamm_mini.model.glamm import GlammForConditionalGeneration
+from glamm_mini.model.precision import AUTOCAST
 from glamm_mini.processor import GlammProcessor
 from glamm_mini.training.batches import COUNTS
 from glamm_mini.training.launch import join_processes, make_accelerator, resolve_precision
@@ -36,7 +37,6 @@ CONVERSATIONS = 4
 
 RUN_OPTIONS = ("scenes", "conversations", "merge")
 RECIPE_OPTIONS = ("frozen", "lora.rank", "lora.alpha", "lora.dropout")
-HALF = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}
 
 
 def finetune(
@@ -173,7 +173,7 @@ def _frozen_type(recipe: Recipe) -> torch.dtype:
     # A sharded layer is gathered as one piece, in which all weights have one type.
     if recipe.frozen != "half" or recipe.settings.shard != "none":
         return torch.float32
-    return HALF[_precision(recipe.settings)]
+    return AUTOCAST[_precision(recipe.settings)]
 
 
 def _stored_type(recipe: Recipe) -> torch.dtype:
