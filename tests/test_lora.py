@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import load_file
 from small_models import answer_labels, box_set, images, padded, row, small_model, truths
 
-from glamm_mini import GlammConfig, GlammForConditionalGeneration, paths
+from glamm_mini import GlammForConditionalGeneration, paths
 from glamm_mini.checkpoints.find import check_no_pickle
 from glamm_mini.checkpoints.lora import add_lora, has_lora, load_lora, lora_settings, merge_lora, save_lora
 from glamm_mini.checkpoints.official import official_to_ours, ours_to_official
+from glamm_mini.parity.case import ReferenceCase
 from glamm_mini.training.trained import store_frozen_as, thaw_only
 
 OFFICIAL = ("lora_", "embed_tokens", "lm_head", "region_encoder", "lp_projector", "pixel_decoder.mask_decoder")
@@ -35,30 +36,7 @@ def stirred(model, seed: int = 5):
 
 def official_small_model() -> GlammForConditionalGeneration:
     """The small case's shapes on the meta device."""
-    given = json.loads((paths.parity_folder() / "case_small" / "meta.json").read_text())["config"]
-    sam, region = given["sam"], given["region"]
-    config = GlammConfig(
-        vision=given["clip"],
-        text=given["llm"],
-        region=dict(
-            channels=sam["embed_dim"],
-            groups=region["gn_groups"],
-            position_hidden=region["pos_hidden"],
-            hidden=region["mid_dim"],
-        ),
-        grounding=dict(
-            image_size=sam["img_size"],
-            hidden=sam["embed_dim"],
-            depth=sam["depth"],
-            heads=sam["num_heads"],
-            global_attention=sam["global_attn_indexes"],
-            prompt_dim=sam["prompt_dim"],
-            mask_in_channels=sam["mask_in_chans"],
-            decoder_hidden=sam["dec_mlp"],
-            decoder_heads=sam["dec_heads"],
-            iou_hidden=sam["iou_hidden"],
-        ),
-    )
+    config = ReferenceCase(paths.parity_folder() / "case_small").config()
     with torch.device("meta"):
         return GlammForConditionalGeneration(config)
 

@@ -120,10 +120,10 @@ def complain(
         return
     hint = ""
     if missing and all("vision_tower" in name for name in missing):
-        todo = (
+        advice = (
             "give CLIP's folder as vision_tower" if where else "pass need_vision_tower=False and load CLIP on its own"
         )
-        hint = f" The checkpoint holds no vision tower: {todo}."
+        hint = f" The checkpoint holds no vision tower: {advice}."
     if droppable and unexpected and not missing:
         hint = (
             " If it is no loss, leave the unexpected names out by how they begin: drop=('BEGINNING',) in Python, "

@@ -86,8 +86,8 @@ def read_tensors(files: Iterable[str | Path], names=None) -> Iterator[tuple[str,
     A tensor may be a view of its file: copy it before you change it, and keep none, or its file stays mapped.
     """
     for file in map(Path, files):
-        todo = {name: entry for name, entry in _contents(file).items() if names is None or name in names}
-        for part in _slices(todo, min(SLICE, file.stat().st_size // SLICES)):
+        wanted = {name: entry for name, entry in _contents(file).items() if names is None or name in names}
+        for part in _slices(wanted, min(SLICE, file.stat().st_size // SLICES)):
             with _Opened(file) as tensors:
                 for name in part:
                     try:
@@ -97,9 +97,9 @@ def read_tensors(files: Iterable[str | Path], names=None) -> Iterator[tuple[str,
                     yield name, tensor, file
 
 
-def _slices(todo: dict[str, Entry], most: int) -> Iterator[list[str]]:
+def _slices(wanted: dict[str, Entry], most: int) -> Iterator[list[str]]:
     part, size = [], 0
-    for name, entry in todo.items():
+    for name, entry in wanted.items():
         part.append(name)
         size += torch.Size(entry.shape).numel() * entry.dtype.itemsize
         if size >= most:

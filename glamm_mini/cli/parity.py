@@ -42,7 +42,7 @@ def parity(
     rows = list(rows)
     if not first_difference:
         console.print((full_table if full else summary_table)(rows))
-    console.print(verdict(rows))
+    console.print(verdict(rows) + _memory())
     if made_by := opened.meta.get("made_by"):
         console.print(f"The case was made by {made_by}.")
     if json_out:
@@ -79,6 +79,18 @@ def _explained(row, before) -> str:
     if before is None:
         return text + " It is the first quantity of all."
     return text + f"\nThe last that agrees is {before.part} {before.name}: what is wrong lies between the two."
+
+
+def _memory() -> str:
+    """The most memory that the process has held, in words; nothing where the system does not tell."""
+    import torch
+
+    from glamm_mini.bench.measure import peak_bytes
+
+    try:
+        return f"; at most {peak_bytes(torch.device('cpu')) / 1e9:.2f} GB of memory"
+    except OSError:
+        return ""
 
 
 def _write_json(target: str, content: dict) -> None:
