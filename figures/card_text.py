@@ -8,7 +8,7 @@ from card_worst import Worst
 from results_table import FIXED, FULL, OFFICIAL, command_of, counts_line, figures_of, results_table
 from training_records import Round
 
-from glamm_mini.evaluation.diagnosis import KINDS
+from glamm_mini.storybook.scores.diagnosis import KINDS
 
 CAUSES = {
     "right": "mask right and words right",

@@ -7,14 +7,14 @@ from types import SimpleNamespace
 import numpy as np
 from PIL import Image
 
-from glamm_mini.datasets.sample import Sample
-from glamm_mini.evaluation.diagnosis import cause, diagnose, image_score
+from glamm_mini.data.sample import Sample
 from glamm_mini.evaluation.gcg import GroundedImage, prepare
 from glamm_mini.evaluation.masks import decode_masks
 from glamm_mini.evaluation.records import read_grounded_predictions, read_grounded_truth, read_json
 from glamm_mini.evaluation.similarity import get_similarity
-from glamm_mini.text.grounded import parse_grounded
-from glamm_mini.visuals.compose import compose
+from glamm_mini.processing.tags import parse_grounded
+from glamm_mini.storybook.scores.diagnosis import cause, diagnose, image_score
+from glamm_mini.visuals.answer_png import compose
 from glamm_mini.visuals.overlay import overlay_at_size
 from glamm_mini.visuals.palette import PALETTE
 from glamm_mini.visuals.sentence import Run, loose_phrases, sentence_runs

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from glamm_mini.datasets.storybook.render import render
-from glamm_mini.datasets.storybook.scene import Scene, sample_scene
+from glamm_mini.storybook.world.render import render
+from glamm_mini.storybook.world.sampling import sample_scene
+from glamm_mini.storybook.world.scene import Scene
 
 PAPER = (250, 246, 238)
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from glamm_mini.assistant import Request
-from glamm_mini.datasets.sample import Sample, Turn
+from glamm_mini.assistant.assistant import Request
+from glamm_mini.data.sample import Sample, Turn
 from glamm_mini.evaluation import predict_samples, score_folder
-from glamm_mini.images import encode_mask
-from glamm_mini.text.grounded import parse_grounded
+from glamm_mini.processing.images import encode_mask
+from glamm_mini.processing.tags import parse_grounded
 
 H, W = 48, 64
 THINGS = [

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import CLIPConfig, CLIPModel, CLIPVisionModel, LlamaConfig, LlamaForCausalLM, SamConfig, SamModel
 
 from glamm_mini import paths
-from glamm_mini.config import GlammConfig
+from glamm_mini.model.config import GlammConfig
 
 ROWS = 512
 """Pieces of the toy SentencePiece model; GLaMM's seven tokens come behind them."""

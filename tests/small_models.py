@@ -2,9 +2,9 @@
 
 import torch
 
-from glamm_mini.config import GlammConfig
+from glamm_mini.model.config import GlammConfig
 from glamm_mini.model.glamm import GlammForConditionalGeneration
-from glamm_mini.text.tokens import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from glamm_mini.model.tokens import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 
 VOCABULARY = 64
 BBOX, SEG, START, END = 59, 61, 57, 58

@@ -14,9 +14,9 @@ from glamm_mini.checkpoints.placement import dispatch, first_device, folder_on_d
 from glamm_mini.checkpoints.quantise import check_kind, is_quantised
 from glamm_mini.checkpoints.source import open_checkpoint
 from glamm_mini.checkpoints.write import MAX_SHARD_SIZE, whole_folder, write_weights
-from glamm_mini.config import GlammConfig
+from glamm_mini.model.config import GlammConfig
 from glamm_mini.model.glamm import GlammForConditionalGeneration
-from glamm_mini.processor import GlammProcessor
+from glamm_mini.processing.processor import GlammProcessor
 
 __all__ = ["WEIGHTS", "load_model", "load_weights", "save_model"]
 

@@ -16,12 +16,12 @@ from glamm_mini.checkpoints.official_config import CLIP
 from glamm_mini.checkpoints.part_sources import Source, clip_source, llama_source, sam_source
 from glamm_mini.checkpoints.sam_names import published_name
 from glamm_mini.checkpoints.shards import list_tensors, read_tensors
-from glamm_mini.config import GlammConfig
+from glamm_mini.model.config import GlammConfig
+from glamm_mini.model.dtypes import TYPES, half_type
 from glamm_mini.model.glamm import GlammForConditionalGeneration
-from glamm_mini.model.initialise import initialise_weights
-from glamm_mini.model.precision import TYPES, half_type
-from glamm_mini.processor import GlammProcessor
-from glamm_mini.text.official import official_tokenizer
+from glamm_mini.model.initialize import initialise_weights
+from glamm_mini.processing.llama_tokenizer import official_tokenizer
+from glamm_mini.processing.processor import GlammProcessor
 
 PUBLISHED = {
     "colab": ("TinyLlama/TinyLlama-1.1B-Chat-v1.0", "sam_vit_b_01ec64.pth"),

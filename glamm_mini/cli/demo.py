@@ -58,7 +58,7 @@ def demo(
             console.print(Text(f"  note: {note}", style="dim"), soft_wrap=True)
     picture = out / f"{names_of(paths)[0]}.png"
     if len(cards) > 1:
-        from glamm_mini.visuals.compose import compose
+        from glamm_mini.visuals.answer_png import compose
 
         picture = out / "overview.png"
         compose(cards).save(picture)

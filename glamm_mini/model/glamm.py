@@ -7,18 +7,15 @@ from torch import nn
 from transformers import LlamaForCausalLM, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from glamm_mini.config import GlammConfig
 from glamm_mini.model import losses
-from glamm_mini.model.generation import GlammGeneration
-from glamm_mini.model.global_encoder import GlobalImageEncoder
-from glamm_mini.model.grounding_encoder import GroundingImageEncoder
-from glamm_mini.model.initialise import initialise_weights
-from glamm_mini.model.pixel_decoder import PixelDecoder, upscale_logits
-from glamm_mini.model.precision import across_types, in_type_of
-from glamm_mini.model.projector import LPProjector, VLProjector
+from glamm_mini.model.config import GlammConfig
+from glamm_mini.model.dtypes import across_types, in_type_of
+from glamm_mini.model.initialize import initialise_weights
 from glamm_mini.model.region_encoder import RegionEncoder
-from glamm_mini.model.splice import Spliced, check_rows, language_output, put_images, put_regions
-from glamm_mini.text.tokens import IGNORE_INDEX
+from glamm_mini.model.sam import GroundingImageEncoder, LPProjector, PixelDecoder, upscale_logits
+from glamm_mini.model.splice import Spliced, check_rows, language_output, last_states, pad_left, put_images, put_regions
+from glamm_mini.model.tokens import IGNORE_INDEX
+from glamm_mini.model.vision import GlobalImageEncoder, VLProjector
 
 
 @dataclass
@@ -54,7 +51,23 @@ class GlammOutput(ModelOutput):
     image_features: ImageFeatures | None = None
 
 
-class GlammForConditionalGeneration(GlammGeneration, PreTrainedModel):
+@dataclass
+class GlammGenerated:
+    """sequences: (R, new) ids of the answers, without the prompt. last_hidden: (R, T, D) of prompt and all new tokens
+    but the last. seg_steps: per row, the indices of [SEG] in its sequence that have a state. states: per row (M, D).
+    prompts: per row (M, C). low_res: per row (M, m, m). mask_logits: per row (M, H, W); the last three are None
+    where no grounding image was given."""
+
+    sequences: torch.Tensor
+    last_hidden: torch.Tensor
+    seg_steps: list
+    states: list
+    prompts: list | None = None
+    low_res: list | None = None
+    mask_logits: list | None = None
+
+
+class GlammForConditionalGeneration(PreTrainedModel):
     """Grounding Large Multimodal Model (paper section 3.1), the same class at every size."""
 
     config_class = GlammConfig
@@ -256,3 +269,77 @@ class GlammForConditionalGeneration(GlammGeneration, PreTrainedModel):
             dice = dice + losses.mask_dice_sum(logits, truth, c.dice_scale, c.dice_eps)
             count += len(logits)
         return bce, dice, count
+
+    # --- answers: the official code generates without a cache and computes every image, region and token again at each
+    # step, because its masks need the states of the whole sequence. With a cache each step returns the state of the new
+    # position alone; collected, they are the same numbers.
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids,
+        attention_mask=None,
+        global_images=None,
+        grounding_images=None,
+        image_index=None,
+        boxes=None,
+        resized=None,
+        original=None,
+        image_features=None,
+        **kwargs,
+    ) -> GlammGenerated:
+        """Answers for prompts (R, L), padded on the LEFT when their lengths differ.
+
+        kwargs go to transformers' generate (max_new_tokens, do_sample, temperature, logits_processor ...).
+        Pass `image_features` of an earlier `encode_images` to answer again about the same images; several rows may
+        ask about one image, by `image_index`. Raises ValueError for beams, whose rows change places at every step,
+        and for generation without a cache.
+        """
+        for name, only in (("num_beams", 1), ("num_return_sequences", 1), ("use_cache", True)):
+            if kwargs.get(name, only) != only:
+                raise ValueError(f"{name} is {kwargs[name]!r}; generation with masks takes {only!r} only: leave it out")
+        features = image_features
+        if features is None and global_images is not None:
+            features = self.encode_images(global_images, grounding_images)
+        if image_index is None:
+            rows = input_ids.shape[0]
+            image_index = torch.arange(rows) if features is not None else torch.full((rows,), -1)
+        spliced = self.splice(input_ids, attention_mask, None, features, image_index, boxes)
+        spliced = pad_left(spliced)
+        kwargs.setdefault("do_sample", False)
+        kwargs.setdefault("pad_token_id", self.config.text.pad_token_id)
+        kwargs.setdefault("eos_token_id", self.config.text.eos_token_id)
+        with last_states(self.language_model.model) as states, across_types(self.language_model):
+            sequences = self.language_model.generate(
+                inputs_embeds=spliced.embeds, attention_mask=spliced.attention.long(), **kwargs
+            )
+        result = self._collect(sequences, torch.cat(states, dim=1), spliced.embeds.shape[1])
+        if features is not None and features.grounding is not None:
+            self._decode(result, features.grounding, image_index, resized, original)
+        return result
+
+    def _collect(self, sequences, hidden, prompt_length) -> GlammGenerated:
+        """States of [SEG] by step: the state that predicted new token s stands at position prompt_length + s - 1."""
+        offset = prompt_length - (1 if self.config.seg_state == "before" else 0)
+        steps, states = [], []
+        for row, ids in enumerate(sequences):
+            found = (ids == self.config.tokens.seg).nonzero().flatten()
+            # The last new token was never fed, so that with seg_state "at" it has no state of its own.
+            found = found[found + offset < hidden.shape[1]]
+            steps.append(found)
+            states.append(hidden[row, found + offset])
+        return GlammGenerated(sequences, hidden, steps, states)
+
+    def _decode(self, result, grounding, image_index, resized, original):
+        counts = [len(s) for s in result.states]
+        images = torch.as_tensor(image_index, device=grounding.device).clamp(min=0)
+        which = torch.repeat_interleave(images, torch.tensor(counts, device=grounding.device))
+        prompts, low_res = self.decode_masks(torch.cat(result.states), grounding, which)
+        result.prompts, result.low_res = list(prompts.split(counts)), list(low_res.split(counts))
+        if resized is None:
+            return
+        size = self.config.grounding.image_size
+        result.mask_logits = [
+            upscale_logits(masks, size, tuple(resized[int(i)]), tuple(original[int(i)]))
+            for masks, i in zip(result.low_res, images, strict=True)
+        ]

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
-from glamm_mini.config import GlammConfig
+from glamm_mini.model.config import GlammConfig
 
 
 class LevelMixer(nn.Module):

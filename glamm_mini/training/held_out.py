@@ -7,7 +7,7 @@ import torch
 from accelerate.utils import send_to_device
 from torch import nn
 
-from glamm_mini.training.batches import COUNTS
+from glamm_mini.training.data_order import COUNTS
 
 
 @torch.no_grad()

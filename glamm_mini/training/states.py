@@ -12,7 +12,7 @@ from torch import nn
 
 from glamm_mini.training import resume as checkpoint
 from glamm_mini.training.averaging import MovingAverage
-from glamm_mini.training.optimiser import build_optimiser
+from glamm_mini.training.optimizer import build_optimiser
 from glamm_mini.training.settings import TrainSettings
 from glamm_mini.training.sharding import Sharded, slice_like, slice_state
 from glamm_mini.training.slices import load_slices, save_slices

@@ -15,11 +15,11 @@ from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from glamm_mini.training import resume as checkpoint
-from glamm_mini.training.batches import COUNTS, Batches, keyed_seed, micro_batches
+from glamm_mini.training.data_order import COUNTS, Batches, keyed_seed, micro_batches
 from glamm_mini.training.held_out import held_out_loss
 from glamm_mini.training.launch import check_whole_model, claim_folder, make_accelerator
 from glamm_mini.training.logs import LossWindow, TrainingLog
-from glamm_mini.training.optimiser import learning_rate_factor, set_learning_rate
+from glamm_mini.training.optimizer import learning_rate_factor, set_learning_rate
 from glamm_mini.training.recompute import recomputed
 from glamm_mini.training.settings import TrainSettings
 from glamm_mini.training.sharding import check_alike

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from glamm_mini.checks.parity import weights
 from glamm_mini.model import region_encoder
 from glamm_mini.model.region_encoder import LevelMixer
-from glamm_mini.parity import weights
 
 TOLERANCE = 1e-4
 
