@@ -10,7 +10,7 @@ import torch
 from transformers import CLIPConfig, CLIPVisionConfig, LlamaConfig, SamConfig, SamVisionConfig
 
 from glamm_mini.checkpoints.find import HUB_ID, from_hub
-from glamm_mini.checkpoints.shards import SINGLE, weight_files
+from glamm_mini.checkpoints.files import SINGLE, weight_files
 
 SAM_ADDRESS = "https://dl.fbaipublicfiles.com/segment_anything/"
 SAM_FILES = ("sam_vit_b_01ec64.pth", "sam_vit_l_0b3195.pth", "sam_vit_h_4b8939.pth")

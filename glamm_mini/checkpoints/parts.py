@@ -12,10 +12,10 @@ import torch
 from accelerate import init_empty_weights
 from torch import nn
 
-from glamm_mini.checkpoints.official_config import CLIP
+from glamm_mini.checkpoints.official import CLIP
 from glamm_mini.checkpoints.part_sources import Source, clip_source, llama_source, sam_source
 from glamm_mini.checkpoints.sam_names import published_name
-from glamm_mini.checkpoints.shards import list_tensors, read_tensors
+from glamm_mini.checkpoints.files import list_tensors, read_tensors
 from glamm_mini.model.config import GlammConfig
 from glamm_mini.model.dtypes import TYPES, half_type
 from glamm_mini.model.glamm import GlammForConditionalGeneration

@@ -1,12 +1,16 @@
 """GLaMM: all parts joined. One forward pass for training, one generate for answers."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import nn
-from transformers import LlamaForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, LlamaForCausalLM, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from glamm_mini import registry
 from glamm_mini.model import losses
 from glamm_mini.model.config import GlammConfig
 from glamm_mini.model.dtypes import across_types, in_type_of
@@ -79,7 +83,8 @@ class GlammForConditionalGeneration(PreTrainedModel):
     """Set where a model's parts lie on several devices (`checkpoints.placement`): the one that computes."""
     _no_split_modules = ["LlamaDecoderLayer", "CLIPEncoderLayer", "Block"]
 
-    def __init__(self, config: GlammConfig):
+    def __init__(self, config: GlammConfig, built: Callable[[Self], None] | None = None):
+        """built: told of the new model before any weight is read into it; raises if these do not fit."""
         super().__init__(config)
         width = config.text.hidden_size
         self.global_encoder = GlobalImageEncoder(config)
@@ -90,6 +95,30 @@ class GlammForConditionalGeneration(PreTrainedModel):
         self.pixel_decoder = PixelDecoder(config)
         self.lp_projector = LPProjector(width, config.grounding.prompt_dim)
         self.post_init()
+        if built is not None:
+            built(self)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path | None, *args: Any, **kwargs: Any) -> Self:
+        """A model of a bundled name ("tiny"), a folder or a hub id, in our format or official, as `glamm_mini.load`.
+
+        Takes transformers' `dtype` (default float32; "auto" keeps what is stored), `device_map` (with `max_memory` and
+        `offload_folder`), `attn_implementation`, `quantization_config` (BitsAndBytesConfig; of the language model),
+        `config`, `subfolder`, `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`,
+        `output_loading_info`, and `load`'s `vision_tower` and `drop`.
+
+        Raises FileNotFoundError for what is missing, and ValueError for what is damaged, of another kind of model, or
+        lacks a weight or has one too many: nothing is ever filled up with random values.
+        """
+        if pretrained_model_name_or_path is None:  # the weights themselves are given, as state_dict
+            return super().from_pretrained(None, *args, **kwargs)
+        return registry.find("checkpoint", "model")(cls, pretrained_model_name_or_path, *args, **kwargs)
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """As transformers', with weights that others than their owner may read as well."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if Path(save_directory).is_dir():
+            registry.find("checkpoint", "rights")(Path(save_directory))
 
     def _init_weights(self, module: nn.Module):
         initialise_weights(module, self.config.text.initializer_range)
@@ -343,3 +372,9 @@ class GlammForConditionalGeneration(PreTrainedModel):
             upscale_logits(masks, size, tuple(resized[int(i)]), tuple(original[int(i)]))
             for masks, i in zip(result.low_res, images, strict=True)
         ]
+
+
+# transformers' Auto classes know GLaMM as soon as this class is imported.
+AutoConfig.register(GlammConfig.model_type, GlammConfig)
+AutoModel.register(GlammConfig, GlammForConditionalGeneration)
+AutoModelForImageTextToText.register(GlammConfig, GlammForConditionalGeneration)

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from glamm_mini.checkpoints.convert import prepare
 from glamm_mini.checkpoints.folder import load_model
-from glamm_mini.checkpoints.shards import list_tensors, read_tensors, weight_files
+from glamm_mini.checkpoints.files import list_tensors, read_tensors, weight_files
 from glamm_mini.cli.main import build_app
 
 
