@@ -168,7 +168,7 @@ def _new_dtype(ours: str, entry: Stored, dtype: str | None) -> torch.dtype:
 def _remarks(source: Source, aside: int, tower: bool) -> list[str]:
     remarks = []
     if tower:
-        remarks.append(f"{aside} weights of the image encoder go into the folder {TOWER_FOLDER}: the hub has none of them")
+        remarks.append(f"{aside} weights of the image encoder go into the folder {TOWER_FOLDER}: the hub has none such")
     elif aside:
         remarks.append(f"{aside} weights of CLIP are left out: official code loads CLIP's own checkpoint")
     if source.config.mode != "official":

@@ -7,6 +7,7 @@ asking whether their values are the same, and holds what `torch.save` wrote in m
 
 import json
 import os
+import re
 import threading
 import zipfile
 from collections.abc import Iterable
@@ -17,10 +18,17 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from glamm_mini import paths
+from glamm_mini.checkpoints.save import recover
+
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SLICES = 8
 """A file of `torch.save` is mapped anew after each such part of it: pages once read count as used until then."""
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+SMALL = ("*.json", "tokenizer.model")
+"""All that is fetched of a repository where its weights are not wanted."""
 
 LFS_POINTER = b"version https://git-lfs"
 SAFETENSORS_TYPES = {
@@ -35,6 +43,58 @@ SAFETENSORS_TYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+
+
+def find_folder(name: str | Path, weights: bool = True, subfolder: str = "", **hub: Any) -> Path:
+    """The folder of a checkpoint: a folder itself, a bundled name such as "tiny", or "owner/name" on the hub.
+
+    weights: whether those of a repository are wanted. hub: revision, token, cache_dir ... of it.
+    Raises ValueError for no name, FileNotFoundError that says where was looked.
+    """
+    if name is None or not str(name).strip():
+        raise ValueError(f"no model was named, but {name!r}; give a bundled name such as 'tiny', a folder or a hub id")
+    path = Path(name)
+    if path.is_file():
+        raise FileNotFoundError(f"{path} is a file; give the folder that holds config.json and the weights")
+    if not path.is_dir():
+        on_hub = isinstance(name, str) and HUB_ID.fullmatch(name)
+        path = from_hub(name, weights, subfolder, **hub) if on_hub else paths.checkpoint_folder(str(name))
+    folder = path / subfolder if subfolder else path
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {subfolder} in {path}; it holds {listed_in(path)}")
+    recover(folder)
+    if not (folder / "config.json").is_file() and (folder / "model" / "config.json").is_file():
+        return folder / "model"  # what a training leaves: its run around the model
+    return folder
+
+
+def from_hub(name: str, weights: bool = True, subfolder: str = "", **hub: Any) -> Path:
+    """The folder of a hub repository "owner/name", downloaded or taken from the cache; only files that run no code.
+
+    Raises FileNotFoundError if the hub gives none, and without asking it if the owner's name is a local folder's.
+    """
+    from huggingface_hub import snapshot_download
+
+    owner = Path(name).parent
+    if owner.is_dir():
+        raise FileNotFoundError(
+            f"there is no folder {name}, although {owner} is a folder here; check the name. The hub was not asked: if "
+            "a model of the hub was meant, download it elsewhere and give its folder"
+        )
+    wanted = [f"{subfolder}/{pattern}" if subfolder else pattern for pattern in (*SMALL, "*.safetensors")]
+    try:
+        if not weights:
+            return Path(snapshot_download(name, allow_patterns=wanted[:-1], **hub))
+        folder = Path(snapshot_download(name, allow_patterns=wanted, **hub))
+        if not any((folder / subfolder).glob("*.safetensors")):  # torch's files only where there are no others
+            wanted.append(wanted[-1].replace("*.safetensors", "pytorch_model*.bin"))
+            folder = Path(snapshot_download(name, allow_patterns=wanted, **hub))
+        return folder
+    except Exception as error:  # of the network, of the hub and of its cache, each of its own type
+        raise FileNotFoundError(
+            f"there is no folder {name} here, and the hub gave no model of that name ({first_line(error)}); check the "
+            "name or the network, or download it elsewhere and give the folder"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -127,10 +187,9 @@ def weight_files(folder: str | Path) -> list[Path]:
             return [folder / single]
         if (folder / index).is_file():
             return _shards(folder / index)
-    there = sorted(path.name for path in folder.iterdir())[:8] if folder.is_dir() else []
     raise FileNotFoundError(
         f"{folder} holds no weights; expected one of {', '.join(SINGLE + INDICES)}, "
-        f"found {', '.join(there) or 'nothing'}; copy or download the folder whole"
+        f"found {listed_in(folder)}; copy or download the folder whole"
     )
 
 
@@ -184,10 +243,10 @@ def _opened(file: Path) -> _Safetensors | _TorchFile:
 
 def damaged(file: Path, error: Exception) -> ValueError:
     """What is said of a file that cannot be read as weights, such as a pickle under a safetensors name."""
-    reason = str(error).strip().splitlines() or [type(error).__name__]
-    return ValueError(
-        f"{file} is damaged, truncated or not a file of weights ({reason[0][:200]}); copy or download it again"
-    )
+    reason = first_line(error)[:200]
+    if reason.startswith("Weights only load failed"):  # what follows is advice to run the code in it
+        reason = "it holds more than tensors, and none of it was run"
+    return ValueError(f"{file} is damaged, truncated or not a file of weights ({reason}); copy or download it again")
 
 
 def stamps(folder: Path) -> dict[str, tuple]:
@@ -199,3 +258,13 @@ def stamps(folder: Path) -> dict[str, tuple]:
 def _stamp(file: Path) -> tuple[int, int, int]:
     found = os.stat(file)
     return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def listed_in(folder: Path) -> str:
+    """The first few names in a folder, for an error."""
+    return (", ".join(sorted(path.name for path in folder.iterdir())[:8]) if folder.is_dir() else "") or "nothing"
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, or its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -14,11 +14,11 @@ import torch
 from transformers import GenerationConfig
 from transformers.utils import logging
 
-from glamm_mini.checkpoints.files import list_tensors, stamps
+from glamm_mini.checkpoints.files import find_folder, list_tensors, stamps
 from glamm_mini.checkpoints.lora import load_lora
-from glamm_mini.checkpoints.placement import dispatch, folder_on_disk, main_device, place, quantization
+from glamm_mini.checkpoints.placement import Quantization, dispatch, folder_on_disk, main_device, place, quantization
 from glamm_mini.checkpoints.report import type_name
-from glamm_mini.checkpoints.source import Source, find_folder, open_checkpoint
+from glamm_mini.checkpoints.source import Source, open_checkpoint
 from glamm_mini.model.config import GlammConfig
 from glamm_mini.model.glamm import GlammForConditionalGeneration
 from glamm_mini.processing.processor import GlammProcessor
@@ -66,13 +66,13 @@ def load_model(
     Raises FileNotFoundError for what is missing, ValueError for what is damaged or of another kind of model. Nothing
     that could run code is read.
     """
-    kind = _dtype(dtype)
+    kind = dtype_of(dtype)
     _check_device(device, quantize, max_memory, offload_folder)
     settings = quantization(quantize, kind)
     if quantize and device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     source, processor = _opened(name, vision_tower, config, drop, hub)
-    model = _filled(GlammForConditionalGeneration, source, kind, device, settings, max_memory, offload_folder)
+    model = filled(GlammForConditionalGeneration, source, kind, device, settings, max_memory, offload_folder)
     if lora is not None:
         load_lora(model, lora)
         model.requires_grad_(False)
@@ -84,15 +84,15 @@ def model_from(cls: type, name: str | Path, config: GlammConfig | None = None, *
     hub = {key: given.pop(key) for key in HUB if key in given}
     info = given.pop("output_loading_info", False)
     dtype, old = given.pop("dtype", None), given.pop("torch_dtype", None)
-    kind = _dtype(dtype if dtype is not None else old)
+    kind = dtype_of(dtype if dtype is not None else old)
     device, folder, memory = (given.pop(key, None) for key in ("device_map", "offload_folder", "max_memory"))
     settings, tower, drop = (given.pop(key, None) for key in ("quantization_config", "vision_tower", "drop"))
     attention = {k: given.pop(k) for k in ("attn_implementation",) if given.get(k) is not None}
-    given = {key: value for key, value in given.items() if key not in ("_from_auto", "trust_remote_code", "adapter_kwargs")}
-    if given:
-        raise ValueError(f"from_pretrained does not know {', '.join(sorted(given))}; see its help")
+    unknown = sorted(given.keys() - {"_from_auto", "trust_remote_code", "adapter_kwargs"})
+    if unknown:
+        raise ValueError(f"from_pretrained does not know {', '.join(unknown)}; see its help")
     source, _ = _opened(name, tower, config, drop or (), hub)
-    model = _filled(cls, source, kind, device, quantization(settings, kind), memory, folder, **attention)
+    model = filled(cls, source, kind, device, quantization(settings, kind), memory, folder, **attention)
     nothing = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
     return (model, nothing) if info else model
 
@@ -121,7 +121,16 @@ def _opened(name, vision_tower, config, drop, hub: dict) -> tuple[Source, GlammP
     raise OSError(f"{name} is being written all the time; load it when that is done")
 
 
-def _filled(cls, source: Source, kind, device, settings, max_memory, offload_folder, **attention):
+def filled(
+    cls: type,
+    source: Source,
+    kind: torch.dtype | None,
+    device: Any = "cpu",
+    settings: Quantization | None = None,
+    max_memory: dict | None = None,
+    offload_folder: str | Path | None = None,
+    **attention: Any,
+) -> GlammForConditionalGeneration:
     """The model with its values, on its devices."""
     types = {entry.dtype for entry in source.places.values() if entry.dtype.is_floating_point}
     half = sorted(types - {torch.float32}, key=str)
@@ -185,7 +194,8 @@ def _quiet(size: int):
             logging.enable_progress_bar()
 
 
-def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+def dtype_of(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """The type behind a name; None for "stored". ValueError for one that weights cannot have."""
     if dtype in ("stored", "auto"):
         return None
     kind = dtype if isinstance(dtype, torch.dtype) else getattr(torch, str(dtype or "float32"), None)

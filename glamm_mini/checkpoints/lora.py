@@ -108,7 +108,7 @@ def load_lora(model, folder: str | Path) -> dict[str, Any]:
             targets than the model's, or was trained on another model; the model is as it was then.
     """
     folder = Path(folder)
-    settings, state = _read(folder)
+    settings, state, folder = _read(folder)
     _check_fit(model, settings, state, folder)
     fresh, trains = not has_lora(model), {name: p.requires_grad for name, p in model.named_parameters()}
     if fresh:
@@ -214,9 +214,7 @@ def _check_fit(model, settings, state: dict[str, Stored], folder: Path) -> None:
         stored = torch.tensor(json.loads((file.metadata() or {}).get("probe", "[]")))
     # A model kept in half precision differs from its float32 self by up to 1 part in 256.
     if len(stored) and not torch.allclose(torch.tensor(_probe(model)), stored, rtol=2**-7, atol=1e-4):
-        raise ValueError(
-            f"the LoRA in {folder} was trained on other weights of the same shape; load it onto {base}"
-        )
+        raise ValueError(f"the LoRA in {folder} was trained on other weights of the same shape; load it onto {base}")
 
 
 def _probe(model) -> list[float]:
@@ -229,9 +227,11 @@ def _first_query(model) -> nn.Parameter:
     return next(p for name, p in names if _plain(name).endswith("self_attn.q_proj.weight"))
 
 
-def _read(folder: Path) -> tuple[Any, dict[str, Stored]]:
+def _read(folder: Path) -> tuple[Any, dict[str, Stored], Path]:
     if folder.is_dir():
         recover(folder)
+    if not (folder / SETTINGS).is_file() and (folder / "lora" / SETTINGS).is_file():
+        folder = folder / "lora"  # what a training leaves: its run around the adapter
     for name in (SETTINGS, WEIGHTS):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"no {name} in {folder}; give a folder that save_lora or peft has written")
@@ -246,4 +246,4 @@ def _read(folder: Path) -> tuple[Any, dict[str, Stored]]:
         raise ValueError(f"{folder / SETTINGS} cannot be read ({error}); copy it again") from error
     if rank < 1 or not any(".lora_" in name for name in state):
         raise ValueError(f"{folder} holds no LoRA, but {settings.peft_type} of rank {rank}; give another folder")
-    return settings, {name.removeprefix(PREFIX): entry for name, entry in state.items()}
+    return settings, {name.removeprefix(PREFIX): entry for name, entry in state.items()}, folder

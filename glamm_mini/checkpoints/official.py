@@ -7,7 +7,6 @@ and not taken over.
 """
 
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -73,7 +72,7 @@ WHOLE = {
     for most, names in {
         1024: "num_hidden_layers depth decoder_depth level_step num_channels patch_size roi_size box_image_size",
         4096: "num_attention_heads num_key_value_heads heads decoder_heads groups head_dim image_size",
-        2**16: "hidden_size hidden channels prompt_dim position_hidden iou_hidden mask_in_channels mm_hidden_size out_dim",
+        2**16: "hidden_size hidden channels prompt_dim position_hidden iou_hidden mask_in_channels",
         2**20: "intermediate_size decoder_hidden",
         2**24: "vocab_size max_position_embeddings max_length",
     }.items()
@@ -82,7 +81,8 @@ WHOLE = {
 WHOLE |= {"mm_vision_select_layer": (-1024, 1024)}
 """Settings of any config.json that are whole numbers, and what they may be; far beyond any model that there is."""
 
-NUMBERS = "rms_norm_eps layer_norm_eps initializer_range rope_theta cross_entropy mask_bce mask_dice dice_scale dice_eps"
+NUMBERS = "rms_norm_eps layer_norm_eps initializer_range rope_theta cross_entropy mask_bce mask_dice dice_scale"
+NUMBERS += " dice_eps"
 WORDS = "mode seg_state hidden_act size_name system user assistant image_line mm_vision_tower vision_tower model_type"
 FLAGS = "relative_positions tie_word_embeddings"
 LISTS = {"scales": (1, 1024), "global_attention": (0, 1024), "pixel_mean": None, "pixel_std": None}
@@ -247,7 +247,7 @@ def check_tower(given: Mapping, vision: CLIPVisionConfig, place: str) -> None:
     odd = [name for name in SEEN_BY_CLIP if getattr(vision, name) != getattr(known, name)]
     if odd and vision.hidden_size == known.hidden_size:
         pairs = ", ".join(f"{name} {getattr(vision, name)} (expected {getattr(known, name)})" for name in odd)
-        raise ValueError(f"the weights were trained with {CLIP}, but {place} has {pairs}; give that one as vision_tower")
+        raise ValueError(f"the weights were trained with {CLIP}, but {place} has {pairs}; give the named one")
 
 
 def write_official_config(config: GlammConfig, vision_tower: str = CLIP, dtype: str = "bfloat16") -> dict:

@@ -154,7 +154,11 @@ def quantization(wanted: Any, dtype: torch.dtype | None) -> Quantization | None:
     if isinstance(wanted, str):
         four, compute = wanted == "4bit", dtype or torch.bfloat16
         wanted = BitsAndBytesConfig(
-            load_in_4bit=four, load_in_8bit=not four, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute
+            load_in_4bit=four,
+            load_in_8bit=not four,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=compute,
         )
     elif not isinstance(wanted, BitsAndBytesConfig):
         raise ValueError(f"quantization_config is {type(wanted).__name__}; expected transformers' BitsAndBytesConfig")

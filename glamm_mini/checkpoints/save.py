@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,11 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from glamm_mini.checkpoints.files import INDICES, SINGLE, damaged
 from glamm_mini.processing.processor import GlammProcessor
 
 MAX_SHARD_SIZE = "4GB"
 FRESH, DONE, LOCK = ".saving", "complete.json", ".saving.lock"
-OLD_WEIGHTS = (SINGLE[0], INDICES[0], "model-*-of-*.safetensors")
+OLD_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 """Weights of an earlier save; what of them is not written anew would be read in place of the new ones."""
 
 
@@ -41,7 +40,9 @@ def save_model(
     Raises OSError if the disk is full or the place cannot be written; what lay in `folder` is untouched then.
     ValueError for a model whose weights are not all there (quantized, offloaded) or stand beside LoRA.
     """
-    model = extract_model_from_parallel(model, keep_fp32_wrapper=False, keep_torch_compile=False)
+    wrapped = None
+    while model is not wrapped:  # one wrapper may stand in another
+        model, wrapped = extract_model_from_parallel(model, False, False, keep_torch_compile=False), model
     state = model.state_dict()
     if any(".lora_" in name for name in state):
         raise ValueError("the model has LoRA beside its weights: merge it first (merge_lora), or save it by save_lora")
@@ -72,7 +73,7 @@ def whole_folder(folder: str | Path, mine: bool | None = None) -> Iterator[Path]
     folder = Path(folder).resolve()
     if folder.is_file():
         raise OSError(f"{folder} is a file; a checkpoint is a folder: give another name")
-    ours, fresh = holds_our_model(folder) if mine is None else mine, folder / FRESH
+    mine, fresh = holds_our_model(folder) if mine is None else mine, folder / FRESH
     made = next((path for path in [*reversed(folder.parents), folder] if not path.exists()), None)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -81,7 +82,7 @@ def whole_folder(folder: str | Path, mine: bool | None = None) -> Iterator[Path]
             shutil.rmtree(fresh, ignore_errors=True)  # of a process that was killed
             fresh.mkdir()
             yield fresh
-            names = _check_room(folder, fresh, ours)
+            names = _check_room(folder, fresh, mine)
             for name in names:
                 to_disk(fresh / name)
             (fresh / DONE).write_text(json.dumps(names), "utf-8")
@@ -131,12 +132,13 @@ def _finish(folder: Path) -> None:
     shutil.rmtree(fresh)
 
 
-def _check_room(folder: Path, fresh: Path, ours: bool) -> list[str]:
+def _check_room(folder: Path, fresh: Path, mine: bool) -> list[str]:
     """Names of all new files, folders left out. They share the usual rights, which safetensors keeps from others."""
     names = sorted(path.relative_to(fresh).as_posix() for path in fresh.rglob("*") if path.is_file())
-    taken = [n for n in names if (folder / n).is_symlink() or (folder / n).exists() and not ours]
+    taken = [n for n in names if (folder / n).is_symlink() or (folder / n).exists() and not mine]
     if taken:
-        raise FileExistsError(f"{folder} holds {', '.join(taken[:3])} of something else, or as links; choose another folder")
+        what = ", ".join(taken[:3])
+        raise FileExistsError(f"{folder} holds {what} of something else, or as links; choose another folder")
     for name in names:
         (folder / name).parent.mkdir(exist_ok=True)
     open_to_all(fresh)

@@ -10,12 +10,21 @@ from typing import Any
 import torch
 from transformers import CLIPVisionConfig, PreTrainedTokenizerFast
 
-from glamm_mini import paths
 from glamm_mini.checkpoints import official
-from glamm_mini.checkpoints.files import INDICES, SAFETENSORS_TYPES, SINGLE, Stored, list_tensors, weight_files
+from glamm_mini.checkpoints.files import (
+    HUB_ID,
+    INDICES,
+    SAFETENSORS_TYPES,
+    SINGLE,
+    Stored,
+    find_folder,
+    first_line,
+    list_tensors,
+    listed_in,
+    weight_files,
+)
 from glamm_mini.checkpoints.official import VISION_TOWER, official_to_ours, ours_to_official
-from glamm_mini.checkpoints.report import LoadReport, type_name
-from glamm_mini.checkpoints.save import recover
+from glamm_mini.checkpoints.report import LoadReport
 from glamm_mini.model.config import GlammConfig
 from glamm_mini.model.glamm import GlammForConditionalGeneration
 from glamm_mini.processing.llama_tokenizer import official_tokenizer
@@ -23,10 +32,6 @@ from glamm_mini.processing.processor import GlammProcessor
 
 OFFICIAL_TYPES = ("llava", "glamm", "lisa")
 """What an official config.json may say under model_type; the released ones say "llava"."""
-
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-SMALL = ("*.json", "tokenizer.model")
-"""All that is fetched of a repository where its weights are not wanted."""
 
 CLIP_PREFIXES = ("vision_model.", "model.vision_tower.vision_tower.vision_model.", "")
 """Levels that CLIP's image encoder stands under, in older and newer files; "" for none, as today's class saves it."""
@@ -77,10 +82,11 @@ class Source:
         With official weights, the configuration takes the ids of the added tokens from the tokenizer.
         """
         try:
-            if self.official and (self.folder / "tokenizer.model").is_file() or not _is_ours(self.folder):
-                tokenizer = official_tokenizer(self.folder)
-            else:
+            pieces, whole = ((self.folder / f"tokenizer.{ending}").is_file() for ending in ("model", "json"))
+            if whole and (not self.official or (not pieces and _is_ours(self.folder))):
                 tokenizer = PreTrainedTokenizerFast.from_pretrained(self.folder)
+            else:
+                tokenizer = official_tokenizer(self.folder)
             processor = GlammProcessor(self.config, tokenizer)
         except FileNotFoundError:
             raise
@@ -271,61 +277,6 @@ def _vision_settings(folder: Path) -> CLIPVisionConfig:
         raise _unreadable(folder, error) from error
 
 
-# --- where it lies ---------------------------------------------------------------------------------------------------
-
-
-def find_folder(name: str | Path, weights: bool = True, subfolder: str = "", **hub: Any) -> Path:
-    """The folder of a checkpoint: a folder itself, a bundled name such as "tiny", or "owner/name" on the hub.
-
-    weights: whether those of a repository are wanted. hub: revision, token, cache_dir ... of it.
-    Raises ValueError for no name, FileNotFoundError that says where was looked.
-    """
-    if name is None or not str(name).strip():
-        raise ValueError(f"no model was named, but {name!r}; give a bundled name such as 'tiny', a folder or a hub id")
-    path = Path(name)
-    if path.is_file():
-        raise FileNotFoundError(f"{path} is a file; give the folder that holds config.json and the weights")
-    if not path.is_dir():
-        on_hub = isinstance(name, str) and HUB_ID.fullmatch(name)
-        path = from_hub(name, weights, subfolder, **hub) if on_hub else paths.checkpoint_folder(str(name))
-    folder = path / subfolder if subfolder else path
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {subfolder} in {path}; it holds {_listed(path)}")
-    recover(folder)
-    if not (folder / "config.json").is_file() and (folder / "model" / "config.json").is_file():
-        return folder / "model"  # what a training leaves: its run around the model
-    return folder
-
-
-def from_hub(name: str, weights: bool = True, subfolder: str = "", **hub: Any) -> Path:
-    """The folder of a hub repository "owner/name", downloaded or taken from the cache; only files that run no code.
-
-    Raises FileNotFoundError if the hub gives none, and without asking it if the owner's name is a local folder's.
-    """
-    from huggingface_hub import snapshot_download
-
-    owner = Path(name).parent
-    if owner.is_dir():
-        raise FileNotFoundError(
-            f"there is no folder {name}, although {owner} is a folder here; check the name. The hub was not asked: if "
-            "a model of the hub was meant, download it elsewhere and give its folder"
-        )
-    wanted = [f"{subfolder}/{pattern}" if subfolder else pattern for pattern in (*SMALL, "*.safetensors")]
-    try:
-        if not weights:
-            return Path(snapshot_download(name, allow_patterns=wanted[:-1], **hub))
-        folder = Path(snapshot_download(name, allow_patterns=wanted, **hub))
-        if not any((folder / subfolder).glob("*.safetensors")):  # torch's files only where there are no others
-            wanted.append(wanted[-1].replace("*.safetensors", "pytorch_model*.bin"))
-            folder = Path(snapshot_download(name, allow_patterns=wanted, **hub))
-        return folder
-    except Exception as error:  # of the network, of the hub and of its cache, each of its own type
-        raise FileNotFoundError(
-            f"there is no folder {name} here, and the hub gave no model of that name ({_first_line(error)}); check the "
-            "name or the network, or download it elsewhere and give the folder"
-        ) from error
-
-
 def _entries(name, folder: Path, weights: str, hub: dict) -> tuple[dict[str, Stored], list[str]]:
     """The tensors of a folder, or what the hub tells of a repository's without their values; and notes."""
     if weights == "none":
@@ -346,7 +297,7 @@ def _entries(name, folder: Path, weights: str, hub: dict) -> tuple[dict[str, Sto
             }, []
         names = json.loads((folder / INDICES[1]).read_text("utf-8"))["weight_map"]
     except Exception as error:  # of the network and of the hub
-        raise FileNotFoundError(f"the hub does not tell what {name} holds ({_first_line(error)})") from error
+        raise FileNotFoundError(f"the hub does not tell what {name} holds ({first_line(error)})") from error
     wanted = sorted(set(names.values()))
     note = (
         f"names alone were compared: shapes and values stand in {', '.join(wanted)}, "
@@ -355,18 +306,15 @@ def _entries(name, folder: Path, weights: str, hub: dict) -> tuple[dict[str, Sto
     return {key: Stored(key, None, torch.float32, folder / file) for key, file in names.items()}, [note]
 
 
-# --- config.json -----------------------------------------------------------------------------------------------------
-
-
 def read_config(folder: Path) -> dict:
     """What config.json says, types and ranges checked. FileNotFoundError or ValueError that names it."""
     path = folder / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} is not a checkpoint: config.json is missing; it holds {_listed(folder)}")
+        raise FileNotFoundError(f"{folder} is not a checkpoint: config.json is missing; it holds {listed_in(folder)}")
     try:
         given = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read ({_first_line(error)}); copy it again") from error
+        raise ValueError(f"{path} cannot be read ({first_line(error)}); copy it again") from error
     if not isinstance(given, dict):
         raise ValueError(f"{path} holds a {type(given).__name__}; expected a table of settings")
     official.check_settings(given, path)
@@ -395,7 +343,7 @@ def check_folder(folder: Path, given: dict, weights: bool) -> None:
         missing.remove(SINGLE[0])
     if missing:
         raise FileNotFoundError(
-            f"{folder} is not a whole GLaMM checkpoint: {', '.join(missing)} missing; train one (make tiny) or copy it whole"
+            f"{folder} is not a whole GLaMM checkpoint: {', '.join(missing)} missing; train one (make tiny) or copy it"
         )
 
 
@@ -403,14 +351,6 @@ def _is_ours(folder: Path) -> bool:
     """Whether we have written the folder, in our format or, with what that has no place for, in the official one."""
     given = read_config(folder)
     return given.get("model_type") == GlammConfig.model_type or official.OURS in given
-
-
-def _listed(folder: Path) -> str:
-    return ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _unreadable(folder: Path, error: Exception) -> ValueError:
