@@ -2,8 +2,8 @@
 
 from small_models import small_config, small_model
 
-from glamm_mini.assistant.assistant import Assistant
 from glamm_mini.assistant import assistant as module
+from glamm_mini.assistant.assistant import Assistant
 from glamm_mini.processing.processor import GlammProcessor
 from glamm_mini.storybook.language.tokenizer import build_wordpiece
 

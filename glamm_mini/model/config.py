@@ -107,12 +107,12 @@ OFFICIAL_SYSTEM = (
 
 
 class GlammConfig(PreTrainedConfig):
-    """Everything that decides the shape and the behaviour of a GLaMM.
+    """Everything that decides the shape and the behavior of a GLaMM.
 
     vision: transformers' CLIPVisionConfig. text: transformers' LlamaConfig. The other parts are dataclasses above.
     feature_layer: hidden state of the vision tower that the language model reads, counted from the end (-2 official).
     level_step: distance between the hidden states that the region encoder reads, counted back from `feature_layer`.
-    mode: "official" reproduces the released code's behaviour, "fixed" is what we train (see `losses`, `processor`).
+    mode: "official" reproduces the released code's behavior, "fixed" is what we train (see `losses`, `processor`).
     seg_state: "before" (official): a mask comes from the state that predicts [SEG]; "at": from [SEG]'s own state.
     """
 

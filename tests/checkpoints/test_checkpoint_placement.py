@@ -60,7 +60,7 @@ def test_everything_on_disk_answers_as_well(whole, tmp_path):
     assert all(p.is_meta for name, p in parameters.items() if name != "grounding_encoder.vit.pos_embed")
     for ours, expected in zip(parts(glamm), parts(whole), strict=True):
         assert ours == expected if isinstance(ours, str) else torch.equal(ours, expected)
-    with pytest.raises(ValueError, match="quantised or offloaded model cannot be saved"):
+    with pytest.raises(ValueError, match="quantized or offloaded model cannot be saved"):
         save_model(tmp_path / "again", glamm.model, glamm.processor)
 
 

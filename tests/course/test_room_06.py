@@ -98,11 +98,11 @@ def test_everything_that_can_be_asked_has_its_mask():
     first = asked.samples[0].extras
     kinds = {text for text, k in zip(asked.texts, asked.image_index.tolist(), strict=True) if k == 0}
     assert kinds <= {t["cls"] for t in first["things"]} | set(first["stuff"]) | {
-        f"{t['colour']} {t['cls']}" for t in first["things"]
+        f"{t['color']} {t['cls']}" for t in first["things"]
     }
     for text, mask, k in zip(asked.texts, asked.masks, asked.image_index.tolist(), strict=True):
         truth = asked.samples[k].extras
-        rows = [t["mask"] for t in truth["things"] if text in (t["cls"], f"{t['colour']} {t['cls']}") and t["visible"]]
+        rows = [t["mask"] for t in truth["things"] if text in (t["cls"], f"{t['color']} {t['cls']}") and t["visible"]]
         whole = [
             *truth["thing_masks"][rows],
             *(m for m, s in zip(truth["stuff_masks"], truth["stuff"], strict=True) if s == text),
@@ -159,7 +159,7 @@ def test_graders_explain_near_misses(name, wrong, words):
     assert re.search(words, result.message), result.message
 
 
-def test_pictures_have_their_sizes_and_colours():
+def test_pictures_have_their_sizes_and_colors():
     field = np.array([[-2.0, 0.0], [0.0, 2.0]])
     corners = np.asarray(decoder_views.signed(field, 2.0, side=8))
     assert tuple(corners[0, 0]) == decoder_views.BLUE and tuple(corners[-1, -1]) == decoder_views.ORANGE

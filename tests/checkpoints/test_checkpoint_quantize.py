@@ -10,7 +10,7 @@ from small_models import images, row, small_config, small_model
 
 import glamm_mini
 from glamm_mini.checkpoints.folder import load_model, save_model
-from glamm_mini.checkpoints.quantise import KINDS, quantise
+from glamm_mini.checkpoints.quantize import KINDS, quantize
 
 WIDE = small_config().text.to_dict() | {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
 needs_library = pytest.mark.skipif(
@@ -30,7 +30,7 @@ def states(model):
 def test_layers_shrink_and_states_stay_close(kind):
     model = small_model(text=WIDE)
     before = states(model)
-    quantise(model, kind)
+    quantize(model, kind)
     model.to("cpu")
     layer = model.language_model.model.layers[0].self_attn.q_proj
     assert layer.weight.dtype == (torch.uint8 if kind == "4bit" else torch.int8)
@@ -55,34 +55,34 @@ def wide(tmp_path_factory):
 
 @needs_library
 @pytest.mark.parametrize("kind", KINDS)
-def test_weights_are_quantised_as_they_are_read(wide, kind, monkeypatch):
-    """A layer at a time: when one is quantised, no other language layer is there in full."""
+def test_weights_are_quantized_as_they_are_read(wide, kind, monkeypatch):
+    """A layer at a time: when one is quantized, no other language layer is there in full."""
     from glamm_mini.checkpoints import fill as module
 
     folder, expected = wide
-    loaded, seen, quantised = [], [], module.quantised
+    loaded, seen, quantized = [], [], module.quantized
 
     def look(layer, kind):
         own = loaded[0].language_model.model.modules()
         seen.append(sum(type(m) is torch.nn.Linear and not m.weight.is_meta for m in own))
-        return quantised(layer, kind)
+        return quantized(layer, kind)
 
-    monkeypatch.setattr(module, "quantised", look)
+    monkeypatch.setattr(module, "quantized", look)
     monkeypatch.setattr(module, "put", lambda model, *rest, put=module.put: (loaded.append(model), put(model, *rest)))
     model, _ = load_model(folder, quantize=kind)
     assert seen == [1] * 14  # seven linear layers in each of two blocks
     assert model.load_report.parts["language_model"].made == {kind, "float32"}
     assert not any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()])
     whole = copy.deepcopy(expected)
-    quantise(whole, kind)
+    quantize(whole, kind)
     torch.testing.assert_close(states(model.eval()), states(whole.to("cpu")))
-    with pytest.raises(ValueError, match="quantised or offloaded model cannot be saved"):
+    with pytest.raises(ValueError, match="quantized or offloaded model cannot be saved"):
         save_model(folder, model, None)
 
 
 @needs_library
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_quantised_model_writes_answers(wide, kind):
+def test_a_quantized_model_writes_answers(wide, kind):
     model, processor = load_model(wide[0], "bfloat16", quantize=kind, device="auto" if kind == "8bit" else "cpu")
     batch = processor.prompts([[("What is a kite", None)]], has_image=False)
     with torch.inference_mode():
@@ -93,7 +93,7 @@ def test_a_quantised_model_writes_answers(wide, kind):
 @needs_library
 def test_a_model_without_wide_layers_is_left_alone():
     with pytest.raises(ValueError, match="finds no layer .*leave quantize out"):
-        quantise(small_model(), "4bit")
+        quantize(small_model(), "4bit")
 
 
 def test_an_unknown_kind_is_named():

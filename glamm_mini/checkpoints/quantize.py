@@ -7,7 +7,7 @@ BLOCK = 64
 """Weights that share one scale in 4 bits; a layer's input width is a multiple of it, or bitsandbytes fails on a CPU."""
 
 LANGUAGE = "language_model.model."
-"""Where the layers stand that are quantised. The image encoders, the projectors and the pixel decoder stay as they are
+"""Where the layers stand that are quantized. The image encoders, the projectors and the pixel decoder stay as they are
 (masks suffer first from lost bits), and so does the language model's head."""
 
 
@@ -26,10 +26,10 @@ def check_kind(kind: str | None) -> None:
         ) from error
 
 
-def layers_to_quantise(model, kind: str) -> list[str]:
+def layers_to_quantize(model, kind: str) -> list[str]:
     """Names of the layers that will be replaced. Raises ValueError if there is none, as in the tiny model."""
     check_kind(kind)
-    names = [name for name, layer in model.named_modules() if is_quantisable(name, layer)]
+    names = [name for name, layer in model.named_modules() if is_quantizable(name, layer)]
     if not names:
         raise ValueError(
             f"quantize={kind!r} finds no layer in this model whose width is a multiple of {BLOCK}; it is small enough "
@@ -38,19 +38,19 @@ def layers_to_quantise(model, kind: str) -> list[str]:
     return names
 
 
-def is_quantisable(name: str, layer: nn.Module) -> bool:
-    """Whether a module of GlammForConditionalGeneration, with its name, is a layer that `quantise` replaces."""
+def is_quantizable(name: str, layer: nn.Module) -> bool:
+    """Whether a module of GlammForConditionalGeneration, with its name, is a layer that `quantize` replaces."""
     return name.startswith(LANGUAGE) and type(layer) is nn.Linear and layer.in_features % BLOCK == 0
 
 
-def quantise(model, kind: str) -> None:
+def quantize(model, kind: str) -> None:
     """Replace the linear layers of the language model; the weights shrink with the next `.to`.
 
     `load_model(quantize=)` does it layer by layer while it reads, so that the whole model is never in memory.
     Raises ValueError if no layer can be replaced.
     """
-    for name in layers_to_quantise(model, kind):
-        replace(model, name, quantised(model.get_submodule(name), kind))
+    for name in layers_to_quantize(model, kind):
+        replace(model, name, quantized(model.get_submodule(name), kind))
 
 
 def replace(model, name: str, layer: nn.Module) -> None:
@@ -59,12 +59,12 @@ def replace(model, name: str, layer: nn.Module) -> None:
     setattr(model.get_submodule(parent), leaf, layer)
 
 
-def is_quantised(model) -> bool:
+def is_quantized(model) -> bool:
     """Whether any of the model's layers are bitsandbytes'."""
     return any(type(module).__module__.startswith("bitsandbytes") for module in model.modules())
 
 
-def quantised(layer: nn.Linear, kind: str) -> nn.Module:
+def quantized(layer: nn.Linear, kind: str) -> nn.Module:
     """bitsandbytes' layer with the weights of `layer`, which shrink with its next `.to(device)`."""
     import bitsandbytes as bnb
 
