@@ -63,7 +63,7 @@ PICTURES = {
 
 
 def save_small(picture: Image.Image, path: Path) -> None:
-    """Write a PNG of less than LIMIT bytes, with fewer pixels if need be: with fewer colours, skies become steps."""
+    """Write a PNG of less than LIMIT bytes, with fewer pixels if need be: with fewer colors, skies become steps."""
     picture.save(path, optimize=True)
     while path.stat().st_size >= LIMIT:
         picture = picture.resize([round(side * 0.9) for side in picture.size], Image.Resampling.LANCZOS)
@@ -81,9 +81,9 @@ def quality(answer, scene: Scene, page: Picture) -> tuple[float, float]:
         said = parse_phrase(phrase.text)
         hits = {
             k
-            for k, (cls, colour, mask) in enumerate(truth)
+            for k, (cls, color, mask) in enumerate(truth)
             if said.cls == cls
-            and said.colour in (None, colour)
+            and said.colour in (None, color)
             and (mask & phrase.mask).sum() > 0.6 * (mask | phrase.mask).sum()
         }
         found |= hits

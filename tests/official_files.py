@@ -189,10 +189,8 @@ def released_files(folder: Path, kind: str) -> None:
     sizes = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "num_key_value_heads")
     kept = {name: own[name] for name in (*sizes, "mm_hidden_size", "vocab_size", "glamm_mini") if name in own}
     (folder / "config.json").write_text(json.dumps(released_config(kind) | kept, indent=2))
-    token = {"__type": "AddedToken", "lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
+    token = {"__type": "AddedToken", "lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
     tokenizer = {
-        "add_bos_token": True,
-        "add_eos_token": False,
         "bos_token": token | {"content": "<s>"},
         "clean_up_tokenization_spaces": False,
         "eos_token": token | {"content": "</s>"},
@@ -200,7 +198,7 @@ def released_files(folder: Path, kind: str) -> None:
         "model_max_length": 1536,
         "pad_token": None,
         "padding_side": "right",
-        "sp_model_kwargs": {},
+        "special_tokens_map_file": "./checkpoints/llava-v1.5-7b/special_tokens_map.json",
         "tokenizer_class": "LlamaTokenizer",
         "unk_token": token | {"content": "<unk>"},
     }

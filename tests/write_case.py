@@ -107,7 +107,7 @@ def _fill(stage: str, outputs: Outputs, meta: dict, arrays: dict) -> None:
             meta[part][tag]["seg_positions"] = value.tolist()
         elif last != "clip_hidden_last":
             areas = last == "mask_area"
-            arrays[part] |= weights.summarise(name, (value[0] if areas else value).detach().numpy())
+            arrays[part] |= weights.summarize(name, (value[0] if areas else value).detach().numpy())
 
 
 def _write(folder: Path, meta: dict, manifest: dict, arrays: dict) -> None:

@@ -110,7 +110,7 @@ class Assistant:
         batch = self.processor.prompts([p.turns for p in prepared])
         device = self.model.device
         boxes = [
-            None if p.all_boxes is None else self.processor.normalise_boxes(p.all_boxes, size).to(device)
+            None if p.all_boxes is None else self.processor.normalize_boxes(p.all_boxes, size).to(device)
             for p, size in zip(prepared, sizes, strict=True)
         ]
         with torch.inference_mode():

@@ -23,7 +23,7 @@ from glamm_mini.checkpoints.source import CLIP_REST, Source, read_config
 from glamm_mini.model.config import GlammConfig
 from glamm_mini.model.dtypes import half_type
 from glamm_mini.model.glamm import GlammForConditionalGeneration
-from glamm_mini.model.initialize import initialise_weights
+from glamm_mini.model.initialize import initialize_weights
 from glamm_mini.processing.llama_tokenizer import official_tokenizer
 from glamm_mini.processing.processor import GlammProcessor
 
@@ -193,7 +193,7 @@ def _started(config: GlammConfig, dtype: torch.dtype, seed: int) -> dict[str, An
         for part in OWN_PARTS:
             own: nn.Module = getattr(empty, part).to_empty(device="cpu").to(dtype)
             for module in own.modules():
-                initialise_weights(module, config.text.initializer_range)
+                initialize_weights(module, config.text.initializer_range)
             found |= {f"{part}.{name}": _Started(name, p.data) for name, p in own.named_parameters()}
     return found
 

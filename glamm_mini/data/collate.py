@@ -71,7 +71,7 @@ class Collate:
         count = ids.count(self.processor.config.tokens.bbox)
         if not boxes or not count:
             return None
-        return self.processor.normalise_boxes(np.concatenate(boxes)[:count], sample.image.shape[:2])
+        return self.processor.normalize_boxes(np.concatenate(boxes)[:count], sample.image.shape[:2])
 
     def _masks(self, sample: Sample, turns: list[Turn], ids: list[int]) -> torch.Tensor:
         """One mask (M, H, W) for each [SEG] that the row holds."""

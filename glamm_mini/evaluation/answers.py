@@ -9,15 +9,15 @@ NUMBERS = (
 DIGITS = {word: str(number) for number, word in enumerate(NUMBERS)}
 
 
-def normalise_answer(text: str) -> str:
+def normalize_answer(text: str) -> str:
     """Lower case, no punctuation, single blanks, number words as digits: " Three!" and "3" are equal."""
     words = re.sub(r"[^\w\s]", " ", text.lower()).split()
     return " ".join(DIGITS.get(word, word) for word in words)
 
 
 def answer_accuracy(truths: list[str], answers: list[str]) -> float | None:
-    """Share of answers that equal the truth after `normalise_answer`; None without questions."""
+    """Share of answers that equal the truth after `normalize_answer`; None without questions."""
     if not truths:
         return None
     pairs = zip(truths, answers, strict=True)
-    return sum(normalise_answer(truth) == normalise_answer(answer) for truth, answer in pairs) / len(truths)
+    return sum(normalize_answer(truth) == normalize_answer(answer) for truth, answer in pairs) / len(truths)

@@ -1,7 +1,7 @@
 """Do two phrases name the same thing? Three answers: `bert`, `storybook`, `trigram`.
 
 Each is a function `(truth, phrase, attributes) -> float`; a value of THRESHOLD or more means "the phrase is right".
-`attributes` is what a data set knows beyond the words (storybook: cls, colour, pattern, size), or None.
+`attributes` is what a data set knows beyond the words (storybook: cls, color, pattern, size), or None.
 """
 
 import functools

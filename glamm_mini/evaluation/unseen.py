@@ -1,4 +1,4 @@
-"""The figures of unseen things alone: those whose pair of class and colour training never showed.
+"""The figures of unseen things alone: those whose pair of class and color training never showed.
 
 On the split "compositional" most of a picture is still known, so that a figure over everything hides how the model
 does on what is new. Ground truth may mark each unseen thing (storybook's does); matching is that of the fixed protocol,

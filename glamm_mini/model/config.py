@@ -107,12 +107,12 @@ OFFICIAL_SYSTEM = (
 
 
 class GlammConfig(PreTrainedConfig):
-    """Everything that decides the shape and the behaviour of a GLaMM.
+    """Everything that decides the shape and the behavior of a GLaMM.
 
     vision: transformers' CLIPVisionConfig. text: transformers' LlamaConfig. The other parts are dataclasses above.
     feature_layer: hidden state of the vision tower that the language model reads, counted from the end (-2 official).
     level_step: distance between the hidden states that the region encoder reads, counted back from `feature_layer`.
-    mode: "official" reproduces the released code's behaviour, "fixed" is what we train (see `losses`, `processor`).
+    mode: "official" reproduces the released code's behavior, "fixed" is what we train (see `losses`, `processor`).
     seg_state: "before" (official): a mask comes from the state that predicts [SEG]; "at": from [SEG]'s own state.
     """
 
@@ -151,6 +151,17 @@ class GlammConfig(PreTrainedConfig):
         self.size_name = size_name
         kwargs.setdefault("tie_word_embeddings", self.text.tie_word_embeddings)
         super().__init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs) -> "GlammConfig":
+        """As transformers'; ValueError for settings of another kind of model, which would become the default ones."""
+        kind = config_dict.get("model_type", cls.model_type)
+        if kind != cls.model_type:
+            raise ValueError(
+                f"these are settings of the type {kind!r}; expected {cls.model_type!r}. Official checkpoints are read by "
+                "GlammForConditionalGeneration.from_pretrained, GlammProcessor.from_pretrained or glamm_mini.load"
+            )
+        return super().from_dict(config_dict, **kwargs)
 
     @classmethod
     def of_size(cls, size: str, **changes) -> "GlammConfig":

@@ -23,7 +23,7 @@ def half_type(device: torch.device) -> torch.dtype:
 
 
 def in_type_of(part: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """x in the type of the part's weights; as it is under autocast, which casts by itself, and for quantised weights.
+    """x in the type of the part's weights; as it is under autocast, which casts by itself, and for quantized weights.
 
     Official checkpoints hold SAM and the L-P projector in float32, the rest in bfloat16, and CLIP comes from its own
     file, in float32.

@@ -14,7 +14,7 @@ from glamm_mini import registry
 from glamm_mini.model import losses
 from glamm_mini.model.config import GlammConfig
 from glamm_mini.model.dtypes import across_types, in_type_of
-from glamm_mini.model.initialize import initialise_weights
+from glamm_mini.model.initialize import initialize_weights
 from glamm_mini.model.region_encoder import RegionEncoder
 from glamm_mini.model.sam import GroundingImageEncoder, LPProjector, PixelDecoder, upscale_logits
 from glamm_mini.model.splice import Spliced, check_rows, language_output, last_states, pad_left, put_images, put_regions
@@ -121,7 +121,7 @@ class GlammForConditionalGeneration(PreTrainedModel):
             registry.find("checkpoint", "rights")(Path(save_directory))
 
     def _init_weights(self, module: nn.Module):
-        initialise_weights(module, self.config.text.initializer_range)
+        initialize_weights(module, self.config.text.initializer_range)
 
     @property
     def device(self) -> torch.device:
@@ -145,7 +145,7 @@ class GlammForConditionalGeneration(PreTrainedModel):
     ) -> Spliced:
         """Ids (R, L), with images and boxes, to what the language model is fed.
 
-        boxes: per row (N, 4) normalised x0 y0 x1 y1, or None. image_index: per row, -1 for none; default: row = image.
+        boxes: per row (N, 4) normalized x0 y0 x1 y1, or None. image_index: per row, -1 for none; default: row = image.
         """
         if image_index is None:
             image_index = torch.arange(input_ids.shape[0]) if features is not None else [-1] * input_ids.shape[0]
@@ -204,7 +204,7 @@ class GlammForConditionalGeneration(PreTrainedModel):
         resized=None,
         original=None,
         segment_ids=None,
-        normalisers=None,
+        normalizers=None,
         image_features=None,
         return_logits=None,
         output_hidden_states=False,
@@ -212,9 +212,9 @@ class GlammForConditionalGeneration(PreTrainedModel):
         """One pass over whole rows.
 
         input_ids, attention_mask, labels, segment_ids: (R, L). image_index: (R,), -1 for a row of text alone.
-        boxes: per row (N, 4) normalised. masks: per image (M, H, W), one for each of its [SEG], in row order.
+        boxes: per row (N, 4) normalized. masks: per image (M, H, W), one for each of its [SEG], in row order.
         resized, original: per image (height, width) inside the grounding encoder's square, and of the picture.
-        normalisers: {"tokens": float, "masks": float}, what the losses are divided by; default: this batch's counts.
+        normalizers: {"tokens": float, "masks": float}, what the losses are divided by; default: this batch's counts.
         """
         if image_index is None:
             count = input_ids.shape[0]
@@ -234,7 +234,7 @@ class GlammForConditionalGeneration(PreTrainedModel):
         if self.training and (out.prompts is None or len(out.prompts) == 0):
             out.losses = {"unused": self._touch_decoder(hidden, features)}
         if labels is not None:
-            self._add_losses(out, spliced.labels, masks, normalisers or {})
+            self._add_losses(out, spliced.labels, masks, normalizers or {})
         if return_logits or (return_logits is None and labels is None):
             out.logits = self._logits(hidden)
         return out
@@ -269,17 +269,17 @@ class GlammForConditionalGeneration(PreTrainedModel):
             upscale_logits(out.low_res[images == i], size, tuple(r), tuple(o)) for i, (r, o) in enumerate(sizes)
         ]
 
-    def _add_losses(self, out: GlammOutput, labels, masks, normalisers):
+    def _add_losses(self, out: GlammOutput, labels, masks, normalizers):
         c = self.config.losses
         keep = labels[:, 1:] != IGNORE_INDEX
         target = labels[:, 1:][keep]
         logits = self._logits(out.last_hidden[:, :-1][keep])  # (K, V), supervised positions only
-        parts = {"ce": losses.cross_entropy_sum(logits, target) / max(normalisers.get("tokens", len(target)), 1)}
+        parts = {"ce": losses.cross_entropy_sum(logits, target) / max(normalizers.get("tokens", len(target)), 1)}
         total = c.cross_entropy * parts["ce"]
         losses.check_masks(masks, out.mask_logits)
         if masks is not None and out.mask_logits is not None:
             bce, dice, count = self._mask_losses(out.mask_logits, masks)
-            count = max(normalisers.get("masks", count), 1)
+            count = max(normalizers.get("masks", count), 1)
             parts |= {"mask_bce": bce / count, "mask_dice": dice / count}
             total = total + c.mask_bce * parts["mask_bce"] + c.mask_dice * parts["mask_dice"]
         if out.losses:

@@ -11,7 +11,7 @@ POSITION_SCALE = 0.2
 """Amplitude of the sines in position tables: started so, small encoders learn far faster than from noise."""
 
 
-def initialise_weights(module: nn.Module, std: float) -> None:
+def initialize_weights(module: nn.Module, std: float) -> None:
     """Give one module its starting values; transformers calls this for every module it finds without weights."""
     if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
         fan_in = module.weight[0].numel()

@@ -108,7 +108,7 @@ class GroundingImageEncoder(nn.Module):
             block.attn.__class__ = FusedAttention  # same parameters and names, another forward
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """images: (B, 3, S, S), normalised, zeros where the picture was padded."""
+        """images: (B, 3, S, S), normalized, zeros where the picture was padded."""
         if images.ndim != 4 or images.shape[1:] != (3, self.image_size, self.image_size):
             raise ValueError(
                 f"grounding images have shape {tuple(images.shape)}; "

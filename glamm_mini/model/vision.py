@@ -28,7 +28,7 @@ class GlobalImageEncoder(nn.Module):
         self.clip = CLIPVisionModel(config.vision)
 
     def forward(self, images: torch.Tensor) -> GlobalFeatures:
-        """images: (B, 3, S, S) normalised as CLIP wants, S the config's image size."""
+        """images: (B, 3, S, S) normalized as CLIP wants, S the config's image size."""
         side = self.clip.config.image_size
         if images.ndim != 4 or images.shape[1:] != (3, side, side):
             raise ValueError(f"global images have shape {tuple(images.shape)}; expected (B, 3, {side}, {side})")

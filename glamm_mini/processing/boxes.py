@@ -38,7 +38,7 @@ def checked_boxes(boxes, size: tuple[int, int], normalised: bool = False) -> np.
             raise ValueError(f"box {k} is ({shown}); expected finite numbers with x0 < x1 and y0 < y1")
         if normalised and (min(box) < -SLACK or max(box) > 1 + SLACK):
             raise ValueError(
-                f"box {k} is ({shown}); normalised boxes are fractions between 0 and 1; for pixels leave "
+                f"box {k} is ({shown}); normalized boxes are fractions between 0 and 1; for pixels leave "
                 "normalised=True out"
             )
         right, bottom = (1, 1) if normalised else (w, h)

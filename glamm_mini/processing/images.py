@@ -13,7 +13,7 @@ EXPECTED = "give a path, a PIL image, or an array of shape (H, W, 3) and type ui
 def load_image(image) -> np.ndarray:
     """A path, a PIL image or an array to (H, W, 3) uint8 RGB, EXIF rotation applied, transparency on white.
 
-    Arrays: (H, W) or (H, W, 1) greyscale, (H, W, 3) RGB, (H, W, 4) RGBA, uint8. The first frame of an animation.
+    Arrays: (H, W) or (H, W, 1) grayscale, (H, W, 3) RGB, (H, W, 4) RGBA, uint8. The first frame of an animation.
     Raises FileNotFoundError for a path that is no file; ValueError for no image at all, for a file that is no image
     or damaged, and for arrays of other shapes or types.
     """

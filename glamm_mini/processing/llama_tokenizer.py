@@ -86,7 +86,7 @@ def _text(tokenizer, ids: list[int]) -> str:
 
 def _build(vocabulary: dict, merges: list, added: list[str]) -> PreTrainedTokenizerFast:
     backend = Tokenizer(models.BPE(vocabulary, merges, unk_token=UNK, fuse_unk=True, byte_fallback=True))
-    # Normalisation runs on every stretch between two added tokens: each begins with a blank, even one that has its own.
+    # Normalization runs on every stretch between two added tokens: each begins with a blank, even one that has its own.
     backend.normalizer = normalizers.Sequence([normalizers.Prepend(BLANK), normalizers.Replace(" ", BLANK)])
     backend.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, vocabulary[BOS])])
     backend.decoder = decoders.Sequence(

@@ -25,7 +25,7 @@ class GlammProcessor:
     """Everything between people's data and the model's tensors.
 
     In `fixed` mode both encoders see the whole picture, padded to a square, and boxes are fractions of that square.
-    In `official` mode the global encoder sees the centre crop while boxes are fractions of the full picture.
+    In `official` mode the global encoder sees the center crop while boxes are fractions of the full picture.
     """
 
     def __init__(self, config: GlammConfig, tokenizer: PreTrainedTokenizerFast):
@@ -75,20 +75,20 @@ class GlammProcessor:
     def _global_image(self, array: np.ndarray) -> torch.Tensor:
         side = self.config.vision.image_size
         if self.config.mode == "official":
-            return _normalise(_centre_crop(array, side), CLIP_MEAN, CLIP_STD)
-        fitted = _normalise(_fit(array, side, Image.Resampling.BICUBIC), CLIP_MEAN, CLIP_STD)
+            return _normalize(_center_crop(array, side), CLIP_MEAN, CLIP_STD)
+        fitted = _normalize(_fit(array, side, Image.Resampling.BICUBIC), CLIP_MEAN, CLIP_STD)
         return _pad(fitted, side)
 
     def _grounding_image(self, array: np.ndarray):
         c = self.config.grounding
         fitted = _fit(array, c.image_size, Image.Resampling.BILINEAR)
         if self.config.mode == "official":  # same numbers but for the last bit, which official ones agree with
-            normalised = _normalise(fitted, c.pixel_mean, c.pixel_std, scale=1)
+            normalised = _normalize(fitted, c.pixel_mean, c.pixel_std, scale=1)
         else:
-            normalised = _normalise(fitted, np.array(c.pixel_mean) / 255, np.array(c.pixel_std) / 255)
+            normalised = _normalize(fitted, np.array(c.pixel_mean) / 255, np.array(c.pixel_std) / 255)
         return _pad(normalised, c.image_size), fitted.shape[:2]
 
-    def normalise_boxes(self, boxes, size: tuple[int, int]) -> torch.Tensor:
+    def normalize_boxes(self, boxes, size: tuple[int, int]) -> torch.Tensor:
         """Boxes (N, 4) in pixels of a picture of `size` (height, width) to fractions, as the region encoder wants."""
         h, w = size
         x, y = (w, h) if self.config.mode == "official" else (max(h, w), max(h, w))
@@ -132,7 +132,7 @@ class GlammProcessor:
     def _encode(self, prompt: Prompt):
         """Ids, labels, and how many ids the shared beginning has.
 
-        Labels follow character offsets: no re-counting. The blank before an answer is learnt too, by a tokenizer that
+        Labels follow character offsets: no re-counting. The blank before an answer is learned too, by a tokenizer that
         has a piece for it or lets the next piece swallow it, as Llama's does.
         """
         ids, labels, shared, at = [], [], 0, 0
@@ -143,9 +143,9 @@ class GlammProcessor:
                 at += len(IMAGE)
             encoded = self.tokenizer(chunk, add_special_tokens=k == 0, return_offsets_mapping=True)
             for token, (start, end) in zip(encoded.input_ids, encoded.offset_mapping, strict=True):
-                learnt = end > start and any(a - 1 <= at + start and at + end <= b for a, b in prompt.supervised)
+                learned = end > start and any(a - 1 <= at + start and at + end <= b for a, b in prompt.supervised)
                 ids.append(token)
-                labels.append(token if learnt else IGNORE_INDEX)
+                labels.append(token if learned else IGNORE_INDEX)
                 shared = len(ids) if at + end <= prompt.shared else shared
             at += len(chunk)
         return ids, labels, shared
@@ -191,7 +191,7 @@ class GlammProcessor:
         if boxes is not None:
             sizes = batch["original"]
             batch["boxes"] = [
-                None if b is None else self.normalise_boxes(b, s) for b, s in zip(boxes, sizes, strict=True)
+                None if b is None else self.normalize_boxes(b, s) for b, s in zip(boxes, sizes, strict=True)
             ]
         if masks is not None:
             empty = [np.zeros((0, *s), bool) for s in batch["original"]]
@@ -239,7 +239,7 @@ def _fit(array: np.ndarray, side: int, resample) -> np.ndarray:
     return np.asarray(Image.fromarray(array).resize((w, h), resample))
 
 
-def _centre_crop(array: np.ndarray, side: int) -> np.ndarray:
+def _center_crop(array: np.ndarray, side: int) -> np.ndarray:
     """CLIP's own: shorter side to `side`, then the middle."""
     h, w = array.shape[:2]
     short = min(h, w)
@@ -254,14 +254,14 @@ def _centre_crop(array: np.ndarray, side: int) -> np.ndarray:
     return resized[top : top + side, left : left + side]
 
 
-def _normalise(array: np.ndarray, mean, std, scale: int = 255) -> torch.Tensor:
+def _normalize(array: np.ndarray, mean, std, scale: int = 255) -> torch.Tensor:
     """(H, W, 3) uint8 to (3, H, W) float32; mean and std are those of pixels over `scale`."""
     x = (array.astype(np.float32) / scale - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
     return torch.from_numpy(np.ascontiguousarray(x.transpose(2, 0, 1)))
 
 
 def _pad(image: torch.Tensor, side: int) -> torch.Tensor:
-    """Zeros below and to the right, up to a square; zero is the mean colour."""
+    """Zeros below and to the right, up to a square; zero is the mean color."""
     out = torch.zeros(3, side, side)
     out[:, : image.shape[1], : image.shape[2]] = image
     return out

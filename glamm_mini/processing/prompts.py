@@ -1,4 +1,4 @@
-"""The conversation template: turns to one text, and which characters of it are learnt."""
+"""The conversation template: turns to one text, and which characters of it are learned."""
 
 from dataclasses import dataclass
 

@@ -29,11 +29,11 @@ def held_out_loss(
         for name, key in COUNTS.items():
             if key in batch:
                 totals[name] = totals.get(name, 0) + int(batch[key])
-    normalisers = {name: max(1, total) for name, total in totals.items()}
+    normalizers = {name: max(1, total) for name, total in totals.items()}
     loss = 0.0
     for count, batch in batches():
         batch = {key: value for key, value in batch.items() if key not in COUNTS.values()}
-        share = 1.0 if normalisers else count / len(data)
-        more = {"normalisers": normalisers} if normalisers else {}
+        share = 1.0 if normalizers else count / len(data)
+        more = {"normalizers": normalizers} if normalizers else {}
         loss += float(model(**send_to_device(batch, device), **more).loss) * share
     return loss

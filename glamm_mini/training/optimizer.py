@@ -12,7 +12,7 @@ OUTPUT_LAYERS = ("head", "classifier")
 """A linear layer whose own name ends so gives the model's output: it stays with AdamW, as embeddings do."""
 
 SMALLEST_HIDDEN_SIDE = 16
-"""A matrix with a shorter side (a box head, a LoRA factor) has too few directions to be worth orthogonalising."""
+"""A matrix with a shorter side (a box head, a LoRA factor) has too few directions to be worth orthogonalizing."""
 
 
 def learning_rate_factor(step: int, settings: TrainSettings) -> float:
@@ -91,14 +91,14 @@ class Together(torch.optim.Optimizer):
     unscaled twice.
     """
 
-    def __init__(self, optimisers: list[torch.optim.Optimizer]) -> None:
-        self.optimisers = optimisers
-        super().__init__([group for optimiser in optimisers for group in optimiser.param_groups], {})
+    def __init__(self, optimizers: list[torch.optim.Optimizer]) -> None:
+        self.optimizers = optimizers
+        super().__init__([group for optimizer in optimizers for group in optimizer.param_groups], {})
         self._link()
 
     def _link(self) -> None:
         # The very same dicts: a learning rate set here is the one the inner optimizer reads.
-        self.param_groups = [group for optimiser in self.optimisers for group in optimiser.param_groups]
+        self.param_groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
     def step(self, closure=None):
         """Steps every optimizer.
@@ -108,25 +108,25 @@ class Together(torch.optim.Optimizer):
         """
         if closure is not None:
             raise ValueError("Together.step takes no closure")
-        for optimiser in self.optimisers:
-            optimiser.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
 
     def state_dict(self) -> dict:
         """State of all parts, and the groups under the name that other tools look for."""
         return {
-            "parts": [optimiser.state_dict() for optimiser in self.optimisers],
+            "parts": [optimizer.state_dict() for optimizer in self.optimizers],
             "state": {},
             "param_groups": [],
         }
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Restores what `state_dict` gave."""
-        for optimiser, part in zip(self.optimisers, state_dict["parts"], strict=True):
-            optimiser.load_state_dict(part)
+        for optimizer, part in zip(self.optimizers, state_dict["parts"], strict=True):
+            optimizer.load_state_dict(part)
         self._link()
 
 
-def build_optimiser(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
     """AdamW, or Muon for `hidden_matrices` and AdamW for the rest when `muon_lr` is above 0."""
     groups = parameter_groups(model, settings)
     parts: list[torch.optim.Optimizer] = []
@@ -141,8 +141,8 @@ def build_optimiser(model: nn.Module, settings: TrainSettings) -> torch.optim.Op
     return parts[0] if len(parts) == 1 else Together(parts)
 
 
-def set_learning_rate(optimiser: torch.optim.Optimizer, factor: float) -> float:
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
     """Sets every group to `factor` times its peak; returns the largest, for the log."""
-    for group in optimiser.param_groups:
+    for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
-    return max(group["lr"] for group in optimiser.param_groups)
+    return max(group["lr"] for group in optimizer.param_groups)

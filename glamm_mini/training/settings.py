@@ -10,7 +10,7 @@ FREE_ON_RESUME = frozenset(
     "save_every validate_every log_every workers prefetch threads find_unused tensorboard cpu shard "
     "gradient_checkpointing timeout_minutes".split()
 )
-"""Settings that a resumed run may change: they do not touch what is learnt (sharding: beyond the last digits)."""
+"""Settings that a resumed run may change: they do not touch what is learned (sharding: beyond the last digits)."""
 
 SAMPLES_PER_STEP = ("batch_size", "accumulation", "processes")
 """May change on resume too, as long as their product stays: the same samples make up each step."""

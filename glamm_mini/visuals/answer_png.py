@@ -1,4 +1,4 @@
-"""The answer as one picture: the image with its masks, and the sentence whose phrases wear the masks' colours."""
+"""The answer as one picture: the image with its masks, and the sentence whose phrases wear the masks' colors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ NARROW = 900
 
 @dataclass
 class _Block:
-    """Set text: its lines, its type, its colour, and the space in pixels above it."""
+    """Set text: its lines, its type, its color, and the space in pixels above it."""
 
     lines: list
     style: Style

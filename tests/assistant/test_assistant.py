@@ -129,7 +129,7 @@ def test_all_kinds_of_pictures_can_be_asked_about(glamm, picture, says, tmp_path
 # --- boxes -----------------------------------------------------------------------------------------------------------
 
 
-def test_boxes_are_appended_named_and_normalised(glamm, picture, says, prompts):
+def test_boxes_are_appended_named_and_normalized(glamm, picture, says, prompts):
     says("a red kite")
     box, bbox = [[4, 3, 20, 24]], glamm.config.tokens.bbox
     answers = [
@@ -197,8 +197,8 @@ def test_mistakes_in_a_question_are_named(glamm, picture, text, boxes, words):
     [
         ([0.5, 0.1, 0.2, 0.9], "box 0 is .*x0 < x1"),
         ([0.1, 0.1, float("nan"), 0.9], "expected finite"),
-        ([4, 3, 20, 24], "box 0 is .4, 3, 20, 24.; normalised boxes are fractions .*leave normalised=True out"),
-        ([-0.2, 0, 0.5, 0.5], "normalised boxes are fractions"),
+        ([4, 3, 20, 24], "box 0 is .4, 3, 20, 24.; normalized boxes are fractions .*leave normalised=True out"),
+        ([-0.2, 0, 0.5, 0.5], "normalized boxes are fractions"),
     ],
 )
 def test_mistakes_in_fractions_are_named(glamm, picture, boxes, words):

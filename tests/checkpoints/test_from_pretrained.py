@@ -63,6 +63,8 @@ def test_an_official_folder_gives_its_own_weights(files, state):
     assert model.config.to_dict() == both[0].config.to_dict()
     turns = [("What is <bbox>?", "<p> a kite </p> [SEG].")]
     assert processor.encode(turns) == both[1].encode(turns) and processor.config.mode == "official"
+    with pytest.raises(ValueError, match="llava"):
+        glamm_mini.GlammConfig.from_pretrained(files)
 
 
 def test_one_missing_weight_is_an_error_and_not_a_random_one(files, made, saved, tmp_path):
@@ -127,7 +129,8 @@ def test_settings_of_the_hub_reach_it(saved, monkeypatch):
     asked = []
 
     def download(name, allow_patterns, **hub):
-        asked.append((name, hub, any("safetensors" in pattern for pattern in allow_patterns), sorted(allow_patterns)[0]))
+        weights = any("safetensors" in pattern for pattern in allow_patterns)
+        asked.append((name, hub, weights, sorted(allow_patterns)[0]))
         return str(saved.parent)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
@@ -177,7 +180,8 @@ def test_importing_the_package_imports_no_library():
 
 def test_threads_may_load_at_the_same_time():
     picture = sorted((ROOT / "data" / "samples").glob("*.png"))[0]
-    expected, seen, barrier = glamm_mini.load("tiny", device="cpu").caption(picture).text, Counter(), threading.Barrier(4)
+    expected = glamm_mini.load("tiny", device="cpu").caption(picture).text
+    seen, barrier = Counter(), threading.Barrier(4)
 
     def work():
         barrier.wait()

@@ -215,11 +215,11 @@ def test_mistakes_are_named(monkeypatch):
         add_lora(model)
     with pytest.raises(ValueError, match="never.*no parameter"):
         thaw_only(model, ("lora_", "never"))
-    quantised = small_model()
-    layer = quantised.language_model.model.layers[0].mlp.up_proj
+    quantized = small_model()
+    layer = quantized.language_model.model.layers[0].mlp.up_proj
     layer.__class__ = type("Linear4bit", (torch.nn.Linear,), {"__module__": "bitsandbytes.nn.modules"})
     with pytest.raises(ValueError, match="quantized"):
-        add_lora(quantised)
+        add_lora(quantized)
     real = builtins.__import__
 
     def without_peft(name, *more, **options):

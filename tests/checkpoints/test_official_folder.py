@@ -232,9 +232,7 @@ class Trap:
 
 def test_code_in_a_shard_is_never_run(files, copy, tmp_path):
     change_shard(copy, lambda part: part.update({"model.norm.weight": Trap(tmp_path / "sprung")}))
-    with pytest.raises(
-        ValueError, match="pytorch_model-00002-of-00003.bin is damaged, .*none of it was run"
-    ):
+    with pytest.raises(ValueError, match="pytorch_model-00002-of-00003.bin is damaged, .*none of it was run"):
         load_model(copy, vision_tower=clip_of(files))
     assert not (tmp_path / "sprung").exists()
 
@@ -315,5 +313,6 @@ def test_the_real_size_is_written_back_as_it_was(big, dtype):
     conversion = prepare(folder, to="official", dtype=dtype)
     saved = {name: (tuple(e["shape"]), e["dtype"]) for name, e in tensors.items() if e["saved"]}
     assert len(saved) == 968
-    found = {n: (tuple(t.shape), str(conversion.types[n]).removeprefix("torch.")) for n, t in conversion.weights.items()}
+    types = {name: str(dtype).removeprefix("torch.") for name, dtype in conversion.types.items()}
+    found = {name: (tuple(tensor.shape), types[name]) for name, tensor in conversion.weights.items()}
     assert found == saved

@@ -152,7 +152,8 @@ folder = Path(sys.argv[1])
 config = parts_config()
 for name, value in dict(hidden_size=512, intermediate_size=2048, num_hidden_layers=8).items():
     setattr(config.text, name, value)
-parts._started(config, parts.torch.float32, 0), parts.official_tokenizer(folder / "llama")  # what is imported on first use
+parts._started(config, parts.torch.float32, 0)  # what is imported on first use
+parts.official_tokenizer(folder / "llama")
 Path("/proc/self/clear_refs").write_text("5")  # the highest mark begins anew
 before = kilobytes("VmRSS")
 model = parts.from_parts(config, folder / "clip", folder / "llama", folder / "sam.pth")[0]

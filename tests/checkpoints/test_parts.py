@@ -129,13 +129,13 @@ def test_it_answers_and_learns(loaded):
         boxes=[[[2, 3, 20, 25]]],
         masks=[np.ones((1, 30, 40), bool)],
     )
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     losses = []
     for _ in range(4):
         out = model.train()(**batch)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         out.loss.backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(float(out.loss.detach()))
     model.eval()
     assert losses[-1] < losses[0] and np.isfinite(losses).all()

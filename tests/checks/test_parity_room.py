@@ -212,7 +212,7 @@ def test_a_quantity_that_we_do_not_compute_fails(folder, tmp_path):
 def test_measuring_sees_one_wrong_number():
     x = np.random.default_rng(0).normal(size=(300, 200)).astype(np.float32)
     for name, array in (("small", x[:3]), ("large", x)):
-        stored = weights.summarise(name, array)
+        stored = weights.summarize(name, array)
         assert (f"{name}__probe" in stored) == (name == "large")
         assert weights.measure(stored, name, array, 1e-4) == (0.0, pytest.approx(0, abs=1e-6))
         for at in (0, array.size // 2 + 1, array.size - 1):  # in the sample or not, the probe sees all

@@ -17,7 +17,7 @@ from glamm_mini.course.drawing.diagram import PAPER, Diagram, tint
 from glamm_mini.course.drawing.illustration import illustration
 from glamm_mini.course.drawing.panels import phrase_panels, spotlight
 from glamm_mini.course.drawing.widgets import PhraseExplorer
-from glamm_mini.visuals.palette import PALETTE, contrast, hex_colour
+from glamm_mini.visuals.palette import PALETTE, contrast, hex_color
 
 FIGURES = Path(__file__).resolve().parents[2] / "figures"
 
@@ -37,7 +37,7 @@ def answer() -> GroundedAnswer:
     return GroundedAnswer("", caption, phrases, image=image, question="What <i>is</i> it?")
 
 
-def test_the_series_map_lights_one_room_and_greys_the_others():
+def test_the_series_map_lights_one_room_and_grays_the_others():
     plain, lit = maps.series_map(), maps.series_map("00_tour")
     assert plain.width == 1600 and plain.size == lit.size
     blue = np.asarray(lit, int) - PALETTE[0]
@@ -77,8 +77,8 @@ def test_the_architecture_can_light_single_parts():
 
 
 def test_words_are_readable_on_the_tints_of_the_cards():
-    for colour in PALETTE[:4]:
-        assert contrast((26, 29, 33), tint(colour, 0.3)) > 7
+    for color in PALETTE[:4]:
+        assert contrast((26, 29, 33), tint(color, 0.3)) > 7
     assert tint((10, 20, 30), 0) == PAPER and tint((10, 20, 30), 1) == (10, 20, 30)
 
 
@@ -114,7 +114,7 @@ def test_the_widget_carries_a_picture_of_itself(answer):
 
 def test_the_widget_knows_the_chosen_phrase(answer):
     explorer = PhraseExplorer(answer)
-    assert explorer.phrase is None and explorer.phrases[0]["colour"] == hex_colour(PALETTE[0])
+    assert explorer.phrase is None and explorer.phrases[0]["colour"] == hex_color(PALETTE[0])
     explorer.selected = 1
     assert explorer.phrase.text == "a boat"
     with pytest.raises(TraitError, match="phrase 3 of 3"):

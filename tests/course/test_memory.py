@@ -80,19 +80,19 @@ def batch():
 def test_weights_gradients_and_moments_are_those_of_a_step(config, batch, trained, dtype):
     model = build(config, trained, getattr(torch, dtype))
     learns = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(learns, lr=1e-4)
+    optimizer = torch.optim.AdamW(learns, lr=1e-4)
     for p in learns:
         p.grad = torch.zeros_like(p)
-    optimiser.step()
+    optimizer.step()
     report = config.memory_report(dtype, trained)
     for name, part in model.named_children():
         own = list(part.parameters())
-        moments = [optimiser.state[p][key] for p in own if p.requires_grad for key in ("exp_avg", "exp_avg_sq")]
+        moments = [optimizer.state[p][key] for p in own if p.requires_grad for key in ("exp_avg", "exp_avg_sq")]
         assert report[name]["weights"] * 1e6 == pytest.approx(sum(p.nbytes for p in own), abs=0.5), name
         assert report[name]["gradients"] * 1e6 == pytest.approx(sum(p.grad.nbytes for p in own if p.requires_grad))
-        assert report[name]["optimiser"] * 1e6 == pytest.approx(sum(m.nbytes for m in moments), abs=0.5), name
+        assert report[name]["optimizer"] * 1e6 == pytest.approx(sum(m.nbytes for m in moments), abs=0.5), name
         assert report[name]["trained_millions"] * 1e6 == pytest.approx(sum(p.numel() for p in own if p.requires_grad))
-    whole = sum(report["total"][kind] for kind in ("weights", "gradients", "optimiser"))
+    whole = sum(report["total"][kind] for kind in ("weights", "gradients", "optimizer"))
     assert report["training"]["megabytes"] == pytest.approx(whole)
 
 
@@ -120,7 +120,7 @@ def test_official_training_has_the_official_trained_numbers():
 
 
 @pytest.mark.parametrize("kind", ["4bit", "8bit"])
-def test_quantised_weights_are_what_bitsandbytes_stores(kind):
+def test_quantized_weights_are_what_bitsandbytes_stores(kind):
     pytest.importorskip("bitsandbytes")
     from glamm_mini.checkpoints.placement import quantization
 
@@ -129,7 +129,7 @@ def test_quantised_weights_are_what_bitsandbytes_stores(kind):
     model = GlammForConditionalGeneration(config).half()
     settings = quantization(kind, torch.float16)
     names = {f"{name}.weight" for name in settings.keep_the_rest(model)}
-    assert {w.name for w in list_weights(config, "none", 0, kind) if w.quantised} == names
+    assert {w.name for w in list_weights(config, "none", 0, kind) if w.quantized} == names
     given = dict(config=config, state_dict=model.state_dict(), dtype=torch.float16, device_map={"": "cpu"})
     model = GlammForConditionalGeneration.from_pretrained(None, quantization_config=settings.config, **given)
     stored = 0
@@ -237,7 +237,7 @@ def test_the_cache_is_transformers_own(config, batch):
 
 
 def test_sharding_divides_what_it_says(config):
-    kinds = ("weights", "gradients", "optimiser")
+    kinds = ("weights", "gradients", "optimizer")
     alone = config.memory_report("float32", "official")["total"]
     divided = {"ddp": (), "zero2": kinds[1:], "zero3": kinds, "full": kinds}
     for way, cut in divided.items():
@@ -255,7 +255,7 @@ def test_deepspeed_keeps_masters_and_torch_float32_slices(config):
     weights = list_weights(config, "official", 8)
     every, trained = sum(w.count for w in weights), sum(w.count for w in weights if w.trained)
     assert zero["weights"] * 1e6 == pytest.approx(2 * every) and zero["gradients"] * 1e6 == pytest.approx(2 * trained)
-    assert zero["optimiser"] * 1e6 == pytest.approx(12 * trained) and half["optimiser"] * 1e6 == pytest.approx(
+    assert zero["optimizer"] * 1e6 == pytest.approx(12 * trained) and half["optimizer"] * 1e6 == pytest.approx(
         8 * trained
     )
     assert full["weights"] * 1e6 == pytest.approx(4 * every / 2)

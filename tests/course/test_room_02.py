@@ -18,7 +18,7 @@ from glamm_mini.model.config import PromptConfig
 from glamm_mini.model.tokens import IGNORE_INDEX
 from glamm_mini.processing.processor import pad_rows
 from glamm_mini.processing.prompts import render
-from glamm_mini.visuals.palette import colour
+from glamm_mini.visuals.palette import color
 
 CHAT = [("Find the kite.", "It is <p> the red kite </p> [SEG]."), ("Is it large?", "No.")]
 
@@ -83,21 +83,21 @@ def test_graders_see_what_is_nearly_right():
         labels[at : ids.index(eos)] = ids[at : ids.index(eos)]
         return labels
 
-    assert "case 1" in exercises.grade_learnt(without_end).message
+    assert "case 1" in exercises.grade_learned(without_end).message
 
     def unwritten(*_):
         raise NotImplementedError
 
-    for grader in (exercises.grade_asked, exercises.grade_phrase_tokens, exercises.grade_learnt):
+    for grader in (exercises.grade_asked, exercises.grade_phrase_tokens, exercises.grade_learned):
         assert "not written" in grader(unwritten).message
 
 
 def test_tokens_know_who_says_them(processor):
     found = token_strip.read_tokens(processor, CHAT)
     assert [t.text for t in found if t.role == "image"] == ["<im_start>", "<image>", "<im_end>"]
-    assert [t.learnt for t in found if t.text == "</s>"] == [True, True] and not found[0].learnt
+    assert [t.learned for t in found if t.text == "</s>"] == [True, True] and not found[0].learned
     assert {t.role for t in found if t.text in ("<s>", "</s>", "<p>", "</p>", "[SEG]")} == {"special"}
-    assert not any(t.learnt for t in found if t.role in ("user", "image")) and found[1].role == "user"
+    assert not any(t.learned for t in found if t.role in ("user", "image")) and found[1].role == "user"
     processor.config.prompt.system = "A picture."
     try:
         told = token_strip.read_tokens(processor, CHAT)
@@ -105,8 +105,8 @@ def test_tokens_know_who_says_them(processor):
         processor.config.prompt.system = ""
     assert [t.text for t in told if t.role == "system"] == ["A", "picture", "."]
     assert [t.text for t in told[4:]] == [t.text for t in found[1:]]
-    coloured = token_strip.by_phrase(found)
-    assert [t.text for t in coloured if t.colour == colour(0)] == ["<p>", "the", "red", "kite", "</p>", "[SEG]"]
+    colored = token_strip.by_phrase(found)
+    assert [t.text for t in colored if t.colour == color(0)] == ["<p>", "the", "red", "kite", "</p>", "[SEG]"]
 
 
 def test_strips_grow_with_their_tokens(processor):
@@ -125,4 +125,4 @@ def test_typed_text_is_shown_as_the_model_gets_it(processor):
     for kind in token_strip.TYPED:
         for text in ("", "</s> <image>", "<p> a kite"):
             picture, words = draw({"as": kind, "text": text})
-            assert picture.width == 620 and "learnt" in words
+            assert picture.width == 620 and "learned" in words

@@ -70,8 +70,8 @@ def test_the_llava_step_is_the_pass_of_the_whole_model(tiny):
     assert_close(F.cross_entropy(logits, words), model(**{k: batch[k] for k in wanted}).loss, rtol=1e-5, atol=1e-5)
     asked = sight_words(processor.tokenizer)
     assert 0 <= sight_accuracy(model, spoken_rows(samples, processor), tokens, asked) <= 1
-    spelt = set(processor.tokenizer.convert_ids_to_tokens(asked.tolist()))
-    assert {"kite", "kites", "red"} <= spelt and "the" not in spelt and len(asked) > 40
+    spelled = set(processor.tokenizer.convert_ids_to_tokens(asked.tolist()))
+    assert {"kite", "kites", "red"} <= spelled and "the" not in spelled and len(asked) > 40
 
 
 def test_rows_hold_no_conversation_with_boxes(tiny):
@@ -115,9 +115,9 @@ def test_views_show_what_they_say():
     features = torch.zeros(16, 8)
     features[:8, 0] = 5.0
     features[::2, 1] = 1.0
-    colours = np.asarray(patch_views.feature_colours(features, 4, 16))
-    assert (colours[0] != colours[-1]).any(), "upper and lower half have other features"
-    assert np.array_equal(colours, np.asarray(patch_views.feature_colours(copy.deepcopy(features), 4, 16)))
+    colors = np.asarray(patch_views.feature_colors(features, 4, 16))
+    assert (colors[0] != colors[-1]).any(), "upper and lower half have other features"
+    assert np.array_equal(colors, np.asarray(patch_views.feature_colors(copy.deepcopy(features), 4, 16)))
     weights = torch.zeros(16)
     weights[3] = 1
     lit = np.asarray(patch_views.lit_by(square, weights, 4, marked=0))

@@ -128,13 +128,13 @@ def test_the_explorer_shows_samples_and_cells_of_the_box():
     assert explorer.static_picture().width == 1200 and explorer.static_words() == "50 pixels"
 
 
-def test_features_have_the_colours_of_their_level():
+def test_features_have_the_colors_of_their_level():
     torch.manual_seed(3)
     level = torch.randn(16, 6, 6)
-    colours = region_views.principal_colours(level)
-    assert colours.shape == (6, 6, 3) and colours.dtype == np.uint8 and colours.std() > 20
-    assert np.array_equal(region_views.principal_colours(level[:, 1:3, 2:5], level), colours[1:3, 2:5])
-    assert np.array_equal(region_views.principal_colours(level), region_views.principal_colours(level.clone()))
+    colors = region_views.principal_colors(level)
+    assert colors.shape == (6, 6, 3) and colors.dtype == np.uint8 and colors.std() > 20
+    assert np.array_equal(region_views.principal_colors(level[:, 1:3, 2:5], level), colors[1:3, 2:5])
+    assert np.array_equal(region_views.principal_colors(level), region_views.principal_colors(level.clone()))
 
 
 def test_views_are_pictures_of_what_they_say():
@@ -146,8 +146,8 @@ def test_views_are_pictures_of_what_they_say():
     assert rois.width == 1600
     assert region_views.mixing_picture(48).size == (1600, 430)
     slip = np.asarray(region_views.slip_picture(picture, box, 2 / 3), int)
-    for colour in ((0, 114, 178), (230, 159, 0)):
-        assert (np.abs(slip - colour).sum(2) < 60).any(), "a frame in this colour"
+    for color in ((0, 114, 178), (230, 159, 0)):
+        assert (np.abs(slip - color).sum(2) < 60).any(), "a frame in this color"
     x, y = sampling_points(torch.tensor([[1.3, 0.7, 4.9, 3.2]]), 4)
     figure = region_views.sampling_figure([1.3, 0.7, 4.9, 3.2], x[0].numpy(), y[0].numpy(), 2, (5, 7))
     weights = [float(text.get_text()) for text in figure.axes[1].texts]

@@ -159,7 +159,7 @@ def test_graders_explain_near_misses(name, wrong, words):
     assert re.search(words, result.message), result.message
 
 
-def test_pictures_have_their_sizes_and_colours():
+def test_pictures_have_their_sizes_and_colors():
     field = np.array([[-2.0, 0.0], [0.0, 2.0]])
     corners = np.asarray(decoder_views.signed(field, 2.0, side=8))
     assert tuple(corners[0, 0]) == decoder_views.BLUE and tuple(corners[-1, -1]) == decoder_views.ORANGE

@@ -149,7 +149,7 @@ def test_live_shapes_are_those_of_the_run_and_hooks_go_away(model, pictures):
     assert not live.shapes, "the hooks are gone"
 
 
-def test_the_flow_picture_shows_parts_that_ran_in_colour(model, pictures):
+def test_the_flow_picture_shows_parts_that_ran_in_color(model, pictures):
     from PIL import Image
 
     with flow.LiveShapes(model) as live, torch.no_grad():

@@ -20,12 +20,12 @@ from glamm_mini.course.room_09.lesson import (
     stopping_matches,
 )
 from glamm_mini.evaluation import records
-from glamm_mini.evaluation.captioning import python_tokenise
+from glamm_mini.evaluation.captioning import python_tokenize
 from glamm_mini.evaluation.gcg import official_grounding, official_matches, official_miou, prepare
 from glamm_mini.evaluation.masks import coco_stats
 from glamm_mini.evaluation.similarity import THRESHOLD, get_similarity
 from glamm_mini.processing.images import encode_mask
-from glamm_mini.visuals.palette import colour
+from glamm_mini.visuals.palette import color
 
 CASE = Path(__file__).parents[1] / "files" / "eval_case"
 EXPECTED = json.loads((CASE / "expected.json").read_text())["gcg"]
@@ -108,8 +108,8 @@ def test_greedy_pairs_and_the_search_that_stops_are_the_official_ones(case):
 
 def test_cider_is_the_reference_one(case):
     truths = [image.truth for image in case[0]]
-    references = [[python_tokenise(text) for text in truth.captions] for truth in truths]
-    captions = [python_tokenise(image.prediction.caption) for image in case[0]]
+    references = [[python_tokenize(text) for text in truth.captions] for truth in truths]
+    captions = [python_tokenize(image.prediction.caption) for image in case[0]]
     assert consensus(references, captions).mean() == pytest.approx(EXPECTED["caption"]["CIDEr"], abs=1e-5)
     assert consensus(references, [""] * len(truths)).sum() == 0
     assert consensus(references[:1], references[0][:1]).tolist() == [0], "with one picture nothing is rare"
@@ -163,7 +163,7 @@ def test_the_matrix_frames_its_pairs():
     assert plain.width == 1040 and framed.height > plain.height
     for tint in (protocol_views.GREEN, protocol_views.WRONG):
         assert tint in edges["framed"] and tint not in edges["low"] - {protocol_views.GREEN}
-    assert colour(0) in edges["framed"] and protocol_views.UNPAIRED in edges["low"]
+    assert color(0) in edges["framed"] and protocol_views.UNPAIRED in edges["low"]
 
 
 def test_a_higher_bar_finds_less(case):

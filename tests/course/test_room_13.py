@@ -103,10 +103,10 @@ def test_the_flow_agrees_and_a_slip_shows_from_its_place_on(case, flow, monkeypa
     assert _has(wide, views.WRONG) and _has(narrow, views.WRONG) and not _has(views.stage_bars(flow), views.WRONG)
 
 
-def _has(picture, colour) -> bool:
-    """Whether any pixel is near the colour of a bar."""
+def _has(picture, color) -> bool:
+    """Whether any pixel is near the color of a bar."""
     array = np.asarray(picture).astype(int)
-    return bool((np.abs(array - np.array(colour)).max(-1) < 40).sum() > 200)
+    return bool((np.abs(array - np.array(color)).max(-1) < 40).sum() > 200)
 
 
 def test_strange_differences_can_be_drawn():

@@ -40,16 +40,16 @@ def tiny_on(device: str) -> GlammForConditionalGeneration:
 def test_the_sum_is_what_a_step_of_adamw_holds():
     model = nn.Sequential(nn.Linear(7, 5), nn.Linear(5, 3))
     model[0].requires_grad_(False)
-    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
     model(torch.randn(2, 7)).sum().backward()
-    optimiser.step()
-    assert state_bytes(model, optimiser) == training_state(frozen=40, trained=18)
+    optimizer.step()
+    assert state_bytes(model, optimizer) == training_state(frozen=40, trained=18)
 
 
 def test_what_is_cut_is_divided():
-    whole, cut = training_state(100, 10), training_state(100, 10, 2, gpus=4, cut=("gradients", "optimiser"))
-    assert whole == {"weights": 440, "gradients": 40, "optimiser": 80}
-    assert cut == {"weights": 240, "gradients": 10, "optimiser": 20}
+    whole, cut = training_state(100, 10), training_state(100, 10, 2, gpus=4, cut=("gradients", "optimizer"))
+    assert whole == {"weights": 440, "gradients": 40, "optimizer": 80}
+    assert cut == {"weights": 240, "gradients": 10, "optimizer": 20}
 
 
 def test_held_tensors_are_counted_once_and_weights_not_at_all():
@@ -119,14 +119,14 @@ def test_what_one_process_holds_is_whole(tmp_path):
 def test_a_stop_is_asked_for_after_the_step_that_was_named():
     parameter = nn.Parameter(torch.zeros(3))
     parameter.grad = torch.ones(3)
-    optimiser = torch.optim.SGD([parameter], lr=0.1)
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
     asked, before = [], signal.getsignal(signal.SIGINT)  # a test runner may have its own answer to the signal
     signal.signal(signal.SIGINT, lambda *_: asked.append(True))
     try:
         stop_after(2)
         counts = []
         for _ in range(3):
-            optimiser.step()
+            optimizer.step()
             counts.append(len(asked))
     finally:
         signal.signal(signal.SIGINT, before)

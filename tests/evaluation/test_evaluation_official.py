@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from glamm_mini.evaluation import records
-from glamm_mini.evaluation.captioning import Captions, caption_scores, ptb_tokenise, python_tokenise
+from glamm_mini.evaluation.captioning import Captions, caption_scores, ptb_tokenize, python_tokenize
 from glamm_mini.evaluation.gcg import (
     fixed_grounding,
     official_grounding,
@@ -157,8 +157,8 @@ def test_python_tokens_are_the_ptb_tokens_of_ordinary_captions(case):
     pytest.importorskip("pycocoevalcap", reason="needs the extra eval")
     texts = [text for corpus in _corpora(case).values() for text in corpus.hypotheses + sum(corpus.references, [])]
     texts += ["A man's dog doesn't bark;\nit (really) can't: 3.5 red-striped kites!", "", "Here you see: two boats."]
-    found = [text.replace("-lrb- ", "").replace("-rrb- ", "") for text in ptb_tokenise(texts)]
-    assert [python_tokenise(text) for text in texts] == found
+    found = [text.replace("-lrb- ", "").replace("-rrb- ", "") for text in ptb_tokenize(texts)]
+    assert [python_tokenize(text) for text in texts] == found
 
 
 @pytest.mark.java

@@ -105,7 +105,7 @@ def test_a_row_that_was_given_no_boxes_keeps_the_plain_token(model):
 
 @pytest.mark.parametrize("lengths", [(2, 1), (1, 2), (1, 1, 1)])
 def test_micro_batches_sum_to_one_big_batch(model, lengths):
-    """`fixed` losses: with the whole step's counts as normalisers, how the batch is cut does not matter."""
+    """`fixed` losses: with the whole step's counts as normalizers, how the batch is cut does not matter."""
     rows = [row(5, 6, "seg", 7, 8), row(9, "bbox", "seg", "seg"), row(11, 12)]
     batch, boxes, counts = images(3), [None, box_set(1), None], [1, 2, 0]
     masks = truths(counts, batch["original"])
@@ -124,7 +124,7 @@ def test_micro_batches_sum_to_one_big_batch(model, lengths):
         torch.testing.assert_close(grads[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
 
 
-def _loss_and_gradients(model, cuts, ids, mask, labels, batch, boxes, masks, normalisers):
+def _loss_and_gradients(model, cuts, ids, mask, labels, batch, boxes, masks, normalizers):
     model.zero_grad()
     total = 0.0
     for cut in cuts:
@@ -137,7 +137,7 @@ def _loss_and_gradients(model, cuts, ids, mask, labels, batch, boxes, masks, nor
             **images_of,
             boxes=boxes[part],
             masks=masks[part],
-            normalisers=normalisers,
+            normalizers=normalizers,
         )
         out.loss.backward()
         total = total + out.loss.detach()
@@ -145,7 +145,7 @@ def _loss_and_gradients(model, cuts, ids, mask, labels, batch, boxes, masks, nor
 
 
 def test_official_losses_depend_on_the_cut(model):
-    """Without shared normalisers each micro-batch averages for itself, which is another number."""
+    """Without shared normalizers each micro-batch averages for itself, which is another number."""
     rows = [row(5, 6, "seg", 7, 8, 9, 10), row(9, 11)]
     batch = images(2)
     masks = truths([1, 0], batch["original"])

@@ -28,12 +28,12 @@ def test_arrays_pil_images_and_paths_give_the_same(tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (5, 7, 1)])
-def test_grey_arrays_become_three_equal_channels(shape):
-    grey = np.arange(35, dtype=np.uint8).reshape(shape)
-    out = load_image(grey)
+def test_gray_arrays_become_three_equal_channels(shape):
+    gray = np.arange(35, dtype=np.uint8).reshape(shape)
+    out = load_image(gray)
     check(out, (5, 7, 3))
     for channel in range(3):
-        np.testing.assert_array_equal(out[..., channel], grey.reshape(5, 7))
+        np.testing.assert_array_equal(out[..., channel], gray.reshape(5, 7))
 
 
 @pytest.mark.parametrize("through", ["array", "pil", "file"])
@@ -50,9 +50,9 @@ def test_transparency_lies_on_white(through, tmp_path):
     assert np.abs(out[2].astype(int) - 127).max() <= 1
 
 
-def test_grey_with_alpha_and_palette_with_a_transparent_colour(tmp_path):
-    grey = Image.merge("LA", [Image.new("L", (2, 1), 10), Image.new("L", (2, 1), 0)])
-    assert load_image(grey).tolist() == [[[255] * 3] * 2]
+def test_gray_with_alpha_and_palette_with_a_transparent_color(tmp_path):
+    gray = Image.merge("LA", [Image.new("L", (2, 1), 10), Image.new("L", (2, 1), 0)])
+    assert load_image(gray).tolist() == [[[255] * 3] * 2]
     palette = Image.new("P", (2, 1))
     palette.putpalette([0, 0, 0, 200, 10, 10])
     palette.putpixel((1, 0), 1)
@@ -63,7 +63,7 @@ def test_grey_with_alpha_and_palette_with_a_transparent_colour(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "CMYK", "YCbCr", "HSV", "P", "RGBX"])
-def test_other_colour_spaces_come_close(mode):
+def test_other_color_spaces_come_close(mode):
     # Palettes and YCbCr round; one bit is black and white.
     source = Image.fromarray(block()).convert("L" if mode in ("1", "L") else "RGB")
     out = load_image(source.convert(mode))
@@ -81,14 +81,14 @@ def test_cmyk_jpeg(tmp_path):
     assert out[..., 0].min() > 245 and out[..., 1:].max() < 10
 
 
-def test_sixteen_bit_grey_keeps_its_brightness(tmp_path):
+def test_sixteen_bit_gray_keeps_its_brightness(tmp_path):
     values = np.array([[0, 257, 32896, 51400]], np.uint16)
     Image.fromarray(values).save(tmp_path / "a.png")
     for given in (tmp_path / "a.png", Image.fromarray(values)):
         np.testing.assert_allclose(load_image(given)[0, :, 0], [0, 1, 128, 200], atol=1)
 
 
-def test_wider_grey_is_scaled_to_its_brightest_value():
+def test_wider_gray_is_scaled_to_its_brightest_value():
     wide = Image.fromarray(np.array([[-5, 0, 500, 1000]], np.int32))
     assert load_image(wide)[0, :, 0].tolist() == [0, 0, 127, 255]
     broken = Image.fromarray(np.array([[np.nan, np.inf, 0.25, 0.5]], np.float32))
@@ -121,7 +121,7 @@ def test_one_pixel_wide_and_one_pixel_images():
 
 
 def test_first_frame_of_an_animated_gif(tmp_path):
-    frames = [Image.new("RGB", (6, 4), colour) for colour in ((255, 0, 0), (0, 255, 0))]
+    frames = [Image.new("RGB", (6, 4), color) for color in ((255, 0, 0), (0, 255, 0))]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:], duration=50)
     assert Image.open(tmp_path / "a.gif").n_frames == 2
     assert (load_image(tmp_path / "a.gif") == [255, 0, 0]).all()

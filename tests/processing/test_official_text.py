@@ -171,6 +171,6 @@ def test_labels_do_not_depend_on_words_of_the_template():
     """The released rule counts pieces and fails here; ours follows characters."""
     processor = make()
     ids, labels = processor.encode([("Say USER: hi", "ASSISTANT: the dog"), ("And?", "a man")])
-    learnt = torch.tensor(labels) != IGNORE_INDEX
-    pieces = processor.tokenizer.convert_ids_to_tokens(torch.tensor(ids)[learnt].tolist())
+    learned = torch.tensor(labels) != IGNORE_INDEX
+    pieces = processor.tokenizer.convert_ids_to_tokens(torch.tensor(ids)[learned].tolist())
     assert "".join(pieces).replace("\u2581", " ") == " ASSISTANT: the dog</s> a man</s>"

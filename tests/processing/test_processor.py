@@ -66,7 +66,7 @@ def test_fixed_mode_pads_the_whole_picture_to_a_square(processor, size, resized)
         assert image.shape == (3, side, side) and image.dtype == torch.float32
         h, w = fitted_size(size, side)
         torch.testing.assert_close(image[:, :h, :w], value[:, None, None].expand(3, h, w), atol=1e-5, rtol=1e-5)
-        assert not image[:, h:].any() and not image[:, :, w:].any()  # zero is the mean colour
+        assert not image[:, h:].any() and not image[:, :, w:].any()  # zero is the mean color
 
 
 def test_a_picture_of_the_right_size_is_not_resampled(processor):
@@ -80,12 +80,12 @@ def test_a_picture_of_the_right_size_is_not_resampled(processor):
 
 @pytest.mark.parametrize("size", [(64, 64), (48, 64), (64, 48), (20, 60), (60, 20)])
 def test_boxes_and_pictures_share_one_square_in_fixed_mode(processor, size):
-    """A white box on black must be where the normalised box says, in both encoders' pictures."""
+    """A white box on black must be where the normalized box says, in both encoders' pictures."""
     h, w = size
     picture = np.zeros((h, w, 3), np.uint8)
     box = (w // 4, h // 4, w // 4 * 3, h // 4 * 3)
     picture[box[1] : box[3], box[0] : box[2]] = 255
-    out, (fractions,) = processor.images([picture]), processor.normalise_boxes([box], size)
+    out, (fractions,) = processor.images([picture]), processor.normalize_boxes([box], size)
     assert fractions.max() <= 1
     torch.testing.assert_close(fractions, torch.tensor(box) / max(size))
     for name, side in (("grounding_images", SQUARE), ("global_images", SIDE)):
@@ -95,14 +95,14 @@ def test_boxes_and_pictures_share_one_square_in_fixed_mode(processor, size):
         assert (found - fractions).abs().max() <= 1.5 / side
 
 
-def test_official_mode_crops_the_centre_and_squashes_the_boxes():
-    """A published quirk that the weights depend on: boxes are fractions of the full picture, pixels of its centre."""
+def test_official_mode_crops_the_center_and_squashes_the_boxes():
+    """A published quirk that the weights depend on: boxes are fractions of the full picture, pixels of its center."""
     processor = processor_of(mode="official")
     picture = np.zeros((24, 72, 3), np.uint8)
     picture[:, 24:48] = 255
     assert processor.images([picture])["global_images"].min() > 1  # the outer thirds are invisible
     assert processor.images([picture.transpose(1, 0, 2)])["global_images"].min() > 1
-    fractions = processor.normalise_boxes([[24, 0, 48, 24]], (24, 72))
+    fractions = processor.normalize_boxes([[24, 0, 48, 24]], (24, 72))
     torch.testing.assert_close(fractions, torch.tensor([[1 / 3, 0, 2 / 3, 1]]))
 
 
@@ -159,7 +159,7 @@ def test_text_alone_has_no_image(processor):
 
 
 def test_ids_are_those_of_the_whole_text(processor):
-    """Cutting at <image> and tokenising by pieces must not change a token."""
+    """Cutting at <image> and tokenizing by pieces must not change a token."""
     text = render(processor.config.prompt, ONE, True).text
     ids, _ = processor.encode(ONE)
     before, after = text.split("<image>")

@@ -207,9 +207,9 @@ def tokenizer():
 def test_known_words_are_one_id_and_others_are_spelt(tokenizer):
     ids = tokenizer("A red kite.").input_ids
     assert tokenizer.convert_ids_to_tokens(ids) == ["<s>", "A", "red", "kite", "."]
-    spelt = tokenizer.convert_ids_to_tokens(tokenizer("Zeppelin", add_special_tokens=False).input_ids)
-    assert spelt == ["Z", "##e", "##p", "##p", "##e", "##l", "##i", "##n"]
-    # A known word at the beginning is used (the tokenizer takes the longest piece that fits), the rest is spelt.
+    spelled = tokenizer.convert_ids_to_tokens(tokenizer("Zeppelin", add_special_tokens=False).input_ids)
+    assert spelled == ["Z", "##e", "##p", "##p", "##e", "##l", "##i", "##n"]
+    # A known word at the beginning is used (the tokenizer takes the longest piece that fits), the rest is spelled.
     inflected = tokenizer("kites", add_special_tokens=False).input_ids
     assert tokenizer.convert_ids_to_tokens(inflected) == ["kite", "##s"]
     assert len(tokenizer("12", add_special_tokens=False).input_ids) == 2

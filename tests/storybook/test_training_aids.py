@@ -94,17 +94,17 @@ def test_the_point_aid_compares_a_mentions_state_with_its_own_pictures_patches(g
         assert float(aid(states, ids, at[:0], patches[:0])) == 0
 
 
-def test_pointing_can_be_learnt(glamm):
+def test_pointing_can_be_learned(glamm):
     aid = PointAid(glamm.config)
     ids = torch.tensor([[IMAGE_TOKEN_INDEX] * 4 + [5]] * 3)
     states = [torch.randn(3, 5, glamm.config.text.hidden_size)] * 3
     at, patches = torch.tensor([[r, 1] for r in range(3)]), torch.eye(4)[:3]
-    optimiser = torch.optim.AdamW(aid.parameters(), lr=0.01)
+    optimizer = torch.optim.AdamW(aid.parameters(), lr=0.01)
     losses = []
     for _ in range(60):
         loss = aid(states, ids, at, patches)
         loss.backward()
         losses.append(loss.item())
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
     assert losses[-1] < 0.1 * losses[0]

@@ -25,7 +25,7 @@ def test_the_language_model_is_handed_the_true_code(samples):
         features = eyes._features([samples[2].image, samples[0].image])
     expected = eyes.picture_code(dense_labels([samples[2], samples[0]], eyes.config.image_grid))
     assert torch.equal(features.tokens, expected)
-    boxes = [eyes.processor.normalise_boxes(s.conversations[0][0].boxes, s.image.shape[:2]) for s in samples]
+    boxes = [eyes.processor.normalize_boxes(s.conversations[0][0].boxes, s.image.shape[:2]) for s in samples]
     # Two rows about two pictures, in another order than the pictures.
     vectors = eyes.model._regions(features, [1, 0], [boxes[0], boxes[2]])
     true = region_labels([samples[0], samples[2]], [boxes[0], boxes[2]])

@@ -21,7 +21,7 @@ from glamm_mini.cli.main import build_app
 from glamm_mini.training import trainer as trainer_module
 from glamm_mini.training.finetune import _check_data
 from glamm_mini.training.launch import check_whole_model, deepspeed_config
-from glamm_mini.training.optimizer import build_optimiser
+from glamm_mini.training.optimizer import build_optimizer
 from glamm_mini.training.recipe import read_recipe, recipe_names
 from glamm_mini.training.settings import TrainSettings
 from glamm_mini.training.trainer import Trainer
@@ -166,8 +166,8 @@ def test_deepspeed_takes_its_values_from_the_settings(stage):
     assert filled["gradient_accumulation_steps"] == 1  # the trainer counts micro-batches itself
     assert filled["bf16"] == {"enabled": True} and filled["fp16"] == {"enabled": False}
     assert "auto" not in json.dumps(filled)
-    optimiser = build_optimiser(torch.nn.Linear(2, 2), settings)
-    assert type(optimiser) is torch.optim.AdamW and optimiser.defaults["betas"] == settings.betas
+    optimizer = build_optimizer(torch.nn.Linear(2, 2), settings)
+    assert type(optimizer) is torch.optim.AdamW and optimizer.defaults["betas"] == settings.betas
 
 
 @pytest.mark.parametrize(

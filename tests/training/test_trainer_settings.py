@@ -8,8 +8,8 @@ import training_toy
 from torch import nn
 from training_toy import BASE, Toy, ToyData, weights_of
 
-from glamm_mini.training import optimizer as optimisers
-from glamm_mini.training.muon import Muon, orthogonalised
+from glamm_mini.training import optimizer as optimizers
+from glamm_mini.training.muon import Muon, orthogonalized
 from glamm_mini.training.settings import TrainSettings, differing
 
 
@@ -64,13 +64,13 @@ def test_a_bad_override_is_named(override, message):
 
 def test_schedules_warm_up_and_end():
     settings = TrainSettings(steps=100, warmup=10, schedule="cosine", final_lr=0.1)
-    factors = [optimisers.learning_rate_factor(step, settings) for step in range(101)]
+    factors = [optimizers.learning_rate_factor(step, settings) for step in range(101)]
     assert factors[0] == pytest.approx(0.1) and factors[9] == factors[10] == 1.0
     assert factors[55] == pytest.approx(0.55) and factors[100] == pytest.approx(0.1)
     assert all(a >= b for a, b in zip(factors[10:], factors[11:], strict=False))
     linear = TrainSettings(steps=100, warmup=0.1, schedule="linear")
-    assert optimisers.learning_rate_factor(55, linear) == pytest.approx(0.5)
-    assert optimisers.learning_rate_factor(99, TrainSettings(steps=100, schedule="constant", warmup=0)) == 1.0
+    assert optimizers.learning_rate_factor(55, linear) == pytest.approx(0.5)
+    assert optimizers.learning_rate_factor(99, TrainSettings(steps=100, schedule="constant", warmup=0)) == 1.0
 
 
 def test_only_hidden_matrices_go_to_muon():
@@ -88,17 +88,17 @@ def test_only_hidden_matrices_go_to_muon():
         }
     )
     model["tied"].weight = model["embed"].weight
-    assert optimisers.hidden_matrices(model) == {"qkv.weight"}
+    assert optimizers.hidden_matrices(model) == {"qkv.weight"}
     settings = TrainSettings(lr=1e-3, muon_lr=1e-2, weight_decay=0.1, lr_scales={"patch": 0.1, "norm": 0.5})
-    groups = optimisers.parameter_groups(model, settings)
+    groups = optimizers.parameter_groups(model, settings)
     found = {name: (g["kind"], g["lr"], g["weight_decay"]) for g in groups for name in g["names"]}
     assert found["qkv.weight"] == ("muon", 1e-2, 0.1) and found["qkv.bias"] == ("adamw", 1e-3, 0.0)
     assert found["patch.weight"] == ("adamw", pytest.approx(1e-4), 0.1) and found["norm.weight"][1] == 5e-4
     assert found["embed.weight"] == ("adamw", 1e-3, 0.0) and found["position.table"][0] == "adamw"
     with pytest.raises(ValueError, match=r"lr_scales names \['encoder'\]"):
-        optimisers.parameter_groups(model, TrainSettings(lr_scales={"encoder": 0.1}))
+        optimizers.parameter_groups(model, TrainSettings(lr_scales={"encoder": 0.1}))
     with pytest.raises(ValueError, match="no parameter of the model is trainable"):
-        optimisers.parameter_groups(model.requires_grad_(False), TrainSettings())
+        optimizers.parameter_groups(model.requires_grad_(False), TrainSettings())
 
 
 def gradients(model: nn.Module, step: int) -> None:
@@ -113,8 +113,8 @@ def test_two_optimizers_as_one_equal_two_apart():
         many = build(model)
         for step in range(3):
             gradients(model, step)
-            for optimiser in many:
-                optimiser.step()
+            for optimizer in many:
+                optimizer.step()
         return weights_of(model)
 
     def apart(model):
@@ -124,16 +124,16 @@ def test_two_optimizers_as_one_equal_two_apart():
         return [Muon(matrices, lr=2e-2), adamw]
 
     settings = TrainSettings(lr=1e-2, muon_lr=2e-2)
-    torch.testing.assert_close(stepped(lambda m: [optimisers.build_optimiser(m, settings)]), stepped(apart))
+    torch.testing.assert_close(stepped(lambda m: [optimizers.build_optimizer(m, settings)]), stepped(apart))
 
 
 def test_muon_makes_singular_values_equal():
     torch.manual_seed(0)
     u, _, v = torch.linalg.svd(torch.randn(3, 16, 40), full_matrices=False)
     matrices = u @ torch.diag_embed(torch.linspace(0.05, 1, 16).expand(3, -1)) @ v
-    values = torch.linalg.svdvals(orthogonalised(matrices))
+    values = torch.linalg.svdvals(orthogonalized(matrices))
     assert values.min() > 0.6 and values.max() < 1.3
-    assert torch.equal(orthogonalised(torch.zeros(1, 4, 8)), torch.zeros(1, 4, 8))
+    assert torch.equal(orthogonalized(torch.zeros(1, 4, 8)), torch.zeros(1, 4, 8))
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.5])
@@ -141,13 +141,13 @@ def test_muon_equals_the_one_of_torch_up_to_its_bfloat16(weight_decay):
     torch.manual_seed(0)
     start = [torch.randn(shape) for shape in ((32, 32), (64, 16), (16, 64), (32, 32))]
     mine, theirs = ([nn.Parameter(t.clone()) for t in start] for _ in range(2))
-    optimiser = Muon(mine, lr=0.1, weight_decay=weight_decay)
+    optimizer = Muon(mine, lr=0.1, weight_decay=weight_decay)
     reference = torch.optim.Muon(theirs, lr=0.1, weight_decay=weight_decay)
     for _ in range(3):
         for a, b in zip(mine, theirs, strict=True):
             a.grad = torch.randn_like(a)
             b.grad = a.grad.clone()
-        optimiser.step()
+        optimizer.step()
         reference.step()
     for a, b, t in zip(mine, theirs, start, strict=True):
         assert (a - b).norm() < 0.03 * (b - t).norm()

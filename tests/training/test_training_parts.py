@@ -29,8 +29,8 @@ from glamm_mini.training.data_order import COUNTS
 def scene(size=(16, 16)):
     """Two things on two stuffs in 16 x 16 pixels; on a grid of 4 a patch is 4 x 4 pixels."""
     things = [
-        dict(cls=CLASSES[0], colour="red", pattern="plain", size="large", box=[0, 0, 8, 4]),
-        dict(cls=CLASSES[3], colour="blue", pattern="striped", size="small", box=[8, 4, 10, 6]),
+        dict(cls=CLASSES[0], color="red", pattern="plain", size="large", box=[0, 0, 8, 4]),
+        dict(cls=CLASSES[3], color="blue", pattern="striped", size="small", box=[8, 4, 10, 6]),
     ]
     masks = np.zeros((4, *size), bool)
     masks[0, 0:4, 0:8] = True  # two patches, whole
@@ -89,12 +89,12 @@ def test_dense_losses_are_means_over_patches_summed_over_images():
 def test_dense_heads_learn_and_tell_their_accuracy():
     torch.manual_seed(0)
     heads, labels, tokens = DenseHeads(32), dense_labels([scene()], 4), torch.randn(1, 16, 32)
-    optimiser = torch.optim.Adam(heads.parameters(), 0.05)
+    optimizer = torch.optim.Adam(heads.parameters(), 0.05)
     before = heads.accuracy(tokens, labels)
     for _ in range(40):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         sum(heads(tokens, labels).values()).backward()
-        optimiser.step()
+        optimizer.step()
     after = heads.accuracy(tokens, labels)
     assert set(after) == set(ATTRIBUTES) and all(value == 1 for value in after.values())
     assert before["kind"] < 0.5
@@ -106,7 +106,7 @@ def named(labels: DenseLabels, name: str) -> list:
     return [None if i == IGNORE else ATTRIBUTES[name][i] for i in index]
 
 
-def test_a_box_is_labelled_as_the_thing_it_fits_best():
+def test_a_box_is_labeled_as_the_thing_it_fits_best():
     boxes = torch.tensor([[8, 4, 11, 6], [0, 0, 8, 5.0]]) / 16
     labels = region_labels([scene(), scene(), scene()], [boxes, None, boxes[:1]])
     assert named(labels, "kind") == [CLASSES[3], CLASSES[0], CLASSES[3]]
@@ -117,7 +117,7 @@ def test_a_box_is_labelled_as_the_thing_it_fits_best():
     assert len(nothing.boxes) == 0 and nothing.attributes["kind"].shape == (0, 1, 1)
 
 
-def test_a_mask_is_labelled_with_what_all_of_it_shares():
+def test_a_mask_is_labeled_with_what_all_of_it_shares():
     sample = scene()
     sample.extras["things"][1]["size"] = "large"
     masks = sample.extras["thing_masks"]
@@ -168,7 +168,7 @@ def test_joint_loss_reaches_every_part(glamm, processor, samples):
     stage = JointTraining(glamm).train()
     batch, counts = split(JointCollate(processor)(samples))
     assert any(b is not None for b in batch["boxes"])
-    out = stage(**batch, normalisers=counts)
+    out = stage(**batch, normalizers=counts)
     assert torch.isfinite(out.loss)
     assert {"ce", "mask_bce", "mask_dice", "dense", "regions", "box", "point"} <= set(out.losses)
     out.loss.backward()
@@ -187,13 +187,13 @@ def test_joint_loss_reaches_every_part(glamm, processor, samples):
 def test_micro_batches_add_up_to_the_whole_batch(glamm, processor, samples):
     stage, collate = JointTraining(glamm), JointCollate(processor)
     batch, totals = split(collate(samples))
-    whole = stage(**batch, normalisers=totals)
+    whole = stage(**batch, normalizers=totals)
     plain = stage(**split(collate(samples))[0])  # without totals the batch's own counts are taken
     torch.testing.assert_close(plain.loss, whole.loss)
     whole.loss.backward()
     gradient = {n: p.grad.clone() for n, p in stage.named_parameters() if p.grad is not None}
     stage.zero_grad()
-    parts = [stage(**split(collate(s))[0], normalisers=totals) for s in (samples[:1], samples[1:])]
+    parts = [stage(**split(collate(s))[0], normalizers=totals) for s in (samples[:1], samples[1:])]
     sum(p.loss for p in parts).backward()
     for name in ("ce", "mask_bce", "mask_dice", "dense", "regions", "box", "point"):
         torch.testing.assert_close(sum(p.losses[name] for p in parts), whole.losses[name], atol=1e-5, rtol=1e-4)
@@ -207,7 +207,7 @@ def test_a_batch_without_masks_still_touches_the_decoder(glamm, processor):
     stage = JointTraining(glamm).train()
     batch, counts = split(JointCollate(processor)([data[0], data[1]]))
     assert counts["masks"] == 0
-    out = stage(**batch, normalisers=counts | {"masks": 7})
+    out = stage(**batch, normalizers=counts | {"masks": 7})
     assert torch.isfinite(out.loss) and "box" not in out.losses
     out.loss.backward()
     decoder = glamm.pixel_decoder.mask_decoder.transformer

@@ -1,4 +1,4 @@
-"""Pictures of answers: the palette is legible and colour-blind safe, masks lie where they belong, words are kept."""
+"""Pictures of answers: the palette is legible and color-blind safe, masks lie where they belong, words are kept."""
 
 import base64
 import io
@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from glamm_mini.course.drawing.compose import labelled
+from glamm_mini.course.drawing.compose import labeled
 from glamm_mini.visuals.answer_html import answer_html, answer_page
 from glamm_mini.visuals.answer_png import answer_png, compose
 from glamm_mini.visuals.encode import BYTES, png_bytes
 from glamm_mini.visuals.outlines import mask_path
 from glamm_mini.visuals.overlay import TINT, overlay_at_size, overlay_masks, shown_ratio
-from glamm_mini.visuals.palette import PALETTE, colour, colours, contrast, hex_colour, ink_on
+from glamm_mini.visuals.palette import PALETTE, color, colors, contrast, hex_color, ink_on
 from glamm_mini.visuals.sentence import Run, loose_phrases, question_words, sentence_runs
 from glamm_mini.visuals.typeset import Style, set_lines
 
@@ -86,18 +86,18 @@ def lab(rgb, sight):
 
 
 @pytest.mark.parametrize("name", SIGHT)
-def test_colours_stay_apart_for_all_eyes(name):
+def test_colors_stay_apart_for_all_eyes(name):
     seen = [lab(rgb, SIGHT[name]) for rgb in PALETTE]
     distance, i, j = min((np.linalg.norm(a - b), i, j) for (i, a), (j, b) in itertools.combinations(enumerate(seen), 2))
     assert distance > 12, f"{PALETTE[i]} and {PALETTE[j]} are {distance:.1f} apart"
 
 
-def test_text_on_every_colour_is_legible():
+def test_text_on_every_color_is_legible():
     assert len(set(PALETTE)) == 12
     for rgb in PALETTE:
         assert contrast(rgb, ink_on(rgb)) >= 4.5
     assert contrast((0, 0, 0), (255, 255, 255)) == pytest.approx(21)
-    assert colour(12) == colour(0) and len(colours(30)) == 30 and hex_colour((0, 114, 178)) == "#0072b2"
+    assert color(12) == color(0) and len(colors(30)) == 30 and hex_color((0, 114, 178)) == "#0072b2"
 
 
 # -- overlay
@@ -143,7 +143,7 @@ def test_overlay_without_masks_and_with_an_empty_one_is_the_picture():
         (np.zeros((4, 4), np.uint8), [], None, 0.5, "expected uint8"),
         (np.zeros((4, 4, 3), np.float32), [], None, 0.5, "expected uint8"),
         (np.zeros((4, 4, 3), np.uint8), [np.zeros((4, 5))], None, 0.5, "mask 0 has shape"),
-        (np.zeros((4, 4, 3), np.uint8), [np.zeros((4, 4))], [], 0.5, "0 colours for 1 masks"),
+        (np.zeros((4, 4, 3), np.uint8), [np.zeros((4, 4))], [], 0.5, "0 colors for 1 masks"),
         (np.zeros((4, 4, 3), np.uint8), [], None, 1.5, "opacity between 0 and 1"),
     ],
 )
@@ -158,7 +158,7 @@ def test_overlay_at_another_size_keeps_places_and_draws_boxes():
     assert drawn.shape == (240, 320, 3)
     for k in (0, 1):
         at = drawn[120, 80 + 160 * k]
-        assert np.abs(at - (200 * (1 - TINT) + np.array(colour(k)) * TINT)).max() < 3
+        assert np.abs(at - (200 * (1 - TINT) + np.array(color(k)) * TINT)).max() < 3
     box = np.array([[10, 10, 30, 30]])
     boxed = np.asarray(overlay_at_size(answer.image, [], (320, 240), box), int)
     assert (boxed[80, 40] == 255).all() and (boxed[80, 80] == 200).all()
@@ -190,8 +190,8 @@ def test_mask_path_encloses_the_mask():
     assert len(loops) == 2
     polygons = [Polygon([tuple(map(float, p.split())) for p in loop.split("L")]) for loop in loops]
     y, x = np.mgrid[:50, :100]
-    centres = np.stack([(x.ravel() + 0.5) * 10, (y.ravel() + 0.5) * 20], 1)
-    inside = sum(p.contains_points(centres).astype(int) for p in polygons) % 2
+    centers = np.stack([(x.ravel() + 0.5) * 10, (y.ravel() + 0.5) * 20], 1)
+    inside = sum(p.contains_points(centers).astype(int) for p in polygons) % 2
     assert (inside.reshape(mask.shape).astype(bool) != mask).mean() < 0.01
     assert mask_path(np.zeros((5, 5), bool)) == ""
     assert mask_path(np.ones((5, 5), bool)).count("M") == 1
@@ -255,9 +255,9 @@ def test_answer_png_shows_each_mask_and_each_phrase(count, height, width):
     assert card.width == 1200 and card.mode == "RGB" and card.height < 1400
     seen = {rgb for _, rgb in card.getcolors(card.width * card.height)}
     for k in range(count):
-        assert colour(k) in seen, f"no pill in the colour of phrase {k}"
-    grey = PALETTE[-1]  # also the colour of half a letter
-    assert not (set(PALETTE) - set(colours(count)) - {grey}) & seen
+        assert color(k) in seen, f"no pill in the color of phrase {k}"
+    gray = PALETTE[-1]  # also the color of half a letter
+    assert not (set(PALETTE) - set(colors(count)) - {gray}) & seen
 
 
 def test_answer_png_sets_the_sentence_beside_or_below():
@@ -277,7 +277,7 @@ def test_answer_png_without_words_without_picture_and_with_an_empty_mask():
     full = np.asarray(answer_png(answer), int)
     answer.phrases[0].mask[:] = False
     hollow = np.asarray(answer_png(answer), int)
-    blue = [(np.abs(card - colour(0)).sum(-1) == 0).sum() for card in (full, hollow)]
+    blue = [(np.abs(card - color(0)).sum(-1) == 0).sum() for card in (full, hollow)]
     assert 0 < blue[1] < blue[0] / 3, "the pill of an empty mask is a frame"
 
 
@@ -319,12 +319,12 @@ def parse(html: str) -> Page:
     return page
 
 
-def test_answer_html_colours_phrases_inline_and_holds_the_picture():
+def test_answer_html_colors_phrases_inline_and_holds_the_picture():
     answer = answer_with(12)
     page = parse(answer_html(answer))
     assert [words for _, words in page.spans] == [p.text for p in answer.phrases]
     for k, (style, _) in enumerate(page.spans):
-        assert f"background-color:{hex_colour(colour(k))};color:{hex_colour(ink_on(colour(k)))}" in style
+        assert f"background-color:{hex_color(color(k))};color:{hex_color(ink_on(color(k)))}" in style
     assert answer.caption in page.words and answer.question in page.words
     [picture] = [attrs for tag, attrs in page.tags if tag == "img"]
     data = base64.b64decode(picture["src"].removeprefix("data:image/webp;base64,"))
@@ -388,10 +388,10 @@ def test_compose_fills_the_shortest_column():
             compose(wrong)
 
 
-def test_labelled_pictures_stand_in_rows_with_their_words():
+def test_labeled_pictures_stand_in_rows_with_their_words():
     red, blue = Image.new("RGB", (40, 20), "red"), Image.new("RGB", (40, 40), "blue")
-    sheet = labelled([red, blue, red], ["one", "two", "three"], columns=2, width=600)
+    sheet = labeled([red, blue, red], ["one", "two", "three"], columns=2, width=600)
     assert sheet.width == 600 and sheet.getpixel((100, 50)) == (255, 0, 0) and sheet.getpixel((400, 100)) == (0, 0, 255)
     assert sheet.getpixel((400, sheet.height - 60)) == (255, 255, 255)
     with pytest.raises(ValueError, match="1 pictures and 2 texts"):
-        labelled([red], ["one", "two"])
+        labeled([red], ["one", "two"])

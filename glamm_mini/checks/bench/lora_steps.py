@@ -7,7 +7,7 @@ from glamm_mini.model.dtypes import AUTOCAST
 from glamm_mini.model.glamm import GlammForConditionalGeneration
 from glamm_mini.model.tokens import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from glamm_mini.training.launch import resolve_precision
-from glamm_mini.training.optimizer import build_optimiser
+from glamm_mini.training.optimizer import build_optimizer
 from glamm_mini.training.recipe import read_recipe
 from glamm_mini.training.recompute import recomputed
 from glamm_mini.training.trained import store_frozen_as, thaw_only
@@ -33,7 +33,7 @@ class TrainingStep:
         add_lora(model, **recipe.lora)
         thaw_only(model, recipe.trained)
         store_frozen_as(model, AUTOCAST[self.precision])
-        self.optimiser = build_optimiser(model, self.settings)
+        self.optimizer = build_optimizer(model, self.settings)
         self.batch = random_batch(model, self.batch_size, text, answer, masks, device)
         self.tokens = self.batch_size * self.accumulation * (text + model.config.image_tokens + answer)
 
@@ -47,8 +47,8 @@ class TrainingStep:
                 loss.backward()
         trained = [p for p in self.model.parameters() if p.requires_grad]
         torch.nn.utils.clip_grad_norm_(trained, self.settings.clip)
-        self.optimiser.step()
-        self.optimiser.zero_grad()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
         return float(loss.detach()) * self.accumulation
 
 

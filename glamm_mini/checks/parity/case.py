@@ -90,7 +90,7 @@ class ReferenceCase:
 
     @cached_property
     def global_images(self) -> torch.Tensor:
-        """(I, 3, S, S), in place of pictures that were normalised for CLIP."""
+        """(I, 3, S, S), in place of pictures that were normalized for CLIP."""
         return self._made("global_images")
 
     @cached_property
@@ -110,7 +110,7 @@ class ReferenceCase:
 
     @cached_property
     def boxes(self) -> dict[str, list[torch.Tensor]]:
-        """Box sets: per image (N, 4), normalised."""
+        """Box sets: per image (N, 4), normalized."""
         sets = self.meta["inputs"]["boxes"]
         return {name: [torch.tensor(b).reshape(-1, 4) for b in boxes] for name, boxes in sets.items()}
 

@@ -9,7 +9,7 @@ from glamm_mini.course.drawing.diagram import Diagram
 _GAP, _LINE, _LETTERS = 30, 34, 24
 
 
-def labelled(pictures: Sequence[Image.Image], words: Sequence[str], columns: int = 3, width: int = 1200) -> Image.Image:
+def labeled(pictures: Sequence[Image.Image], words: Sequence[str], columns: int = 3, width: int = 1200) -> Image.Image:
     """Pictures in rows of equal columns, each with its words below, on white; for a page they are shown half as wide.
 
     Raises ValueError where the numbers of pictures and words differ, or are 0.

@@ -11,7 +11,7 @@ PAPER: RGB = (255, 255, 255)
 INK: RGB = (26, 29, 33)
 QUIET: RGB = (88, 95, 104)
 LINE: RGB = (120, 127, 136)
-GREY: RGB = (150, 156, 164)
+GRAY: RGB = (150, 156, 164)
 
 BLUE, ORANGE, PURPLE, GREEN = PALETTE[:4]
 """What is seen, what is said, what is asked about, what is drawn."""
@@ -21,7 +21,7 @@ Box = tuple[float, float, float, float]
 
 
 def tint(rgb: RGB, strength: float) -> RGB:
-    """The colour thinned with paper: strength 0 is paper, 1 the colour itself."""
+    """The color thinned with paper: strength 0 is paper, 1 the color itself."""
     return tuple(round(p + (c - p) * strength) for c, p in zip(rgb, PAPER, strict=True))
 
 
@@ -39,10 +39,10 @@ class Diagram:
         self._sheet = Image.new("RGB", (width * self.TIMES, height * self.TIMES), PAPER)
         self._draw = ImageDraw.Draw(self._sheet)
 
-    def card(self, box: Box, colour: RGB, strength: float = 0.13, width: float = 4, radius: float = 16) -> None:
-        """A rounded rectangle, x0 y0 x1 y1: its frame in the colour, its inside a tint of it."""
+    def card(self, box: Box, color: RGB, strength: float = 0.13, width: float = 4, radius: float = 16) -> None:
+        """A rounded rectangle, x0 y0 x1 y1: its frame in the color, its inside a tint of it."""
         self._draw.rounded_rectangle(
-            self._big(box), radius * self.TIMES, fill=tint(colour, strength), outline=colour, width=self._big(width)
+            self._big(box), radius * self.TIMES, fill=tint(color, strength), outline=color, width=self._big(width)
         )
 
     def words(self, at: Point, text: str, size: float = 26, bold: bool = False, ink: RGB = INK, anchor="lm") -> None:
@@ -56,12 +56,12 @@ class Diagram:
         for number, text in enumerate(texts):
             self.words((at[0], at[1] + 1.32 * size * number), text, size, bold, ink, anchor)
 
-    def pill(self, at: Point, text: str, colour: RGB, size: float = 24, bold: bool = False) -> float:
-        """Words on a coloured ground whose left middle is `at`; returns the x behind it."""
+    def pill(self, at: Point, text: str, color: RGB, size: float = 24, bold: bool = False) -> float:
+        """Words on a colored ground whose left middle is `at`; returns the x behind it."""
         end = at[0] + self.length(text, size, bold) + 0.8 * size
         box = (at[0], at[1] - 0.72 * size, end, at[1] + 0.72 * size)
-        self._draw.rounded_rectangle(self._big(box), 0.4 * size * self.TIMES, fill=colour)
-        self.words((at[0] + 0.4 * size, at[1]), text, size, bold, ink_on(colour))
+        self._draw.rounded_rectangle(self._big(box), 0.4 * size * self.TIMES, fill=color)
+        self.words((at[0] + 0.4 * size, at[1]), text, size, bold, ink_on(color))
         return end
 
     def arrow(self, points: Sequence[Point], ink: RGB = LINE, width: float = 5, head: float = 17) -> None:

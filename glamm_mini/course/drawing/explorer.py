@@ -7,7 +7,7 @@ from typing import Any
 import traitlets
 from PIL import Image
 
-from glamm_mini.course.drawing.compose import labelled
+from glamm_mini.course.drawing.compose import labeled
 from glamm_mini.course.drawing.pictured import PicturedWidget
 from glamm_mini.visuals.encode import data_url
 
@@ -114,7 +114,7 @@ class PictureExplorer(PicturedWidget):
     def static_picture(self) -> Image.Image:
         """The panels side by side, at most three in a row, each with its words below."""
         drawn = [self._draw(self._first | self._checked(panel)) for panel in self._panels or [{}]]
-        return labelled(*zip(*drawn, strict=True), columns=2 if len(drawn) in (2, 4) else 3)
+        return labeled(*zip(*drawn, strict=True), columns=2 if len(drawn) in (2, 4) else 3)
 
     def static_words(self) -> str:
         """`alt`, or the words of all panels."""

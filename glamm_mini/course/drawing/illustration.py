@@ -8,7 +8,7 @@ from PIL import Image
 from glamm_mini.visuals.encode import png_bytes
 
 BYTES = 120_000
-"""Twice what an answer may have: diagrams and charts suffer when their colours are reduced."""
+"""Twice what an answer may have: diagrams and charts suffer when their colors are reduced."""
 
 DPI = 200
 """Pixels an inch of a matplotlib figure: shown at half their size, they are sharp on every screen."""

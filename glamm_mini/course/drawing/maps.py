@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from glamm_mini.course.drawing.diagram import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, QUIET, Box, Diagram
+from glamm_mini.course.drawing.diagram import BLUE, GRAY, GREEN, INK, ORANGE, PURPLE, QUIET, Box, Diagram
 from glamm_mini.visuals.palette import RGB
 
 WIDTH = 1600
@@ -31,7 +31,7 @@ class Floor(NamedTuple):
     """Rooms that belong together, in reading order; `rows` says how many of them stand side by side."""
 
     title: str
-    colour: RGB
+    color: RGB
     rooms: tuple[Room, ...]
     per_row: int
 
@@ -69,7 +69,7 @@ _CARD, _GAP, _HEAD, _ARROW = 148, 22, 62, 44
 
 
 def series_map(lit: str | None = None) -> Image.Image:
-    """The map of the series, 1600 pixels wide. Rooms that are not built yet are grey; `lit` is the one you are in.
+    """The map of the series, 1600 pixels wide. Rooms that are not built yet are gray; `lit` is the one you are in.
 
     Raises ValueError for a room that is not on the map.
     """
@@ -96,23 +96,23 @@ def _row(diagram: Diagram, floor: Floor, rooms: tuple[Room, ...], top: float, li
         _room(diagram, (left, top, left + width, top + _CARD), room, floor.colour, room.name == lit)
         if number + 1 < len(rooms):
             y = top + _CARD / 2
-            diagram.arrow([(left + width + 7, y), (left + width + _ARROW - 7, y)], GREY)
+            diagram.arrow([(left + width + 7, y), (left + width + _ARROW - 7, y)], GRAY)
 
 
-def _room(diagram: Diagram, box: Box, room: Room, colour: RGB, lit: bool) -> None:
+def _room(diagram: Diagram, box: Box, room: Room, color: RGB, lit: bool) -> None:
     """A card: number and title, below them what the room builds. The lit one is framed heavily and says so."""
     left, top, right, _ = box
     if not room.built:
-        diagram.card(box, GREY, 0.10, width=2)
+        diagram.card(box, GRAY, 0.10, width=2)
     else:
-        diagram.card(box, colour, 0.30 if lit else 0.14, width=8 if lit else 4)
+        diagram.card(box, color, 0.30 if lit else 0.14, width=8 if lit else 4)
     ink = INK if room.built else QUIET
-    end = diagram.pill((left + 22, top + 42), room.number, colour if room.built else QUIET, 27, bold=True)
+    end = diagram.pill((left + 22, top + 42), room.number, color if room.built else QUIET, 27, bold=True)
     diagram.words((end + 14, top + 42), room.title, 27, bold=True, ink=ink)
     lines = diagram.wrap(room.builds, right - left - 44, 24)
     diagram.lines((left + 22, top + 84), lines, 24, ink=ink)
     if lit:
-        diagram.pill((right - 30 - diagram.length(HERE, 22, bold=True), top), HERE, colour, 22, bold=True)
+        diagram.pill((right - 30 - diagram.length(HERE, 22, bold=True), top), HERE, color, 22, bold=True)
 
 
 def room_table() -> str:
@@ -135,7 +135,7 @@ PARTS: dict[str, tuple[Box, str, RGB, str]] = {
     "grounding encoder": ((320, 590, 620, 710), "sees fine detail", GREEN, "05"),
     "pixel decoder": ((1020, 590, 1280, 710), "draws the mask", GREEN, "06"),
 }
-"""Name of a part to: its box, what it does, its colour, the room that builds it."""
+"""Name of a part to: its box, what it does, its color, the room that builds it."""
 
 
 def architecture(picture: Image.Image, masked: Image.Image, lit: Collection[str] | None = None) -> Image.Image:
@@ -143,7 +143,7 @@ def architecture(picture: Image.Image, masked: Image.Image, lit: Collection[str]
 
     Args:
         picture: what goes in. masked: the same with the masks that come out; both are drawn square.
-        lit: the parts in colour, of PARTS; all if left out.
+        lit: the parts in color, of PARTS; all if left out.
 
     Raises:
         ValueError: for a part that GLaMM does not have.
@@ -160,12 +160,12 @@ def architecture(picture: Image.Image, masked: Image.Image, lit: Collection[str]
 
 
 def _part(diagram: Diagram, name: str, lit: bool) -> None:
-    (x0, y0, x1, y1), does, colour, room = PARTS[name]
-    diagram.card((x0, y0, x1, y1), colour if lit else GREY, 0.20 if lit else 0.08)
-    middle, centre, ink = (y0 + y1) / 2, (x0 + x1) / 2, INK if lit else QUIET
-    diagram.words((centre, middle - 18), name, 25, bold=True, ink=ink, anchor="mm")
-    diagram.words((centre, middle + 20), does, 24, ink=ink, anchor="mm")
-    diagram.pill((x1 - 62, y1), room, colour if lit else QUIET, 24, bold=True)
+    (x0, y0, x1, y1), does, color, room = PARTS[name]
+    diagram.card((x0, y0, x1, y1), color if lit else GRAY, 0.20 if lit else 0.08)
+    middle, center, ink = (y0 + y1) / 2, (x0 + x1) / 2, INK if lit else QUIET
+    diagram.words((center, middle - 18), name, 25, bold=True, ink=ink, anchor="mm")
+    diagram.words((center, middle + 20), does, 24, ink=ink, anchor="mm")
+    diagram.pill((x1 - 62, y1), room, color if lit else QUIET, 24, bold=True)
 
 
 def _flow(diagram: Diagram) -> None:
@@ -191,10 +191,10 @@ def _ends(diagram: Diagram, picture: Image.Image, masked: Image.Image) -> None:
     """What goes in and what comes out."""
     diagram.paste(picture, (30, 290, 260, 520))
     diagram.words((30, 262), "picture", 24, bold=True, ink=QUIET)
-    diagram.card((320, 400, 950, 500), GREY, 0.06, width=2)
+    diagram.card((320, 400, 950, 500), GRAY, 0.06, width=2)
     diagram.words((342, 430), "question", 24, bold=True, ink=QUIET)
     diagram.words((342, 468), "“What is in <bbox>? Answer with masks.”", 24)
-    diagram.card((1345, 60, 1570, 318), GREY, 0.06, width=2)
+    diagram.card((1345, 60, 1570, 318), GRAY, 0.06, width=2)
     diagram.words((1367, 92), "answer", 24, bold=True, ink=QUIET)
     diagram.words((1367, 140), "It is <p>", 24)
     diagram.pill((1367, 186), "a red boat", BLUE, 24)

@@ -5,16 +5,16 @@ from PIL import Image
 
 from glamm_mini.course.drawing.diagram import PAPER, Diagram
 from glamm_mini.visuals.overlay import overlay_masks
-from glamm_mini.visuals.palette import colour
+from glamm_mini.visuals.palette import color
 
 DARK = 0.3
 """How much light is left outside the mask."""
 
 
 def spotlight(image: np.ndarray, mask: np.ndarray, index: int) -> Image.Image:
-    """The image (H, W, 3) uint8 dark but for the mask (H, W) bool, which is outlined in colour number `index`."""
+    """The image (H, W, 3) uint8 dark but for the mask (H, W) bool, which is outlined in color number `index`."""
     dimmed = np.where(mask[..., None], image, image * DARK).astype(np.uint8)
-    return Image.fromarray(overlay_masks(dimmed, [mask], [colour(index)], alpha=0.0))
+    return Image.fromarray(overlay_masks(dimmed, [mask], [color(index)], alpha=0.0))
 
 
 def phrase_panels(answer, columns: int = 3, width: int = 1200) -> Image.Image:
@@ -32,7 +32,7 @@ def phrase_panels(answer, columns: int = 3, width: int = 1200) -> Image.Image:
         left, top = gap + column * (side + gap), gap + row * (tall + head + gap)
         lines = diagram.wrap(phrase.text or "mask", side - 20, 24)
         text = lines[0] + (" …" if len(lines) > 1 else "")
-        diagram.pill((left, top + 20), text, colour(index), 24)
+        diagram.pill((left, top + 20), text, color(index), 24)
         box = (left, top + head, left + side, top + head + tall)
         diagram.paste(spotlight(answer.image, phrase.mask, index), box)
         if not phrase.mask.any():

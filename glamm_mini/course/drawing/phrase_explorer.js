@@ -38,7 +38,7 @@ function drawPicture(model, parent) {
   frame.append(svg);
   const shade = path(svg, ALL, { fill: "#000", "fill-opacity": "0.66", "pointer-events": "none" });
   const masks = model.get("phrases").map((phrase, index) => {
-    const mask = path(svg, phrase.path, { stroke: phrase.colour, "stroke-width": "3", fill: phrase.colour });
+    const mask = path(svg, phrase.path, { stroke: phrase.color, "stroke-width": "3", fill: phrase.color });
     mask.dataset.mask = index;
     mask.style.cursor = "pointer";
     mask.addEventListener("click", () => choose(model, index));
@@ -58,8 +58,8 @@ function drawWords(model, parent) {
       continue;
     }
     const phrase = model.get("phrases")[run.phrase];
-    const look = `font:inherit;line-height:1.3;border:2px solid ${phrase.colour};border-radius:8px;padding:2px 7px;`;
-    const button = make("button", `${look}background:${phrase.colour};color:${phrase.ink};cursor:pointer`, sentence);
+    const look = `font:inherit;line-height:1.3;border:2px solid ${phrase.color};border-radius:8px;padding:2px 7px;`;
+    const button = make("button", `${look}background:${phrase.color};color:${phrase.ink};cursor:pointer`, sentence);
     button.type = "button";
     button.textContent = run.text;
     button.dataset.phrase = run.phrase;

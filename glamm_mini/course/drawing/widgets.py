@@ -9,7 +9,7 @@ from glamm_mini.course.drawing.panels import phrase_panels
 from glamm_mini.course.drawing.pictured import PicturedWidget
 from glamm_mini.visuals.encode import data_url
 from glamm_mini.visuals.outlines import mask_path
-from glamm_mini.visuals.palette import colour, hex_colour, ink_on
+from glamm_mini.visuals.palette import color, hex_color, ink_on
 from glamm_mini.visuals.sentence import loose_phrases, question_words, sentence_runs
 
 LONG_SIDE = 640
@@ -72,12 +72,12 @@ class PhraseExplorer(PicturedWidget):
 
 def _record(index: int, phrase) -> dict:
     """What the page needs to know about a phrase."""
-    rgb = colour(index)
+    rgb = color(index)
     share = f"{phrase.mask.mean():.1%} of the picture, score {phrase.score:.2f}"
     return {
         "path": mask_path(phrase.mask),
-        "colour": hex_colour(rgb),
-        "ink": hex_colour(ink_on(rgb)),
+        "colour": hex_color(rgb),
+        "ink": hex_color(ink_on(rgb)),
         "about": share if phrase.mask.any() else "no pixel was found for this phrase",
     }
 

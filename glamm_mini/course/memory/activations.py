@@ -31,7 +31,7 @@ class Load:
     """What one device works on at a time, and how.
 
     batch: rows, one picture and one conversation each. text: ids of a row beside the image. supervised: of these, how
-    many are learnt. boxes, masks: of one row. picture: its height and width, at which masks are compared. size: bytes
+    many are learned. boxes, masks: of one row. picture: its height and width, at which masks are compared. size: bytes
     of a number in the compute type. checkpointing: of transformer layers and rounds of mixing.
     """
 

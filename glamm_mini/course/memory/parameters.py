@@ -31,7 +31,7 @@ class Weight:
     name: str
     shape: tuple[int, ...]
     trained: bool
-    quantised: bool
+    quantized: bool
 
     @property
     def count(self) -> int:
@@ -63,7 +63,7 @@ def _shapes(config: str) -> tuple[tuple[str, tuple[int, ...]], ...]:
 
 
 def list_weights(config: GlammConfig, trained, rank: int = 0, quantize: str | None = None) -> list[Weight]:
-    """Every parameter, LoRA's among them, and whether it trains and is quantised. ValueError for pieces of no name."""
+    """Every parameter, LoRA's among them, and whether it trains and is quantized. ValueError for pieces of no name."""
     shapes = _shapes(json.dumps(config.to_dict(), sort_keys=True, default=str))
     pieces = {"all": ("",), "none": (), "official": OFFICIAL_TRAINED}.get(trained, trained)
     lost = [piece for piece in pieces if not any(piece in name for name, _ in shapes)]
@@ -84,7 +84,7 @@ def list_weights(config: GlammConfig, trained, rank: int = 0, quantize: str | No
 def _stored(weight: Weight, size: float, quantize: str | None) -> float:
     """Bytes of a frozen weight. 8 bits: a byte each and a float32 scale a row. 4 bits: half a byte, a byte a block of
     64, a float32 for 256 of those, and two tables of a layer's own (16 and 256 float32) with an offset."""
-    if not weight.quantised:
+    if not weight.quantized:
         return weight.count * size
     if quantize == "8bit":
         return weight.count + 4 * weight.shape[0]
@@ -112,7 +112,7 @@ def state_bytes(weights: list[Weight], size: int, quantize, sharding, devices: i
         "trained_millions": trained,
         "weights": (frozen + trained * kept) / (1 if sharding == "zero2" else share),
         "gradients": trained * kept / share,
-        "optimiser": trained * (8 + master) / share,
+        "optimizer": trained * (8 + master) / share,
     }
 
 

@@ -13,7 +13,7 @@ from glamm_mini.model.config import GlammConfig
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 QUANTISED = ("8bit", "4bit")
 SHARDING = ("none", "ddp", "zero2", "zero3", "full")
-KINDS = ("weights", "gradients", "optimiser", "gathered", "activations", "cache")
+KINDS = ("weights", "gradients", "optimizer", "gathered", "activations", "cache")
 OFFICIAL_RANK = 8
 EMBEDDINGS = "embed_tokens"
 
@@ -84,8 +84,8 @@ class Plan:
     @property
     def load(self) -> Load:
         """What one device works on."""
-        learnt = self.text_tokens // 2 if self.supervised is None else self.supervised
-        counts = dict(batch=self.batch, text=self.text_tokens, supervised=learnt, boxes=self.boxes, masks=self.masks)
+        learned = self.text_tokens // 2 if self.supervised is None else self.supervised
+        counts = dict(batch=self.batch, text=self.text_tokens, supervised=learned, boxes=self.boxes, masks=self.masks)
         return Load(**counts, picture=tuple(self.picture), size=self.size, checkpointing=self.checkpointing)
 
     @property
@@ -159,7 +159,7 @@ def memory_report(config: GlammConfig, dtype: str = "float32", trained="all", **
     report["total"] = {name: sum(row[name] for row in report.values()) for name in names}
     if learns:
         alone = state_bytes(weights, plan.size, plan.quantize, "none", 1, learns)
-        whole = sum(alone[kind] for kind in ("weights", "gradients", "optimiser")) / 1e6
+        whole = sum(alone[kind] for kind in ("weights", "gradients", "optimizer")) / 1e6
         report["training"] = {"millions": report["total"]["trained_millions"], "megabytes": whole}
     return report
 

@@ -5,13 +5,13 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
-from glamm_mini.course.drawing.compose import labelled
+from glamm_mini.course.drawing.compose import labeled
 from glamm_mini.course.drawing.diagram import BLUE, INK, QUIET, Diagram, tint
 from glamm_mini.storybook.world.render import render
 from glamm_mini.storybook.world.sampling import sample_scene
 from glamm_mini.storybook.world.scene import Scene
 from glamm_mini.visuals.overlay import overlay_masks
-from glamm_mini.visuals.palette import colour
+from glamm_mini.visuals.palette import color
 
 
 def built_up(scene: Scene, most: int = 6, long_side: int = 256) -> Image.Image:
@@ -21,7 +21,7 @@ def built_up(scene: Scene, most: int = 6, long_side: int = 256) -> Image.Image:
     names = [f"{thing.colour} {thing.cls}" for thing in scene.things]
     new = [names[before:k] for before, k in zip([0, *steps], steps, strict=False)]
     words = ["stuff alone", *("+ " + ", ".join(added) for added in new[1:])]
-    return labelled(panels, words)
+    return labeled(panels, words)
 
 
 def runs_picture(mask: np.ndarray, counts: list[int], width: int = 1200) -> Image.Image:
@@ -51,13 +51,13 @@ def runs_picture(mask: np.ndarray, counts: list[int], width: int = 1200) -> Imag
 
 
 def spelled(caption: str, spans: list[tuple[int, int]], width: int = 1200, per_line: int = 38) -> Image.Image:
-    """A caption letter by letter, each in a cell with its number below; the letters of phrase k in colour k."""
+    """A caption letter by letter, each in a cell with its number below; the letters of phrase k in color k."""
     cell, line = (width - 20) / per_line, 92
     diagram = Diagram(width, 16 + line * -(-len(caption) // per_line))
     owner = {at: k for k, (start, end) in enumerate(spans) for at in range(start, end)}
     for at, letter in enumerate(caption):
         x, y = 10 + at % per_line * cell, 8 + at // per_line * line
-        ground = colour(owner[at]) if at in owner else QUIET
+        ground = color(owner[at]) if at in owner else QUIET
         diagram.card((x + 1, y, x + cell - 1, y + 48), ground, 0.3 if at in owner else 0.05, 2, 5)
         diagram.words((x + cell / 2, y + 24), letter, 28, anchor="mm")
         if at % 5 == 0:
@@ -66,11 +66,11 @@ def spelled(caption: str, spans: list[tuple[int, int]], width: int = 1200, per_l
 
 
 def outlined(image: np.ndarray, mask: np.ndarray, whole: np.ndarray) -> Image.Image:
-    """An image in grey, in it the visible mask in blue and what of the whole thing is hidden in a pale orange."""
-    grey = np.repeat(image.mean(2, keepdims=True), 3, axis=2) * 0.5 + 120
-    grey[mask] = tint(BLUE, 0.85)
-    grey[whole & ~mask] = tint(colour(1), 0.7)
-    return Image.fromarray(grey.clip(0, 255).astype(np.uint8))
+    """An image in gray, in it the visible mask in blue and what of the whole thing is hidden in a pale orange."""
+    gray = np.repeat(image.mean(2, keepdims=True), 3, axis=2) * 0.5 + 120
+    gray[mask] = tint(BLUE, 0.85)
+    gray[whole & ~mask] = tint(color(1), 0.7)
+    return Image.fromarray(gray.clip(0, 255).astype(np.uint8))
 
 
 def first_of_place(choice: dict) -> tuple[Image.Image, str]:

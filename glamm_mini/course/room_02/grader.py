@@ -1,4 +1,4 @@
-"""Graders of notebook 02: what the loss asks for, which tokens are a mask's phrase, what is learnt of a chat."""
+"""Graders of notebook 02: what the loss asks for, which tokens are a mask's phrase, what is learned of a chat."""
 
 from collections.abc import Callable, Iterator
 
@@ -22,7 +22,7 @@ def grade_phrase_tokens(function: Callable[[list[int], int, int, int], list[tupl
     return grade(function, _answers(60), lambda value, expected: _plain(value) == expected)
 
 
-def grade_learnt(function: Callable[[list[int], list[int], int], list[int]]) -> Grade:
+def grade_learned(function: Callable[[list[int], list[int], int], list[int]]) -> Grade:
     """`function(ids, opening, eos)`: the labels of a conversation, found by searching for the ids of "ASSISTANT:"."""
     return grade(function, _chats(60), lambda value, expected: [int(label) for label in value] == expected)
 
@@ -36,8 +36,8 @@ def _labels(count: int) -> Iterator[tuple]:
     yield ([IGNORE_INDEX] * 3,), []
     yield ([5],), []
     for _ in range(count):
-        learnt = rng.random(rng.integers(2, 12)) < 0.5
-        labels = [int(rng.integers(2, 90)) if one else IGNORE_INDEX for one in learnt]
+        learned = rng.random(rng.integers(2, 12)) < 0.5
+        labels = [int(rng.integers(2, 90)) if one else IGNORE_INDEX for one in learned]
         asked = [(at - 1, label) for at, label in enumerate(labels) if at and label != IGNORE_INDEX]
         yield (labels,), asked
 

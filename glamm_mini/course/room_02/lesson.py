@@ -24,8 +24,8 @@ def next_token_loss(logits, labels):
     Labels of IGNORE_INDEX are left out. Equal to the loss of transformers' `LlamaForCausalLM` when it is given labels.
     """
     guesses, asked = logits[:, :-1], labels[:, 1:]  # (B, T - 1, V), (B, T - 1)
-    learnt = asked != IGNORE_INDEX
-    return F.cross_entropy(guesses[learnt], asked[learnt])  # (K, V), (K,)
+    learned = asked != IGNORE_INDEX
+    return F.cross_entropy(guesses[learned], asked[learned])  # (K, V), (K,)
 
 
 def write_conversation(system, turns):

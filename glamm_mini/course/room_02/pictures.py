@@ -1,4 +1,4 @@
-"""Tokens as a strip of cards, coloured by who says them; a bar below a card says that the model learns to write it."""
+"""Tokens as a strip of cards, colored by who says them; a bar below a card says that the model learns to write it."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -6,7 +6,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from glamm_mini.assistant.requests import unknown_words
-from glamm_mini.course.drawing.diagram import BLUE, GREEN, GREY, INK, LINE, ORANGE, PURPLE, QUIET, Diagram
+from glamm_mini.course.drawing.diagram import BLUE, GRAY, GREEN, INK, LINE, ORANGE, PURPLE, QUIET, Diagram
 from glamm_mini.model.tokens import (
     ADDED_TOKENS,
     IGNORE_INDEX,
@@ -20,9 +20,9 @@ from glamm_mini.model.tokens import (
 from glamm_mini.processing.processor import GlammProcessor
 from glamm_mini.processing.prompts import plain_words
 from glamm_mini.processing.tags import parse_grounded
-from glamm_mini.visuals.palette import RGB, colour
+from glamm_mini.visuals.palette import RGB, color
 
-ROLES: dict[str, RGB] = {"system": GREY, "user": PURPLE, "image": BLUE, "answer": ORANGE, "special": GREEN}
+ROLES: dict[str, RGB] = {"system": GRAY, "user": PURPLE, "image": BLUE, "answer": ORANGE, "special": GREEN}
 """Who a token belongs to; "special" are those that stand for no word: begin, end, phrase tags, `[SEG]`, `<bbox>`."""
 
 TYPED = ("question", "question, unguarded", "answer")
@@ -32,18 +32,18 @@ _MARGIN, _GAP = 20, 10
 
 
 class Token(NamedTuple):
-    """One token of a conversation. role: of ROLES. learnt: it has a label. number: its id. colour: instead of that of
-    its role, such as the colour of a mask."""
+    """One token of a conversation. role: of ROLES. learned: it has a label. number: its id. color: instead of that of
+    its role, such as the color of a mask."""
 
     text: str
     role: str
-    learnt: bool
+    learned: bool
     number: int
-    colour: RGB | None = None
+    color: RGB | None = None
 
 
 def read_tokens(processor: GlammProcessor, turns: list[tuple[str, str | None]], has_image: bool = True) -> list[Token]:
-    """The tokens of a conversation as the model is fed them, with who says them and whether they are learnt."""
+    """The tokens of a conversation as the model is fed them, with who says them and whether they are learned."""
     ids, labels = processor.encode(turns, has_image)
     tokenizer, system = processor.tokenizer, processor.config.prompt.system
     begins = len(tokenizer(f"{system} ").input_ids) if system else 1
@@ -51,23 +51,23 @@ def read_tokens(processor: GlammProcessor, turns: list[tuple[str, str | None]], 
     special = {*tokenizer.convert_tokens_to_ids(list(ADDED_TOKENS)), *tokenizer.all_special_ids} - image
     found = []
     for at, (number, label) in enumerate(zip(ids, labels, strict=True)):
-        learnt = label != IGNORE_INDEX
-        role = "answer" if learnt else "system" if at < begins else "user"
+        learned = label != IGNORE_INDEX
+        role = "answer" if learned else "system" if at < begins else "user"
         role = "image" if number in image else "special" if number in special else role
         text = IMAGE if number == IMAGE_TOKEN_INDEX else tokenizer.convert_ids_to_tokens(number)
-        found.append(Token(text, role, learnt, number))
+        found.append(Token(text, role, learned, number))
     return found
 
 
 def by_phrase(tokens: Sequence[Token]) -> list[Token]:
-    """The tokens in grey, those from a phrase's `<p>` to its `[SEG]` in the colour of mask k, for the k-th `[SEG]`."""
-    out, begins, masks = [token._replace(colour=GREY) for token in tokens], None, 0
+    """The tokens in gray, those from a phrase's `<p>` to its `[SEG]` in the color of mask k, for the k-th `[SEG]`."""
+    out, begins, masks = [token._replace(color=GRAY) for token in tokens], None, 0
     for at, token in enumerate(tokens):
         if token.text == PHRASE_START:
             begins = at
         elif token.text == SEG:
             begins = at if begins is None else begins
-            out[begins : at + 1] = [t._replace(colour=colour(masks)) for t in tokens[begins : at + 1]]
+            out[begins : at + 1] = [t._replace(color=color(masks)) for t in tokens[begins : at + 1]]
             begins, masks = None, masks + 1
     return out
 
@@ -75,7 +75,7 @@ def by_phrase(tokens: Sequence[Token]) -> list[Token]:
 def token_strip(
     tokens: Sequence[Token], width: int = 1600, size: float = 27, numbers: bool = False, legend: bool = True
 ) -> Image.Image:
-    """The tokens in reading order, in lines. A dark bar below: learnt. numbers: also write the ids below."""
+    """The tokens in reading order, in lines. A dark bar below: learned. numbers: also write the ids below."""
     ruler = Diagram(10, 10)
     widths = [_width(ruler, token, size, numbers) for token in tokens]
     lines, x = [[]], _MARGIN
@@ -94,7 +94,7 @@ def token_strip(
             box = (left, top, left + wide, top + 1.6 * size)
             diagram.card(box, token.colour or ROLES[token.role], 0.32, width=3, radius=8)
             diagram.words((left + wide / 2, top + 0.8 * size), token.text, size, token.role == "special", anchor="mm")
-            if token.learnt:
+            if token.learned:
                 diagram.card((left + 2, top + 1.72 * size, left + wide - 2, top + 1.94 * size), INK, 1.0, 0, 3)
             if numbers:
                 middle = (left + wide / 2, top + 2.5 * size)
@@ -126,20 +126,20 @@ def shift_strip(tokens: Sequence[Token], width: int = 1600, size: float = 27) ->
         diagram.words((_MARGIN, top + 4.4 * size), "asked", size, ink=QUIET)
         for read, asked, left, wide in line:
             middle = left + wide / 2
-            cards = ((read, top, 0.32, True), (asked, top + 3.6 * size, 0.32 if asked.learnt else 0.04, asked.learnt))
+            cards = ((read, top, 0.32, True), (asked, top + 3.6 * size, 0.32 if asked.learned else 0.04, asked.learned))
             for token, y, strength, dark in cards:
-                frame = token.colour or ROLES[token.role] if dark else GREY
+                frame = token.colour or ROLES[token.role] if dark else GRAY
                 diagram.card((left, y, left + wide, y + 1.6 * size), frame, strength, width=3 if dark else 1, radius=8)
                 ink = INK if dark else QUIET
                 diagram.words((middle, y + 0.8 * size), token.text, size, token.role == "special", ink, anchor="mm")
-            if asked.learnt:
+            if asked.learned:
                 diagram.arrow([(middle, top + 1.8 * size), (middle, top + 3.45 * size)], LINE)
     return diagram.finish()
 
 
 def typed_tokens(processor: GlammProcessor, width: int = 620) -> Callable[[dict], tuple[Image.Image, str]]:
     """What a `PictureExplorer` draws: the tokens of choice["text"], taken for choice["as"] (of TYPED), and how many of
-    them are learnt."""
+    them are learned."""
 
     def draw(choice: dict) -> tuple[Image.Image, str]:
         text, kind = choice["text"].strip(), choice["as"]
@@ -149,14 +149,14 @@ def typed_tokens(processor: GlammProcessor, width: int = 620) -> Callable[[dict]
             turns = [(plain_words(text) if kind == "question" else text, "Yes.")]
         tokens = read_tokens(processor, turns)
         asking = sum(token.number == processor.config.tokens.seg for token in tokens)
-        said = [f"As {kind}: {len(tokens)} tokens, {sum(token.learnt for token in tokens)} of them learnt"]
+        said = [f"As {kind}: {len(tokens)} tokens, {sum(token.learnt for token in tokens)} of them learned"]
         said.append(f"{SEG} that the model reads as a token: {asking}")
         if kind == "answer":
             parsed = parse_grounded(text)
             said += [f"phrases: {', '.join(p.text or 'none' for p in parsed.phrases)}"] if parsed.phrases else []
             said += parsed.notes
-        spelt = unknown_words(processor.tokenizer, text) if kind == "question" else []
-        said += [f"spelt in pieces: {', '.join(spelt)}"] if spelt else []
+        spelled = unknown_words(processor.tokenizer, text) if kind == "question" else []
+        said += [f"spelled in pieces: {', '.join(spelled)}"] if spelled else []
         return token_strip(tokens, width, 24), "\n".join(said)
 
     return draw
@@ -170,7 +170,7 @@ def _width(ruler: Diagram, token: Token, size: float, numbers: bool) -> float:
 def _legend_rows(ruler: Diagram, tokens: Sequence[Token], width: int) -> list[list[tuple[str, RGB]]]:
     """The roles that occur, and what the bar means, in rows that fit."""
     used = [(role, shade) for role, shade in ROLES.items() if any(t.role == role and not t.colour for t in tokens)]
-    keys = used + ([("learnt", INK)] if any(t.learnt for t in tokens) else [])
+    keys = used + ([("learned", INK)] if any(t.learned for t in tokens) else [])
     rows, x = [[]], _MARGIN
     for name, shade in keys:
         wide = ruler.length(name, 24) + 70
@@ -185,7 +185,7 @@ def _legend_rows(ruler: Diagram, tokens: Sequence[Token], width: int) -> list[li
 def _draw_legend(diagram: Diagram, keys: Sequence[tuple[str, RGB]], top: float) -> None:
     x = _MARGIN
     for name, shade in keys:
-        if name == "learnt":
+        if name == "learned":
             diagram.card((x, top + 10, x + 28, top + 16), shade, 1.0, 0, 3)
         else:
             diagram.card((x, top, x + 28, top + 26), shade, 0.32, 3, 6)

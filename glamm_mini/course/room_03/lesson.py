@@ -86,7 +86,7 @@ def spoken_rows(samples, processor):
 
 
 def answer_logits(model, rows, tokens):
-    """What the model expects at every learnt word of packed rows, and the words that stand there.
+    """What the model expects at every learned word of packed rows, and the words that stand there.
 
     rows: R of them, see `spoken_rows`. tokens: (R, P, D), the projected pictures. Returns logits (K, V), words (K,).
     """
@@ -97,12 +97,12 @@ def answer_logits(model, rows, tokens):
     columns = embeds, ids, batch["attention_mask"], batch["labels"], batch["segment_ids"]
     spliced = put_images(*columns, tokens, range(len(rows)))
     states = language_states(model.language_model, spliced)  # (R, T, D)
-    learnt = spliced.labels[:, 1:] != IGNORE_INDEX
-    return model.language_model.lm_head(states[:, :-1][learnt]), spliced.labels[:, 1:][learnt]
+    learned = spliced.labels[:, 1:] != IGNORE_INDEX
+    return model.language_model.lm_head(states[:, :-1][learned]), spliced.labels[:, 1:][learned]
 
 
 def sight_words(tokenizer):
-    """Ids of the words that one cannot know without looking: the storybook's things and colours."""
+    """Ids of the words that one cannot know without looking: the storybook's things and colors."""
     words = [*CLASSES, *(f"{name}s" for name in CLASSES), *COLOURS]
     ids = {tokenizer.convert_tokens_to_ids(word) for word in words} - {None, tokenizer.unk_token_id}
     return torch.tensor(sorted(ids))
@@ -110,7 +110,7 @@ def sight_words(tokenizer):
 
 @torch.no_grad()
 def sight_accuracy(model, rows, tokens, wanted):
-    """Share of the `wanted` words among the learnt ones that the model finds likeliest, given the words before."""
+    """Share of the `wanted` words among the learned ones that the model finds likeliest, given the words before."""
     right = []
     for start in range(0, len(rows), 16):
         logits, words = answer_logits(model, rows[start : start + 16], tokens[start : start + 16])

@@ -17,9 +17,9 @@ DARK = 0.2
 
 
 def as_seen(pixels, mean: Sequence[float], std: Sequence[float], side: int = SIDE) -> Image.Image:
-    """What an encoder is fed, (3, S, S) normalised, as a picture of side x side pixels that shows its true pixels."""
-    colours = pixels.detach().permute(1, 2, 0).numpy() * np.asarray(std) + np.asarray(mean)
-    small = Image.fromarray((colours.clip(0, 1) * 255).round().astype(np.uint8))
+    """What an encoder is fed, (3, S, S) normalized, as a picture of side x side pixels that shows its true pixels."""
+    colors = pixels.detach().permute(1, 2, 0).numpy() * np.asarray(std) + np.asarray(mean)
+    small = Image.fromarray((colors.clip(0, 1) * 255).round().astype(np.uint8))
     return small.resize((side, side), Image.Resampling.NEAREST)
 
 
@@ -37,15 +37,15 @@ def patch_grid(square: Image.Image, grid: int, lit: Sequence[int] = ()) -> Image
     return sheet
 
 
-def principal_colours(features: torch.Tensor, like: torch.Tensor | None = None) -> np.ndarray:
-    """Features (C, h, w) to colours (h, w, 3) uint8: their three principal components as red, green and blue.
+def principal_colors(features: torch.Tensor, like: torch.Tensor | None = None) -> np.ndarray:
+    """Features (C, h, w) to colors (h, w, 3) uint8: their three principal components as red, green and blue.
 
-    like: features (C, H, W) whose components are taken instead, so that equal colours mean equal features.
+    like: features (C, H, W) whose components are taken instead, so that equal colors mean equal features.
     """
     table = (features if like is None else like).detach().float().flatten(1).T  # (C, h, w) -> (h * w, C)
     mean = table.mean(0)
     axes = torch.linalg.svd(table - mean, full_matrices=False).Vh[:3]  # (3, C)
-    # Components have no sign of their own: the same features shall have the same colours on every machine.
+    # Components have no sign of their own: the same features shall have the same colors on every machine.
     axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
     low, high = torch.quantile((table - mean) @ axes.T, torch.tensor([0.02, 0.98]), dim=0)
     seen = (features.detach().float().flatten(1).T - mean) @ axes.T  # (h * w, 3)
@@ -53,19 +53,19 @@ def principal_colours(features: torch.Tensor, like: torch.Tensor | None = None) 
     return (shares.reshape(*features.shape[1:], 3).numpy() * 255).astype(np.uint8)
 
 
-def feature_colours(features, grid: int, side: int = SIDE) -> Image.Image:
-    """Patch features (P, C) as a square map in their `principal_colours`.
+def feature_colors(features, grid: int, side: int = SIDE) -> Image.Image:
+    """Patch features (P, C) as a square map in their `principal_colors`.
 
-    Patches of like colour have like features; the colours themselves mean nothing.
+    Patches of like color have like features; the colors themselves mean nothing.
     """
-    colours = principal_colours(features.T.reshape(-1, grid, grid))  # (P, C) -> (C, h, w)
-    return Image.fromarray(colours).resize((side, side), Image.Resampling.NEAREST)
+    colors = principal_colors(features.T.reshape(-1, grid, grid))  # (P, C) -> (C, h, w)
+    return Image.fromarray(colors).resize((side, side), Image.Resampling.NEAREST)
 
 
 def spliced_rows(ids, labels, spliced_ids, spliced_labels, width: int = 1600) -> Image.Image:
     """One row before and after the splice, a position as wide in both: (L,) ids and labels, then (T,).
 
-    Words are orange, the picture blue, words to be learnt green.
+    Words are orange, the picture blue, words to be learned green.
     """
     unit = (width - 40) / len(spliced_ids)
     diagram = Diagram(width, 330)
@@ -80,22 +80,22 @@ def spliced_rows(ids, labels, spliced_ids, spliced_labels, width: int = 1600) ->
         diagram.arrow([(20 + before * unit, 140), (20 + after * unit, 140)], tint(BLUE, 0.6), 3, 0)
         diagram.arrow([(20 + after * unit, 140), (20 + after * unit, 204)], tint(BLUE, 0.6), 3, 0)
     x = 20.0
-    for name, colour in (("words that are read", ORANGE), ("picture", BLUE), ("words that are learnt", GREEN)):
-        diagram.card((x, 290, x + 28, 318), colour, 0.8, 0, 4)
+    for name, color in (("words that are read", ORANGE), ("picture", BLUE), ("words that are learned", GREEN)):
+        diagram.card((x, 290, x + 28, 318), color, 0.8, 0, 4)
         diagram.words((x + 40, 304), name, 24)
         x += 90 + diagram.length(name, 24)
     return diagram.finish()
 
 
 def _row(diagram: Diagram, top: float, unit: float, ids, labels, title: str, x: float) -> None:
-    """A bar of positions, each in the colour of its kind, with a title above that begins at x."""
+    """A bar of positions, each in the color of its kind, with a title above that begins at x."""
     diagram.words((x, top - 22), title, 24, ink=QUIET)
     for k, (token, label) in enumerate(zip(ids.tolist(), labels.tolist(), strict=True)):
-        colour = BLUE if token == IMAGE_TOKEN_INDEX else GREEN if label != IGNORE_INDEX else ORANGE
-        diagram.card((20 + k * unit, top, 20 + (k + 1) * unit - 1, top + 60), colour, 0.8, 0, 0)
+        color = BLUE if token == IMAGE_TOKEN_INDEX else GREEN if label != IGNORE_INDEX else ORANGE
+        diagram.card((20 + k * unit, top, 20 + (k + 1) * unit - 1, top + 60), color, 0.8, 0, 0)
 
 
-def lit_by(square: Image.Image, weights, grid: int, marked: int | None = None, colour: RGB = ORANGE) -> Image.Image:
+def lit_by(square: Image.Image, weights, grid: int, marked: int | None = None, color: RGB = ORANGE) -> Image.Image:
     """A square picture as bright as `weights` (P,) say, patch by patch; the patch `marked` gets a frame."""
     light = np.asarray(weights, float).reshape(grid, grid)
     light = DARK + (1 - DARK) * light / max(light.max(), 1e-9)
@@ -107,7 +107,7 @@ def lit_by(square: Image.Image, weights, grid: int, marked: int | None = None, c
         row, column = divmod(marked, grid)
         y, x, line = row * cell, column * cell, max(3, cell // 8)
         framed = picture[y : y + cell, x : x + cell].copy()
-        picture[y : y + cell, x : x + cell] = colour
+        picture[y : y + cell, x : x + cell] = color
         picture[y + line : y + cell - line, x + line : x + cell - line] = framed[line:-line, line:-line]
     return Image.fromarray(picture)
 

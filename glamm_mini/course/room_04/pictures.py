@@ -1,4 +1,4 @@
-"""Pictures of notebook 04: features as colours, boxes and what is read of them, and a box to draw yourself."""
+"""Pictures of notebook 04: features as colors, boxes and what is read of them, and a box to draw yourself."""
 
 from collections.abc import Sequence
 
@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from glamm_mini.course.drawing.compose import labelled
-from glamm_mini.course.drawing.diagram import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, QUIET, Diagram
+from glamm_mini.course.drawing.compose import labeled
+from glamm_mini.course.drawing.diagram import BLUE, GRAY, GREEN, INK, ORANGE, PURPLE, QUIET, Diagram
 from glamm_mini.course.drawing.explorer import PictureExplorer
-from glamm_mini.course.room_03.pictures import principal_colours
-from glamm_mini.visuals.palette import RGB, hex_colour
+from glamm_mini.course.room_03.pictures import principal_colors
+from glamm_mini.visuals.palette import RGB, hex_color
 
 SIDE = 384
 """Pixels of a map drawn as a picture."""
@@ -18,21 +18,21 @@ SMALLEST = 0.03
 """A box drawn by hand has at least this share of the picture's sides; less is a click that slipped."""
 
 
-def enlarged(colours: np.ndarray, side: int = SIDE) -> Image.Image:
-    """Colours (h, w, 3) with every cell as a square patch; the longer side has about `side` pixels."""
-    times = max(1, side // max(colours.shape[:2]))
-    return Image.fromarray(colours.repeat(times, axis=0).repeat(times, axis=1))
+def enlarged(colors: np.ndarray, side: int = SIDE) -> Image.Image:
+    """Colors (h, w, 3) with every cell as a square patch; the longer side has about `side` pixels."""
+    times = max(1, side // max(colors.shape[:2]))
+    return Image.fromarray(colors.repeat(times, axis=0).repeat(times, axis=1))
 
 
-def framed(picture: Image.Image, boxes: Sequence, colours: Sequence[RGB]) -> Image.Image:
-    """A copy with a frame in its colour for each box, x0 y0 x1 y1 in fractions of the picture's sides."""
+def framed(picture: Image.Image, boxes: Sequence, colors: Sequence[RGB]) -> Image.Image:
+    """A copy with a frame in its color for each box, x0 y0 x1 y1 in fractions of the picture's sides."""
     out = picture.convert("RGB")
     draw, width = ImageDraw.Draw(out), max(2, round(max(out.size) / 100))
     edge = np.array(out.size * 2) - 1 - width
-    for box, colour in zip(boxes, colours, strict=True):
+    for box, color in zip(boxes, colors, strict=True):
         corners = np.clip(np.asarray(box, float) * (np.array(out.size * 2)), width, edge).tolist()
         draw.rectangle([v - w for v, w in zip(corners, (1, 1, -1, -1), strict=True)], outline="white", width=width + 2)
-        draw.rectangle(corners, outline=colour, width=width)
+        draw.rectangle(corners, outline=color, width=width)
     return out
 
 
@@ -44,36 +44,36 @@ def cropped(picture: Image.Image, box) -> Image.Image:
 
 def levels_picture(picture: Image.Image, levels: Sequence[torch.Tensor], box, words: Sequence[str]) -> Image.Image:
     """A picture and its levels (C, h, w), each with the box (fractions), side by side; `words` for all of them."""
-    maps = [picture.resize((SIDE, SIDE)), *(enlarged(principal_colours(level)) for level in levels)]
-    return labelled([framed(one, [box], [PURPLE]) for one in maps], words, columns=len(maps), width=1600)
+    maps = [picture.resize((SIDE, SIDE)), *(enlarged(principal_colors(level)) for level in levels)]
+    return labeled([framed(one, [box], [PURPLE]) for one in maps], words, columns=len(maps), width=1600)
 
 
 def rois_picture(picture: Image.Image, levels, rois, box, words: Sequence[str]) -> Image.Image:
-    """What a box (fractions) holds and its RoIs (C, size, size), in the colours of their levels (C, h, w)."""
-    cells = [enlarged(principal_colours(roi, level)) for roi, level in zip(rois, levels, strict=True)]
-    return labelled([cropped(picture, box), *cells], words, columns=len(cells) + 1, width=1600)
+    """What a box (fractions) holds and its RoIs (C, size, size), in the colors of their levels (C, h, w)."""
+    cells = [enlarged(principal_colors(roi, level)) for roi, level in zip(rois, levels, strict=True)]
+    return labeled([cropped(picture, box), *cells], words, columns=len(cells) + 1, width=1600)
 
 
 def mixing_picture(channels: int) -> Image.Image:
-    """Which channels one level takes from itself and from its neighbours before the convolution."""
+    """Which channels one level takes from itself and from its neighbors before the convolution."""
     half, quarter = channels // 2, channels // 4
     diagram, left, unit = Diagram(1600, 430), 330, 1230 / channels
     cuts = (0, half, half + quarter, channels)
-    rows = (("finer neighbour", 1, GREEN), ("the level itself", 0, BLUE), ("coarser neighbour", 2, ORANGE))
-    for number, (name, taken, colour) in enumerate(rows):
+    rows = (("finer neighbor", 1, GREEN), ("the level itself", 0, BLUE), ("coarser neighbor", 2, ORANGE))
+    for number, (name, taken, color) in enumerate(rows):
         y = 30 + 90 * number
         diagram.words((30, y + 32), name, 28, bold=True)
         for part in range(3):
             box = (left + cuts[part] * unit + 4, y, left + cuts[part + 1] * unit - 4, y + 64)
             used = part == taken
-            diagram.card(box, colour if used else GREY, 0.35 if used else 0.06, 4 if used else 2)
+            diagram.card(box, color if used else GRAY, 0.35 if used else 0.06, 4 if used else 2)
             middle = ((box[0] + box[2]) / 2, y + 32)
             ink = INK if used else QUIET
             diagram.words(middle, f"{cuts[part]} to {cuts[part + 1] - 1}", 26, bold=used, ink=ink, anchor="mm")
     diagram.words((30, 342), "mixed", 28, bold=True)
-    for part, (text, colour) in enumerate((("own half", BLUE), ("coarser", ORANGE), ("finer", GREEN))):
+    for part, (text, color) in enumerate((("own half", BLUE), ("coarser", ORANGE), ("finer", GREEN))):
         box = (left + cuts[part] * unit + 4, 310, left + cuts[part + 1] * unit - 4, 374)
-        diagram.card(box, colour, 0.35)
+        diagram.card(box, color, 0.35)
         diagram.words(((box[0] + box[2]) / 2, 342), text, 26, bold=True, anchor="mm")
     diagram.words((left, 406), "then one convolution, shared by all levels", 26, ink=QUIET)
     return diagram.finish()
@@ -81,12 +81,12 @@ def mixing_picture(channels: int) -> Image.Image:
 
 def sampling_figure(box, x: np.ndarray, y: np.ndarray, size: int, cells: tuple[int, int]):
     """A box in cells, cut into size x size parts, with its sampling points (columns x, rows y) on a grid of cells
-    (h, w); beside it the first of the points with the weights of its four neighbours."""
+    (h, w); beside it the first of the points with the weights of its four neighbors."""
     from matplotlib import pyplot as plt
 
     h, w = cells
     x0, y0, x1, y1 = (float(value) for value in box)
-    purple, orange, blue = (hex_colour(colour) for colour in (PURPLE, ORANGE, BLUE))
+    purple, orange, blue = (hex_color(color) for color in (PURPLE, ORANGE, BLUE))
     figure, (whole, near) = plt.subplots(1, 2, figsize=(8, 3.6), layout="constrained")
     for axes in (whole, near):
         columns, rows = np.meshgrid(np.arange(w), np.arange(h))
@@ -105,7 +105,7 @@ def sampling_figure(box, x: np.ndarray, y: np.ndarray, size: int, cells: tuple[i
         near.plot([x[0], left + column], [y[0], top + row], color=blue, linewidth=1 + 4 * weight, zorder=0)
         near.text(left + column, top + row + (0.28 if row else -0.22), f"{weight:.2f}", ha="center", fontsize=11)
     near.set(xlim=(left - 0.6, left + 1.6), ylim=(top + 1.6, top - 0.6), xticks=[left, left + 1], yticks=[top, top + 1])
-    near.set_title("one sample and its four neighbours", fontsize=10)
+    near.set_title("one sample and its four neighbors", fontsize=10)
     return figure
 
 
@@ -120,7 +120,7 @@ def slip_picture(picture: Image.Image, box, share: float) -> Image.Image:
     shown = Image.fromarray(np.where(beyond, dark * 0.45, dark).astype(np.uint8))
     pictures = [framed(shown, [box, read], [BLUE, ORANGE]), cropped(picture, box), cropped(picture, read)]
     words = ["blue: your box; orange: what is read; dark: out of reach", "in your box", "in what is read"]
-    return labelled(pictures, words, width=1000)
+    return labeled(pictures, words, width=1000)
 
 
 def region_explorer(glamm, picture: Image.Image, panels: Sequence[dict] = (), width: int = 480) -> PictureExplorer:
@@ -142,9 +142,9 @@ def region_explorer(glamm, picture: Image.Image, panels: Sequence[dict] = (), wi
         if choice["show"] == "samples":
             return _with_samples(picture, box, region.config), said
         level = features.levels[names.index(choice["show"]) - 1]
-        square = glamm.processor.normalise_boxes([given], picture.size[::-1])
+        square = glamm.processor.normalize_boxes([given], picture.size[::-1])
         roi = region.cut_out([level], [square])[0][0]
-        return _with_cells(picture, given, principal_colours(roi, level[0])), said
+        return _with_cells(picture, given, principal_colors(roi, level[0])), said
 
     title = "Draw a box: what is read of it, and what is said"
     return PictureExplorer(draw, {"show": names}, pointer="box", title=title, width=width, panels=panels)
@@ -167,10 +167,10 @@ def _with_samples(picture: Image.Image, box, config) -> Image.Image:
     return out
 
 
-def _with_cells(picture: Image.Image, box, colours: np.ndarray) -> Image.Image:
-    """The picture with coloured cells (size, size, 3) in the place of a box in pixels."""
+def _with_cells(picture: Image.Image, box, colors: np.ndarray) -> Image.Image:
+    """The picture with colored cells (size, size, 3) in the place of a box in pixels."""
     out = picture.convert("RGB")
     x0, y0, x1, y1 = (round(float(value)) for value in box)
     size = (max(1, x1 - x0), max(1, y1 - y0))
-    out.paste(Image.fromarray(colours).resize(size, Image.Resampling.NEAREST), (x0, y0))
+    out.paste(Image.fromarray(colors).resize(size, Image.Resampling.NEAREST), (x0, y0))
     return framed(out, [np.asarray(box) / np.array(out.size * 2)], [PURPLE])

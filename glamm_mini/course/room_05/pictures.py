@@ -70,7 +70,7 @@ def number_map(values, marked: tuple[int, int] | None = None, window: int = 0, w
 
 
 def close_up(image: np.ndarray, mask: np.ndarray, about: np.ndarray, width: int = 360) -> Image.Image:
-    """The neighbourhood of the mask `about` (H, W), enlarged, with `mask` (H, W) laid over it."""
+    """The neighborhood of the mask `about` (H, W), enlarged, with `mask` (H, W) laid over it."""
     rows, columns = (np.flatnonzero(about.any(axis)) for axis in (1, 0))
     half = max(rows[-1] - rows[0], columns[-1] - columns[0]) * 0.6 + 4
     y, x = (rows[0] + rows[-1]) / 2, (columns[0] + columns[-1]) / 2

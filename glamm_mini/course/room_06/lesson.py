@@ -131,7 +131,7 @@ def grid_code(side, matrix):
 def click_prompt(points, encoder):
     """Points (N, 2) inside of things, in pixels of the square, to prompts (N, 2, C): the click, and "no more points".
 
-    encoder: a PromptEncoder of segment-anything, whose learnt vectors are used.
+    encoder: a PromptEncoder of segment-anything, whose learned vectors are used.
     """
     matrix = encoder.pe_layer.positional_encoding_gaussian_matrix
     code = position_code((points + 0.5) / encoder.input_image_size[0], matrix)  # (N, C)
@@ -150,7 +150,7 @@ def box_prompt(boxes, encoder):
 # The LISA step in small: a word becomes a prompt, and the decoder draws what the word means.
 
 WORDS = ("", *COLOURS, *CLASSES, *STUFF)
-"""Row 0 of the table is silence: "kite" names no colour."""
+"""Row 0 of the table is silence: "kite" names no color."""
 
 SMALLEST = 0.004
 """Share of the picture below which a mask is not asked for."""
@@ -189,25 +189,25 @@ class WordPrompts(nn.Module):
         self.lp_projector = LPProjector(language_width, prompt_width)
 
     def forward(self, ids):
-        """ids (M, 2), a colour and a kind, see `word_ids`, to prompts (M, 1, C)."""
+        """ids (M, 2), a color and a kind, see `word_ids`, to prompts (M, 1, C)."""
         states = self.table(ids).sum(dim=1)  # (M, 2, D) -> (M, D)
         return self.lp_projector(states)[:, None]
 
 
 def word_ids(texts: list[str]) -> torch.Tensor:
-    """ "red kite", "kite" or "night sky" to rows of WORDS, (M, 2): colour (0 for none) and kind.
+    """ "red kite", "kite" or "night sky" to rows of WORDS, (M, 2): color (0 for none) and kind.
 
     Raises ValueError for a word that the table does not hold.
     """
     rows = []
     for text in texts:
         first, _, rest = text.partition(" ")
-        colour, kind = (first, rest) if first in COLOURS else ("", text)
+        color, kind = (first, rest) if first in COLOURS else ("", text)
         if kind not in WORDS[1 + len(COLOURS) :]:
             raise ValueError(
-                f"{text!r} names no kind of thing or stuff; expected a colour or none, then one of {WORDS}"
+                f"{text!r} names no kind of thing or stuff; expected a color or none, then one of {WORDS}"
             )
-        rows.append([WORDS.index(colour), WORDS.index(kind)])
+        rows.append([WORDS.index(color), WORDS.index(kind)])
     return torch.tensor(rows).reshape(-1, 2)
 
 

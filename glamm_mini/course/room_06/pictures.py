@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from glamm_mini.course.drawing.compose import labelled
-from glamm_mini.course.drawing.diagram import BLUE, GREEN, GREY, INK, ORANGE, PAPER, PURPLE, QUIET, Diagram
+from glamm_mini.course.drawing.compose import labeled
+from glamm_mini.course.drawing.diagram import BLUE, GRAY, GREEN, INK, ORANGE, PAPER, PURPLE, QUIET, Diagram
 from glamm_mini.course.room_06.lesson import deepest
 from glamm_mini.model.sam import upscale_logits
 from glamm_mini.storybook.world.render import render
 from glamm_mini.storybook.world.sampling import sample_scene
 from glamm_mini.visuals.overlay import overlay_masks
-from glamm_mini.visuals.palette import RGB, colour, hex_colour
+from glamm_mini.visuals.palette import RGB, color, hex_color
 
 
 class PromptedScene:
@@ -57,17 +57,17 @@ class PromptedScene:
 
 
 def heat(image: np.ndarray, field: np.ndarray, point: Sequence[float] | None = None) -> Image.Image:
-    """The picture (H, W, 3) in grey, orange where the field (H, W) is high; its lowest value leaves it as it is."""
-    grey = np.asarray(Image.fromarray(image).convert("L"), np.float32)[..., None].repeat(3, axis=2) * 0.6 + 90
+    """The picture (H, W, 3) in gray, orange where the field (H, W) is high; its lowest value leaves it as it is."""
+    gray = np.asarray(Image.fromarray(image).convert("L"), np.float32)[..., None].repeat(3, axis=2) * 0.6 + 90
     share = ((field - field.min()) / max(float(np.ptp(field)), 1e-9))[..., None] * 0.9
-    picture = Image.fromarray((grey * (1 - share) + np.array(ORANGE) * share).clip(0, 255).astype(np.uint8))
+    picture = Image.fromarray((gray * (1 - share) + np.array(ORANGE) * share).clip(0, 255).astype(np.uint8))
     if point is not None:
         mark(picture, point)
     return picture
 
 
 def signed(field: np.ndarray, most: float, side: int = 256) -> Image.Image:
-    """A field (h, w) as a square picture: orange above 0, blue below, white at 0, full colour at `most`."""
+    """A field (h, w) as a square picture: orange above 0, blue below, white at 0, full color at `most`."""
     share = np.clip(np.abs(field) / most, 0, 1)[..., None]
     ink = np.where(field[..., None] > 0, np.array(ORANGE), np.array(BLUE))
     picture = Image.fromarray((np.array(PAPER) * (1 - share) + ink * share).astype(np.uint8))
@@ -82,8 +82,8 @@ def mark(picture: Image.Image, point: Sequence[float]) -> None:
 
 
 def row(pictures: Sequence[Image.Image], words: Sequence[str], columns: int = 3, few: int = 64) -> Image.Image:
-    """Labelled panels in `few` colours without dithering: fields and greys lose nothing, and the file stays small."""
-    sheet = labelled(pictures, words, columns=columns)
+    """Labeled panels in `few` colors without dithering: fields and grays lose nothing, and the file stays small."""
+    sheet = labeled(pictures, words, columns=columns)
     return sheet.quantize(few, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
 
 
@@ -191,13 +191,13 @@ def word_rows(scenes: Sequence[PromptedScene], texts: Sequence[Sequence[str]], l
     pictures, words = [], []
     for scene, asked, many in zip(scenes, texts, logits, strict=True):
         for k, (text, one) in enumerate(zip(asked, many, strict=True)):
-            pictures.append(prompted(scene.page.image, one.numpy() > 0, ink=colour(k)))
+            pictures.append(prompted(scene.page.image, one.numpy() > 0, ink=color(k)))
             words.append(f"“{text}”")
-    return labelled(pictures, words, columns=len(texts[0]))
+    return labeled(pictures, words, columns=len(texts[0]))
 
 
 def low_res_pair(mask: torch.Tensor, side: int = 256) -> Image.Image:
-    """A soft mask (h, w), 0..1, as grey squares of `side` pixels."""
+    """A soft mask (h, w), 0..1, as gray squares of `side` pixels."""
     picture = Image.fromarray((255 * mask.clamp(0, 1)).to(torch.uint8).numpy())
     return picture.resize((side, side), Image.Resampling.NEAREST)
 
@@ -217,13 +217,13 @@ def three_ways(scene: PromptedScene, masks: torch.Tensor, point, box, text: str)
     """Masks (3, H, W) bool of one thing, by a click at `point`, by a `box` (both in pixels) and by its name."""
     image, (clicked, boxed, named) = scene.page.image, masks.numpy()
     panels = [prompted(image, clicked, point=point), prompted(image, boxed, box=box), prompted(image, named)]
-    return labelled(panels, ["a click", "a box", f"“{text}”"])
+    return labeled(panels, ["a click", "a box", f"“{text}”"])
 
 
 def bars(values: dict[str, float], blue: int, label: str):
-    """A figure with a bar for each value, all between 0 and 1; the first `blue` of them blue, the others grey."""
+    """A figure with a bar for each value, all between 0 and 1; the first `blue` of them blue, the others gray."""
     figure, axes = plt.subplots(figsize=(8, 0.6 + 0.4 * len(values)), layout="constrained")
-    inks = [hex_colour(BLUE if k < blue else GREY) for k in range(len(values))]
+    inks = [hex_color(BLUE if k < blue else GRAY) for k in range(len(values))]
     axes.barh(list(values), list(values.values()), color=inks)
     axes.invert_yaxis()
     for at, value in enumerate(values.values()):
@@ -237,7 +237,7 @@ def curves(lines: dict[str, torch.Tensor], across: str, up: str):
     """A figure with a line for each row of numbers."""
     figure, axes = plt.subplots(figsize=(8, 2.8), layout="constrained")
     for k, (name, values) in enumerate(lines.items()):
-        axes.plot(values.numpy(), color=hex_colour(colour(k)), label=name)
+        axes.plot(values.numpy(), color=hex_color(color(k)), label=name)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set(xlabel=across, ylabel=up, ylim=(0, None))
     axes.legend(frameon=False)

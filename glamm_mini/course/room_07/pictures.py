@@ -7,11 +7,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from glamm_mini.course.drawing.diagram import BLUE, GREEN, GREY, INK, ORANGE, QUIET, Box, Diagram
+from glamm_mini.course.drawing.diagram import BLUE, GRAY, GREEN, INK, ORANGE, QUIET, Box, Diagram
 from glamm_mini.course.room_06.pictures import heat
 from glamm_mini.model.sam import upscale_logits
 from glamm_mini.visuals.overlay import overlay_masks
-from glamm_mini.visuals.palette import RGB, colour
+from glamm_mini.visuals.palette import RGB, color
 
 HOOKED = {
     "global encoder": "global_encoder",
@@ -69,7 +69,7 @@ def flow_picture(shapes: dict, picture: Image.Image, masked: Image.Image, questi
     """GLaMM as it ran: each part with what it was fed and what it returned, 1600 pixels wide.
 
     Args:
-        shapes: of a LiveShapes; a part that was not called is grey.
+        shapes: of a LiveShapes; a part that was not called is gray.
         picture, masked: what went in and came out, drawn square. question, answer: words, cut to three lines.
     """
     diagram = Diagram(1600, 900)
@@ -86,7 +86,7 @@ def flow_picture(shapes: dict, picture: Image.Image, masked: Image.Image, questi
     ):
         diagram.arrow(points)
     for name, (box, ink) in CARDS.items():
-        _card(diagram, name, box, ink if name in shapes else GREY, shapes.get(name))
+        _card(diagram, name, box, ink if name in shapes else GRAY, shapes.get(name))
     diagram.words((1215, 434), "the state before each [SEG]", 24, ink=QUIET)
     diagram.words((820, 748), "features of the picture", 24, ink=QUIET, anchor="mm")
     diagram.paste(picture, (30, 290, 270, 530))
@@ -95,7 +95,7 @@ def flow_picture(shapes: dict, picture: Image.Image, masked: Image.Image, questi
         (300, 270, "question", question, 670),
         (300, 470, "answer (given here, or generated)", answer, 670),
     ):
-        diagram.card((left, top, left + width, top + 150), GREY, 0.06, width=2)
+        diagram.card((left, top, left + width, top + 150), GRAY, 0.06, width=2)
         diagram.words((left + 20, top + 30), title, 24, bold=True, ink=QUIET)
         lines = diagram.wrap(text, width - 70, 24)
         lines = lines[:3] if len(lines) <= 3 else [*lines[:2], lines[2] + " …"]
@@ -173,7 +173,7 @@ class SegQueries:
         mask, field = self.masks[k], self.looks[k]
         height = round(380 * self.image.shape[0] / self.image.shape[1])
         diagram = Diagram(800, 266 + height)
-        ink = colour(k)
+        ink = color(k)
         diagram.words((10, 24), f"its prompt: {self.prompts.shape[1]} numbers", 32)
         self._bars(diagram, self.prompts[k], (10, 50, 790, 200), ink)
         diagram.words((10, 230), "where it looks", 32)

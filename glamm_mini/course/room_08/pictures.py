@@ -12,14 +12,14 @@ from glamm_mini.course.room_08.lesson import HeldOut
 from glamm_mini.data.sample import Sample
 from glamm_mini.processing.tags import parse_grounded
 from glamm_mini.visuals.overlay import overlay_at_size
-from glamm_mini.visuals.palette import PALETTE, RGB, colour, hex_colour
+from glamm_mini.visuals.palette import PALETTE, RGB, color, hex_color
 
 TERMS = {
     "ce": ("words: cross-entropy", PALETTE[1]),
     "mask_bce": ("pixels: binary cross-entropy", PALETTE[3]),
     "mask_dice": ("masks: 1 - dice", PALETTE[0]),
 }
-"""A term of the loss to its title and colour."""
+"""A term of the loss to its title and color."""
 
 CARD, PILL, ROW = 560, 26, 52
 
@@ -51,7 +51,7 @@ def loss_chart(training: Sequence[Mapping], checks: Sequence[tuple[int, Mapping]
     """
     figure, axes = _axes(len(TERMS))
     for ax, (term, (title, ink)) in zip(axes, TERMS.items(), strict=True):
-        ax.plot([line["step"] for line in training], [line[term] for line in training], color=hex_colour(ink))
+        ax.plot([line["step"] for line in training], [line[term] for line in training], color=hex_color(ink))
         held_out = [figures[term] for _, figures in checks]
         ax.plot([step for step, _ in checks], held_out, "o", color="black", markersize=5)
         ax.set(title=title, xlabel="step", ylim=(0, None))
@@ -59,18 +59,18 @@ def loss_chart(training: Sequence[Mapping], checks: Sequence[tuple[int, Mapping]
     # No point of the data is near a corner of every panel: a legend below all of them hides nothing.
     from matplotlib.lines import Line2D
 
-    line = Line2D([], [], color=hex_colour(INK))
+    line = Line2D([], [], color=hex_color(INK))
     dots = Line2D([], [], color="black", marker="o", linestyle="")
     figure.legend([line, dots], ["training", "held out"], loc="outside lower center", ncols=2, frameon=False)
     return _picture(figure)
 
 
 def line_chart(curves: Mapping[str, tuple[Sequence, Sequence]], xlabel: str, ylabel: str):
-    """Named curves (x, y) in the palette's colours, each with its own dashes."""
+    """Named curves (x, y) in the palette's colors, each with its own dashes."""
     figure, (ax,) = _axes(1)
     for number, (name, (x, y)) in enumerate(curves.items()):
         style = ("-", "--", "-.", ":")[number % 4]
-        ax.plot(x, y, style, color=hex_colour(colour(number)), label=name, linewidth=2)
+        ax.plot(x, y, style, color=hex_color(color(number)), label=name, linewidth=2)
     ax.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
     ax.legend(frameon=False)
     return _picture(figure)
@@ -80,7 +80,7 @@ def bar_chart(values: Mapping[str, float], xlabel: str, ink: RGB = PALETTE[0], f
     """Horizontal bars, the first on top, each with its value."""
     figure, (ax,) = _axes(1, 0.9 + 0.36 * len(values))
     names = list(values)[::-1]
-    bars = ax.barh(names, [values[name] for name in names], color=hex_colour(ink))
+    bars = ax.barh(names, [values[name] for name in names], color=hex_color(ink))
     ax.bar_label(bars, [form.format(values[name]) for name in names], padding=4)
     ax.set(xlabel=xlabel)
     ax.margins(x=0.12)
@@ -92,7 +92,7 @@ def paired_bars(first: Mapping[str, float], second: Mapping[str, float], names: 
     figure, (ax,) = _axes(1, 2.8)
     places = np.arange(len(first))
     for shift, shares, name, ink in ((-0.2, first, names[0], PALETTE[0]), (0.2, second, names[1], PALETTE[1])):
-        bars = ax.bar(places + shift, [shares[key] for key in first], 0.38, color=hex_colour(ink), label=name)
+        bars = ax.bar(places + shift, [shares[key] for key in first], 0.38, color=hex_color(ink), label=name)
         ax.bar_label(bars, [f"{shares[key]:.0%}" for key in first], padding=2, fontsize=8)
     ax.set(xticks=places, xticklabels=list(first), ylabel="share")
     ax.margins(y=0.12)  # room for the label of the tallest bar
@@ -101,7 +101,7 @@ def paired_bars(first: Mapping[str, float], second: Mapping[str, float], names: 
 
 
 def masks_card(sample: Sample, masks: Sequence[np.ndarray], ious: Sequence[float]) -> Image.Image:
-    """A picture with the masks of its first answer; below, each phrase on its mask's colour, with the mask's IoU."""
+    """A picture with the masks of its first answer; below, each phrase on its mask's color, with the mask's IoU."""
     phrases = [phrase.text for phrase in parse_grounded(sample.conversations[0][0].answer).phrases]
     height = round(CARD * sample.image.shape[0] / sample.image.shape[1])
     ruler, rows, x = Diagram(10, 10), [[]], 0.0
@@ -117,7 +117,7 @@ def masks_card(sample: Sample, masks: Sequence[np.ndarray], ious: Sequence[float
     diagram.paste(overlay_at_size(sample.image, list(masks), (CARD, height)), (0, 0, CARD, height))
     for row, entries in enumerate(rows):
         for x, words, number in entries:
-            diagram.pill((x, height + 14 + ROW * (row + 0.5)), words, colour(number), PILL)
+            diagram.pill((x, height + 14 + ROW * (row + 0.5)), words, color(number), PILL)
     return diagram.finish()
 
 

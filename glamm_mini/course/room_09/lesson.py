@@ -115,7 +115,7 @@ def clipped_cosine(mine, theirs):
 def consensus(references, captions):
     """CIDEr-D of each caption, 0..10: references is a list of lists of texts, captions a list of texts -> (B,).
 
-    Texts are tokenised: lower case, no punctuation. What counts as rare is taken from these references, so figures
+    Texts are tokenized: lower case, no punctuation. What counts as rare is taken from these references, so figures
     of different sets can't be compared.
     """
     scores = np.zeros(len(captions))

@@ -11,7 +11,7 @@ from glamm_mini.evaluation.gcg import GroundedImage, optimal_pairs
 from glamm_mini.evaluation.masks import decode_masks
 from glamm_mini.evaluation.similarity import THRESHOLD
 from glamm_mini.visuals.overlay import overlay_masks
-from glamm_mini.visuals.palette import PALETTE, RGB, colour
+from glamm_mini.visuals.palette import PALETTE, RGB, color
 
 WRONG = PALETTE[5]
 UNPAIRED = PALETTE[11]
@@ -32,7 +32,7 @@ def matrix_picture(
     Args:
         ious: (G, P) in 0..1. agree: (G, P) bool, whether the words mean the same: marked with a tick.
         labels: G phrases. pairs: (row, column) of the pairs: framed, green where IoU reaches the bar and the words
-            agree, vermilion where only the IoU does, grey where not even that.
+            agree, vermilion where only the IoU does, gray where not even that.
     """
     diagram = Diagram(width, HEAD + (44 if title else 0) + ROW * max(1, len(labels)) + 8)
     if title:
@@ -52,7 +52,7 @@ def _matrix(diagram: Diagram, place: tuple, ious, agree, labels, pairs, bar: flo
         diagram.pill((middle - half, top + 30), str(column + 1), _owned(owners, column), 24, bold=True)
     for row, label in enumerate(labels):
         y = top + HEAD + row * ROW
-        diagram.pill((left, y + ROW / 2), _short(diagram, label, LABELS - 40), colour(row), 24)
+        diagram.pill((left, y + ROW / 2), _short(diagram, label, LABELS - 40), color(row), 24)
         for column in range(ious.shape[1]):
             x = left + LABELS + column * cell
             value, box = ious[row, column], (x + 2, y + 3, x + cell - 2, y + ROW - 3)
@@ -75,8 +75,8 @@ def _number(diagram: Diagram, box: Box, value: float, agrees: bool) -> None:
 
 
 def _owned(owners: dict[int, int], column: int) -> RGB:
-    """A prediction wears the colour of the truth that it is paired with; grey if it is with none."""
-    return colour(owners[column]) if column in owners else UNPAIRED
+    """A prediction wears the color of the truth that it is paired with; gray if it is with none."""
+    return color(owners[column]) if column in owners else UNPAIRED
 
 
 def _short(diagram: Diagram, text: str, width: float) -> str:
@@ -91,7 +91,7 @@ def _short(diagram: Diagram, text: str, width: float) -> str:
 def matching_view(image: np.ndarray, grounded: GroundedImage, bar: float = 0.5) -> Image.Image:
     """Both pictures and the matrix of one scene, 1200 pixels wide; image (H, W, 3) uint8.
 
-    True masks wear the palette's colours; a predicted mask has that of the truth it is paired with, or grey.
+    True masks wear the palette's colors; a predicted mask has that of the truth it is paired with, or gray.
     """
     pairs = [(pair.truth, pair.prediction) for pair in optimal_pairs(grounded)]
     ious, phrases = np.nan_to_num(grounded.ious, nan=1.0), grounded.prediction.phrases
@@ -100,7 +100,7 @@ def matching_view(image: np.ndarray, grounded: GroundedImage, bar: float = 0.5) 
     owners = {column: row for row, column in pairs if ious[row, column] >= bar}
     size = grounded.truth.size
     for top, title, records, tints in (
-        (0, "the truth", grounded.truth.masks, [colour(k) for k in range(len(grounded.truth.masks))]),
+        (0, "the truth", grounded.truth.masks, [color(k) for k in range(len(grounded.truth.masks))]),
         (476, "the answer", grounded.prediction.masks, [_owned(owners, k) for k in range(len(phrases))]),
     ):
         diagram.words((0, top + 18), title, 26, bold=True)

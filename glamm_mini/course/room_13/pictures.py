@@ -11,7 +11,7 @@ from glamm_mini.checkpoints.official import official_to_ours
 from glamm_mini.checks.parity.case import ReferenceCase
 from glamm_mini.checks.parity.compare import compare_stage
 from glamm_mini.checks.parity.outputs import Outputs
-from glamm_mini.course.drawing.diagram import BLUE, GREY, INK, LINE, QUIET, Diagram
+from glamm_mini.course.drawing.diagram import BLUE, GRAY, INK, LINE, QUIET, Diagram
 from glamm_mini.course.drawing.maps import PARTS, WIDTH
 from glamm_mini.visuals.palette import PALETTE
 
@@ -76,8 +76,8 @@ def name_map(rows: Sequence[Counted]) -> Image.Image:
     ):
         diagram.words((x, 34), text, 24, bold=True, ink=QUIET)
     for number, row in enumerate(rows):
-        y, colour = top + tall * number, PARTS[row.ours][2]
-        diagram.card((26, y, 584, y + tall - 12), colour if row.saved else GREY, 0.10, width=3 if row.saved else 2)
+        y, color = top + tall * number, PARTS[row.ours][2]
+        diagram.card((26, y, 584, y + tall - 12), color if row.saved else GRAY, 0.10, width=3 if row.saved else 2)
         diagram.words((44, y + 26), row.official, 24, ink=INK if row.saved else QUIET)
         diagram.arrow([(590, y + 26), (644, y + 26)], width=4, head=14)
         _amount(diagram, row, y + 26, max(each.parameters for each in rows))
@@ -123,7 +123,7 @@ def first_numbers(
 
 
 def digit_rows(rows: Sequence[tuple[str, float, float]], digits: int = 9) -> Image.Image:
-    """Rows of (name, official, ours): both numbers with `digits` figures behind the point; what differs is coloured."""
+    """Rows of (name, official, ours): both numbers with `digits` figures behind the point; what differs is colored."""
     tall, top, step = 62, 84, 19
     diagram = Diagram(WIDTH, top + tall * len(rows) + 16)
     columns = 590, 1000
@@ -260,14 +260,14 @@ def stage_bars(stages: Sequence[Stage], title: str = "", narrow: bool = False) -
         diagram.words((26 if narrow else 40, 34), title, 27, bold=True)
     for power in range(LOWEST, HIGHEST + 1, sheet.step):
         x = _place(10.0**power, sheet)
-        colour, alpha, half = (GREY, 0.5, 1) if power else (INK, 1.0, 2)
+        color, alpha, half = (GRAY, 0.5, 1) if power else (INK, 1.0, 2)
         diagram.words((x, top - 28), SCALE[power], 24, ink=INK if power == 0 else QUIET, anchor="mm")
-        diagram.card((x - half, top - 10, x + half, top + sheet.row * len(stages)), colour, alpha, width=0, radius=0)
+        diagram.card((x - half, top - 10, x + half, top + sheet.row * len(stages)), color, alpha, width=0, radius=0)
     for first, last in _runs([stage.part for stage in stages]):
-        colour = PARTS[stages[first].part][2] if stages[first].part in PARTS else LINE
+        color = PARTS[stages[first].part][2] if stages[first].part in PARTS else LINE
         y0, y1 = top + sheet.row * first, top + sheet.row * (last + 1)
         x = 8 if narrow else 34
-        diagram.card((x, y0 + 3, x + 10, y1 - 3), colour, 1.0, width=0, radius=3)
+        diagram.card((x, y0 + 3, x + 10, y1 - 3), color, 1.0, width=0, radius=3)
         if not narrow:
             diagram.words((60, y0 + sheet.row / 2), stages[first].part, 24, bold=True)
     for number, stage in enumerate(stages):
@@ -276,10 +276,10 @@ def stage_bars(stages: Sequence[Stage], title: str = "", narrow: bool = False) -
 
 
 def _bar(diagram: Diagram, stage: Stage, y: float, sheet: _Sheet) -> None:
-    colour = BLUE if stage.agrees else WRONG
+    color = BLUE if stage.agrees else WRONG
     diagram.words((sheet.name, y), stage.name, 24, bold=not stage.agrees)
     end = max(_place(stage.share, sheet), sheet.left + 4)
-    diagram.card((sheet.left, y - 10, end, y + 10), colour, 0.85, width=0, radius=3)
+    diagram.card((sheet.left, y - 10, end, y + 10), color, 0.85, width=0, radius=3)
     if not stage.agrees and sheet is WIDE:
         diagram.words((end + 10, y), "differs", 24, bold=True, ink=WRONG)
 

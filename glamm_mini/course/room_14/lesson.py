@@ -10,13 +10,13 @@ from torch.distributed.tensor import DTensor
 # --- memory meter ----------------------------------------------------------------------------------------------------
 # What a training step holds in memory, counted tensor by tensor; on the meta device too, where nothing is stored.
 
-def state_bytes(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, int]:
+def state_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:
     """Bytes of a model's weights, of their gradients, and of what the optimizer remembers of each trained number."""
     parameters = list(model.parameters())
     gradients = [p.grad for p in parameters if p.grad is not None]
-    states = [t for state in optimiser.state.values() for t in state.values()]
+    states = [t for state in optimizer.state.values() for t in state.values()]
     moments = [t for t in states if torch.is_tensor(t) and t.dim()]
-    kinds = {"weights": parameters, "gradients": gradients, "optimiser": moments}
+    kinds = {"weights": parameters, "gradients": gradients, "optimizer": moments}
     return {kind: sum(local(t).nbytes for t in tensors) for kind, tensors in kinds.items()}
 
 
@@ -75,7 +75,7 @@ def training_state(
     moments are float32. cut: the kinds that are divided among the GPUs; all others are there in every one.
     """
     weights = frozen_bytes * frozen + 4 * trained
-    whole = {"weights": weights, "gradients": 4 * trained, "optimiser": 8 * trained}
+    whole = {"weights": weights, "gradients": 4 * trained, "optimizer": 8 * trained}
     return {kind: size / gpus if kind in cut else size for kind, size in whole.items()}
 
 

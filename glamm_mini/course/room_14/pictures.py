@@ -5,22 +5,22 @@ from collections.abc import Mapping, Sequence
 from IPython.display import Image as Shown
 from PIL import Image
 
-from glamm_mini.course.drawing.compose import labelled
-from glamm_mini.course.drawing.diagram import GREY, INK, LINE, PAPER, QUIET, Diagram
+from glamm_mini.course.drawing.compose import labeled
+from glamm_mini.course.drawing.diagram import GRAY, INK, LINE, PAPER, QUIET, Diagram
 from glamm_mini.course.drawing.explorer import PictureExplorer
 from glamm_mini.course.drawing.illustration import illustration
 from glamm_mini.model.config import SIZES, GlammConfig
-from glamm_mini.visuals.palette import PALETTE, RGB, colour, ink_on
+from glamm_mini.visuals.palette import PALETTE, RGB, color, ink_on
 
 KINDS: dict[str, RGB] = {
     "weights": PALETTE[0],
     "gradients": PALETTE[1],
-    "optimiser": PALETTE[2],
+    "optimizer": PALETTE[2],
     "gathered": PALETTE[11],
     "activations": PALETTE[3],
     "cache": PALETTE[7],
 }
-"""What fills a card, and its colour."""
+"""What fills a card, and its color."""
 
 PART_INKS: dict[str, RGB] = {
     "global encoder": PALETTE[0],
@@ -31,15 +31,15 @@ PART_INKS: dict[str, RGB] = {
     "pixel decoder": PALETTE[6],
     "lp projector": PALETTE[5],
 }
-"""The parts of the model, in the colours of the map where those differ enough."""
+"""The parts of the model, in the colors of the map where those differ enough."""
 
 CARDS = (16, 24, 40, 80)
 """Gigabytes of common cards."""
 
 WAYS: dict[str, tuple[str, tuple[str, ...]]] = {
     "copies": ("every GPU holds everything", ()),
-    "ZeRO-2": ("gradients and optimiser cut", ("gradients", "optimiser")),
-    "full": ("everything cut (ZeRO-3, FSDP)", ("weights", "gradients", "optimiser")),
+    "ZeRO-2": ("gradients and optimizer cut", ("gradients", "optimizer")),
+    "full": ("everything cut (ZeRO-3, FSDP)", ("weights", "gradients", "optimizer")),
 }
 """A way to share a training among GPUs: what it means, and which kinds are cut."""
 
@@ -58,7 +58,7 @@ def stacked_bars(
     """A bar a row, made of its parts one behind the other; the row's name and sum above it, a legend at the bottom.
 
     Args:
-        rows: name to parts, in units. inks: part to colour; parts of every row, in drawing order.
+        rows: name to parts, in units. inks: part to color; parts of every row, in drawing order.
         lines: values at which an upright line crosses all bars, such as the sizes of cards.
         form: of numbers. total: whether the sum stands at the right end.
     """
@@ -158,7 +158,7 @@ def who_holds(gpus: int = 4) -> Image.Image:
 
     Each kind is a strip of as many cells as there are GPUs; cells that a GPU does not hold are empty.
     """
-    kinds = ("weights", "gradients", "optimiser")
+    kinds = ("weights", "gradients", "optimizer")
     left, gap, strip, tall = 430, 26, 44, 196
     side = (1600 - left - gap * gpus) / gpus
     diagram = Diagram(1600, 60 + tall * len(WAYS) + 60)
@@ -176,7 +176,7 @@ def who_holds(gpus: int = 4) -> Image.Image:
                 for piece in range(gpus):
                     x0, y0 = x + 14 + piece * cell, y + 14 + number * (strip + 8)
                     held = kind not in cut or piece == gpu
-                    ink = KINDS[kind] if held else GREY
+                    ink = KINDS[kind] if held else GRAY
                     diagram.card((x0 + 2, y0, x0 + cell - 2, y0 + strip), ink, 1 if held else 0, width=2, radius=4)
     x = float(left)
     for kind in kinds:
@@ -198,13 +198,13 @@ def slices_picture(rows: Mapping[str, Sequence[int]], words: Sequence[str]) -> I
             if not count:
                 continue  # a process may hold nothing of a short matrix
             wide = (1600 - left - _EDGE) * count / sum(counts)
-            ink = colour(process + 6)
+            ink = color(process + 6)
             diagram.card((x, y, x + wide - 4, y + 52), ink, 1, width=0, radius=4)
             diagram.words((x + wide / 2, y + 26), f"{count}", 24, ink=ink_on(ink), anchor="mm")
             x += wide
     x = float(left)
     for process, word in enumerate(words):
-        x = diagram.pill((x, 24 + tall * len(rows) + 24), word, colour(process + 6), 24) + 16
+        x = diagram.pill((x, 24 + tall * len(rows) + 24), word, color(process + 6), 24) + 16
     return diagram.finish()
 
 
@@ -273,7 +273,7 @@ class _Calculator(PictureExplorer):
 
     def static_picture(self) -> Image.Image:
         drawn = [self._draw(self._first | panel) for panel in self._panels]
-        return labelled(*zip(*drawn, strict=True), columns=2, width=1600)
+        return labeled(*zip(*drawn, strict=True), columns=2, width=1600)
 
 
 def memory_calculator() -> PictureExplorer:

@@ -43,13 +43,13 @@ def note_held(model: torch.nn.Module, out: Path) -> None:
 
     written = []
 
-    def note(optimiser, *_):
+    def note(optimizer, *_):
         if written:
             return
         written.append(out)
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
         out.mkdir(parents=True, exist_ok=True)
-        (out / f"held_{rank}.json").write_text(json.dumps(held_here(model, optimiser)))
+        (out / f"held_{rank}.json").write_text(json.dumps(held_here(model, optimizer)))
 
     # At that moment gradients are still there, and moments exist. Hooks stay: torch is going through them.
     register_optimizer_step_post_hook(note)
@@ -68,14 +68,14 @@ def stop_after(steps: int) -> None:
     hook = register_optimizer_step_post_hook(count)
 
 
-def held_here(model: torch.nn.Module, optimiser: torch.optim.Optimizer) -> dict:
+def held_here(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict:
     """What this process holds: bytes of each kind, and for each parameter its shape, placement and local shape."""
     parameters = {}
     for name, parameter in model.named_parameters():
         local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
         placed = str(parameter.placements[0]) if isinstance(parameter, DTensor) else "whole"
         parameters[name] = {"shape": list(parameter.shape), "placement": placed, "here": list(local.shape)}
-    return {"bytes": state_bytes(model, optimiser), "parameters": parameters}
+    return {"bytes": state_bytes(model, optimizer), "parameters": parameters}
 
 
 def main(out: Path, changes: list[str]) -> None:

@@ -111,7 +111,7 @@ class CaptionWriter:
 
     def _spot(self, group: Group) -> str | None:
         """ "on the left", where the whole group is clearly in one third of the picture."""
-        xs = [self.view.centre(k)[0] for k in group.members]
+        xs = [self.view.center(k)[0] for k in group.members]
         for spot, low, high in zip(phrasebook.SPOTS, (0.0, 0.42, 0.7), (0.3, 0.58, 1.0), strict=True):
             if low <= min(xs) and max(xs) <= high:
                 return spot

@@ -1,6 +1,6 @@
 """Every template of the storybook language: what is asked, how captions are built, how answers open.
 
-Slots stand in braces. A template that starts in lower case may open a sentence; the draft capitalises it then.
+Slots stand in braces. A template that starts in lower case may open a sentence; the draft capitalizes it then.
 """
 
 from glamm_mini.storybook.language import vocabulary

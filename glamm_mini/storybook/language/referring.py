@@ -122,8 +122,8 @@ def _extreme(view: View, members: tuple[int, ...], side: str) -> int | None:
         return first if clear and seen else None
     axis, sign = (0, 1) if side in ("leftmost", "rightmost") else (1, 1)
     sign = -1 if side in ("rightmost", "lowest") else sign
-    ranked = sorted(members, key=lambda k: sign * view.centre(k)[axis])
-    gap = abs(view.centre(ranked[0])[axis] - view.centre(ranked[1])[axis])
+    ranked = sorted(members, key=lambda k: sign * view.center(k)[axis])
+    gap = abs(view.center(ranked[0])[axis] - view.center(ranked[1])[axis])
     return ranked[0] if gap > 0.06 else None
 
 
@@ -162,7 +162,7 @@ def by_superlative(view: View, rng: random.Random) -> Expression | None:
 
 def _ordinal(view: View, rng: random.Random, members: tuple[int, ...], noun: str) -> Expression | None:
     """ "the second bird from the left", where all of them stand clearly apart; `members` run from left to right."""
-    xs = [view.centre(k)[0] for k in members]
+    xs = [view.center(k)[0] for k in members]
     if len(members) > len(ORDINALS) or min(b - a for a, b in zip(xs, xs[1:], strict=False)) < 0.05:
         return None
     place = 1 + int(rng.random() * (len(members) - 2))

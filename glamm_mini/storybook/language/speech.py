@@ -106,7 +106,7 @@ class Draft:
         return self.phrase(noun_phrase(rng, kind, article="the"), kind, facts)
 
     def _pieces(self, text: str) -> list[tuple[str, int | None]]:
-        """The text cut at its marks, sentences capitalised: (words, index of the phrase or None)."""
+        """The text cut at its marks, sentences capitalized: (words, index of the phrase or None)."""
         pieces: list[tuple[str, int | None]] = []
         starts = True
         for piece in _MARKS.split(text):

@@ -11,7 +11,7 @@ UNK, BOS, EOS = "<unk>", "<s>", "</s>"
 
 
 def build_wordpiece(words: list[str]) -> PreTrainedTokenizerFast:
-    """A WordPiece tokenizer over `words`; any other word is spelt: its longest known beginning, then characters.
+    """A WordPiece tokenizer over `words`; any other word is spelled: its longest known beginning, then characters.
     Unknown are words with a character outside ASCII, and words of more than 60 characters.
 
     Ids: 0 unknown and padding, 1 begin, 2 end (as in Llama's vocabulary), then words and characters, then the seven

@@ -129,7 +129,7 @@ class DenseHeads(nn.Module):
         self.box = nn.Linear(width, 4)
 
     def forward(self, tokens: torch.Tensor, labels: DenseLabels) -> dict[str, torch.Tensor]:
-        """Per attribute, the mean cross-entropy of each image's labelled patches, summed over images; the same of the
+        """Per attribute, the mean cross-entropy of each image's labeled patches, summed over images; the same of the
         boxes' absolute errors. Sums over images can be added up over micro-batches and processes."""
         x = self.norm(tokens)
         losses = {}
@@ -144,7 +144,7 @@ class DenseHeads(nn.Module):
 
     @torch.no_grad()
     def accuracy(self, tokens: torch.Tensor, labels: DenseLabels) -> dict[str, float]:
-        """Share of labelled patches that each head gets right."""
+        """Share of labeled patches that each head gets right."""
         x = self.norm(tokens)
         out = {}
         for name, head in self.heads.items():

@@ -35,30 +35,30 @@ class JointTraining(nn.Module):
         self.point = point or PointAid(glamm.config)
 
     def forward(
-        self, dense=None, things=None, seg_boxes=None, mentions=None, mentioned=None, normalisers=None, **batch
+        self, dense=None, things=None, seg_boxes=None, mentions=None, mentioned=None, normalizers=None, **batch
     ) -> GlammOutput:
         """The model's batch with `dense` labels of patches, `things` as `visible_things` makes them, `seg_boxes`
         (M, 4), fractions of the padded square, and what `mention_labels` makes."""
-        normalisers = normalisers or {}
-        out = self.glamm(normalisers=normalisers, output_hidden_states=mentions is not None, **batch)
+        normalizers = normalizers or {}
+        out = self.glamm(normalizers=normalizers, output_hidden_states=mentions is not None, **batch)
         if dense is not None:
-            self._see(out, dense, things, normalisers)
+            self._see(out, dense, things, normalizers)
         if mentions is not None:
-            count = normalisers.get("images")
+            count = normalizers.get("images")
             out.losses["point"] = self.point(out.hidden_states, out.spliced_ids, mentions, mentioned, count)
             out.loss = out.loss + out.losses["point"]
         if seg_boxes is not None and len(seg_boxes):
-            count = max(normalisers.get("masks", len(seg_boxes)), 1)
+            count = max(normalizers.get("masks", len(seg_boxes)), 1)
             out.losses["box"] = self.box(out.last_hidden, out.spliced_ids, seg_boxes, count)
             out.loss = out.loss + out.losses["box"]
         return out
 
-    def _see(self, out: GlammOutput, dense: DenseLabels, things: dict, normalisers: dict) -> None:
+    def _see(self, out: GlammOutput, dense: DenseLabels, things: dict, normalizers: dict) -> None:
         """Add what the heads say of patches and of visible things; sums over images, divided by their number."""
         levels = out.image_features.levels
         # levels[-1] is the last hidden state: the same patches that the language model reads.
         tokens = levels[-1].flatten(2).transpose(1, 2)  # (B, C, h, w) -> (B, P, C)
-        count = normalisers.get("images", len(tokens))
+        count = normalizers.get("images", len(tokens))
         out.losses["dense"] = sum(self.heads(tokens, dense).values()) / count
         vectors = self.glamm.region_encoder(levels, things["boxes"])[:, None]  # (N, D) -> (N, 1, D)
         out.losses["regions"] = sum(self.region_heads(vectors, things["regions"]).values()) / count

@@ -40,9 +40,9 @@ class MentionFinder:
         """ids, labels (R, L). Where a question names one thing alone, its last position counts as a mention too:
         there the answer begins, and must know what it is about."""
         found = []
-        for row, (words, learnt) in enumerate(zip(ids.tolist(), (labels != IGNORE_INDEX).tolist(), strict=True)):
+        for row, (words, learned) in enumerate(zip(ids.tolist(), (labels != IGNORE_INDEX).tolist(), strict=True)):
             question: list[Mention] = []
-            for place, answer in enumerate(learnt):
+            for place, answer in enumerate(learned):
                 if not answer:
                     mention = self._mention(row, words, place)
                     question += [mention] if mention else []

@@ -46,7 +46,7 @@ def untrained(size: str) -> tuple[GlammForConditionalGeneration, GlammProcessor]
     if size != "tiny":
         raise ValueError(f"size {size!r} starts from pretrained parts of the hub; the storybook recipes make size tiny")
     config = GlammConfig.of_size(size)
-    # The two roles stand in every row: spelt in letters, they take a third of its words.
+    # The two roles stand in every row: spelled in letters, they take a third of its words.
     tokenizer = build_wordpiece([config.prompt.user, config.prompt.assistant, *tasks.corpus_words()])
     config.text.vocab_size = len(tokenizer)
     config.text.pad_token_id, config.text.bos_token_id, config.text.eos_token_id = 0, 1, 2

@@ -44,7 +44,7 @@ class SegmenterTraining(nn.Module):
         logits = self.predict(embeddings, points, labels, image_of_mask, coded)
         c = self.config.losses
         share = masks.flatten(1).mean(1)[:, None, None]
-        # Balanced: inside and outside of a mask weigh the same, or small things would not be learnt at first.
+        # Balanced: inside and outside of a mask weigh the same, or small things would not be learned at first.
         weight = masks / share.clamp(min=1e-3) + (1 - masks) / (1 - share).clamp(min=1e-3)
         bce = F.binary_cross_entropy_with_logits(logits.float(), masks, weight=weight / 2)
         plain = losses.mask_bce_sum(logits, masks) / len(masks)

@@ -35,7 +35,7 @@ class Placed:
         return sum(map(sum, self.cells))
 
     def covered_by(self, other: "Placed") -> set[int]:
-        """The cells of this silhouette whose centres lie under another one."""
+        """The cells of this silhouette whose centers lie under another one."""
         x0, y0, x1, y1 = self.box
         left, top, right, bottom = other.box
         if left >= x1 or right <= x0 or top >= y1 or bottom <= y0:
@@ -116,7 +116,7 @@ class Layout:
         return True
 
     def _spot(self, rng, cls: str, sx: float, sy: float, crowd: float) -> tuple[float, float, float] | None:
-        """Centre and depth of a proposal, None where the thing does not fit in."""
+        """Center and depth of a proposal, None where the thing does not fit in."""
         if sx > 1 - 2 * _MARGIN or sy > 1 - 2 * _MARGIN:
             return None
         flying = cls in FLYING
@@ -145,12 +145,12 @@ class Layout:
 
     @staticmethod
     def _sky_band(cls: str, sky: Stuff, sy: float) -> tuple[float, float]:
-        """Range of the centre: what flies low may dip below the horizon, what hangs in the sky may not."""
+        """Range of the center: what flies low may dip below the horizon, what hangs in the sky may not."""
         low = sky.bottom - 0.01 if cls in ("sun", "star", "cloud") else sky.bottom + 0.25 * sy
         return _MARGIN + sy / 2, min(low, 1 - _MARGIN) - sy / 2
 
     def _ground_band(self, cls: str, stuff: Stuff, sy: float) -> tuple[float, float]:
-        """Range of the centre: the foot of the thing stands inside the stuff, a swimming thing lies inside."""
+        """Range of the center: the foot of the thing stands inside the stuff, a swimming thing lies inside."""
         depth = stuff.bottom - stuff.top
         first, last = stuff.top + 0.04 + 0.12 * depth, stuff.bottom - 0.025
         if cls == "mountain":  # far away, its foot on the horizon

@@ -13,7 +13,7 @@ SEEN_STUFF = 0.01
 """Below this share of the picture a thing or a region of stuff counts as unseen: nobody is asked to find it."""
 
 MARGIN = 0.08
-"""Two centres must be this far apart, as a share of the picture's side, before one is left of or above the other."""
+"""Two centers must be this far apart, as a share of the picture's side, before one is left of or above the other."""
 
 ORDER = {size: rank for rank, size in enumerate(vocabulary.SIZES)}
 
@@ -51,11 +51,11 @@ class View:
 
     @cached_property
     def things(self) -> tuple[int, ...]:
-        """The visible things, left to right by the centre of the visible box."""
+        """The visible things, left to right by the center of the visible box."""
         masks = self.picture.thing_masks
         least = SEEN_THING * self.height * self.width
         seen = [k for k in range(len(masks)) if np.count_nonzero(masks[k]) >= least]
-        return tuple(sorted(seen, key=lambda k: (self.centre(k)[0], k)))
+        return tuple(sorted(seen, key=lambda k: (self.center(k)[0], k)))
 
     @cached_property
     def stuff(self) -> dict[str, tuple[int, ...]]:
@@ -94,8 +94,8 @@ class View:
         """The record of thing `k`."""
         return self.scene.things[k]
 
-    def centre(self, k: int) -> tuple[float, float]:
-        """Centre of the visible box, as fractions of width and height."""
+    def center(self, k: int) -> tuple[float, float]:
+        """Center of the visible box, as fractions of width and height."""
         x0, y0, x1, y1 = self.boxes[k]
         return (x0 + x1) / (2 * self.width), (y0 + y1) / (2 * self.height)
 
@@ -112,12 +112,12 @@ class View:
     # ---- relations of two things: true only where nobody would dispute it ----
 
     def left_of(self, a: int, b: int, margin: float = MARGIN) -> bool:
-        """Whether the centre of `a` lies left of that of `b` by more than `margin` of the width."""
-        return self.centre(b)[0] - self.centre(a)[0] > margin
+        """Whether the center of `a` lies left of that of `b` by more than `margin` of the width."""
+        return self.center(b)[0] - self.center(a)[0] > margin
 
     def above(self, a: int, b: int, margin: float = MARGIN) -> bool:
         """Whether `a` is higher in the picture by more than `margin` of the height."""
-        return self.centre(b)[1] - self.centre(a)[1] > margin
+        return self.center(b)[1] - self.center(a)[1] > margin
 
     def over(self, a: int, b: int) -> bool:
         """Whether `a` flies above `b`: it ends where `b` starts, roughly, and their columns overlap.
