@@ -142,7 +142,7 @@ def filled(
     elif device in PLACED:
         devices = place(source.empty_model(), kind or torch.float32, max_memory, offload_folder)
     if isinstance(devices, (str, int, torch.device)):
-        devices = {"": devices}
+        devices = {"": devices if isinstance(devices, int) else str(devices)}
     if devices and "disk" in devices.values():
         kept = folder_on_disk(offload_folder)
 
@@ -165,7 +165,7 @@ def filled(
             built=built,
             **attention,
         )
-    model.config.name_or_path = model.name_or_path = source.name
+    model.name_or_path, model.config.name_or_path = source.name, ""  # no folder of this machine is written down
     made = {name: type_name(tensor.dtype) for name, tensor in model.state_dict().items() if name in source.places}
     model.load_report = source.report(made | {f"{layer}.weight": settings.kind for layer in layers})
     if devices and (kept or len(set(devices.values())) > 1):

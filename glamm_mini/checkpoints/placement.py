@@ -55,7 +55,10 @@ def place(
     main = main_device(devices)
     modules = {name for name, _ in model.named_modules()}
     # accelerate fetches what modules own, so a single weight has to stay where it is used.
-    devices = {name: device if name in modules and name != STAYS else main for name, device in devices.items()}
+    devices = {name: device if name in modules else main for name, device in devices.items()}
+    if set(devices) == {""}:  # all in one place
+        devices = {name: devices[""] for name, _ in model.named_children()}
+    devices = {name: device for name, device in devices.items() if not name.startswith(STAYS)} | {STAYS: main}
     if "disk" in devices.values() and offload_folder is None:
         sizes = compute_module_sizes(model, dtype=dtype)
         on_disk = sum(sizes[name] for name, device in devices.items() if device == "disk")

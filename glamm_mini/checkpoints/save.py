@@ -42,7 +42,7 @@ def save_model(
     """
     wrapped = None
     while model is not wrapped:  # one wrapper may stand in another
-        model, wrapped = extract_model_from_parallel(model, False, False, keep_torch_compile=False), model
+        model, wrapped = extract_model_from_parallel(model, keep_fp32_wrapper=False, keep_torch_compile=False), model
     state = model.state_dict()
     if any(".lora_" in name for name in state):
         raise ValueError("the model has LoRA beside its weights: merge it first (merge_lora), or save it by save_lora")

@@ -189,7 +189,7 @@ def open_checkpoint(
     if is_official(given):
         entries, notes = _entries(name, folder, weights, hub)
         source = Source(folder, True, config or GlammConfig(), dropped=_dropped(folder, entries, drop), notes=notes)
-        return _official(source, entries, given, vision_tower, config, need_tower and weights == "all", drop)
+        return _official(source, entries, given, vision_tower, config, need_tower, drop, weights == "all")
     if drop:
         raise ValueError(f"{folder} is in our format, which holds no name too many; drop belongs to official ones")
     if vision_tower is not None:
@@ -203,7 +203,7 @@ def open_checkpoint(
     return Source(folder, False, config, entries, notes=notes)
 
 
-def _official(source: Source, entries: dict[str, Stored], given: dict, tower, config, need_tower: bool, drop) -> Source:
+def _official(source: Source, entries: dict, given: dict, tower, config, need_tower, drop, whole: bool) -> Source:
     for name, entry in entries.items():
         if name.startswith(drop):
             continue
@@ -220,7 +220,7 @@ def _official(source: Source, entries: dict[str, Stored], given: dict, tower, co
     # Inside the checkpoint lies the image encoder of a model that the hub has none for.
     beside = source.folder / named if Path(named).name == named else source.folder / "nowhere"
     if not any(name.startswith(VISION_TOWER) for name in source.places) or tower is not None:
-        if tower is not None or need_tower or (beside.is_dir() and entries):
+        if tower is not None or whole and (need_tower or beside.is_dir()):
             vision = _add_tower(source, tower or (beside if beside.is_dir() else named), given)
         elif beside.is_dir():
             vision = _vision_settings(beside)

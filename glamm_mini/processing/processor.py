@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoProcessor, PreTrainedTokenizerFast
 
 from glamm_mini import registry
 from glamm_mini.model.config import GlammConfig
@@ -203,6 +203,10 @@ class GlammProcessor:
         side = self.config.grounding.image_size
         logits = upscale_logits(low_res, side, fitted_size(size, side), size)
         return logits > 0, logits
+
+
+# transformers' AutoProcessor knows GLaMM as soon as this class is imported.
+AutoProcessor.register(GlammConfig, GlammProcessor)
 
 
 def pad_rows(ids: list, labels: list, segments: list | None, pad_id: int) -> dict:
