@@ -224,7 +224,7 @@ def check_settings(given: Mapping, path: Path, inside: str = "") -> None:
 
 
 def _is_list(value, limits: tuple[int, int] | None) -> bool:
-    if not isinstance(value, list):
+    if not isinstance(value, (list, tuple)):
         return False
     if limits is None:
         return len(value) == 3 and all(type(v) in (int, float) and math.isfinite(v) for v in value)

@@ -83,11 +83,13 @@ def main_device(devices: Mapping[str, str | int]) -> str | int:
     return next((device for device in devices.values() if device not in ("cpu", "disk")), "cpu")
 
 
-def folder_on_disk(offload_folder: str | Path) -> TemporaryDirectory:
+def folder_on_disk(offload_folder: str | Path | None) -> TemporaryDirectory:
     """A folder of its own for one model's weights, inside `offload_folder`; it goes when the model does.
 
     Raises OSError if it cannot be made.
     """
+    if offload_folder is None:
+        raise ValueError("some weights are to lie on the disk; say where by offload_folder='FOLDER'")
     try:
         Path(offload_folder).mkdir(parents=True, exist_ok=True)
         return TemporaryDirectory(prefix="glamm-", dir=offload_folder)

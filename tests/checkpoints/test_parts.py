@@ -285,7 +285,7 @@ def test_arguments_that_cannot_be_meant(places, config, tmp_path):
         from_parts("tiny")
     with pytest.raises(FileNotFoundError, match="absent"):
         from_parts(config, **places | {"global_encoder": tmp_path / "absent"})
-    with pytest.raises(ValueError, match="sam.pth is a file"):
+    with pytest.raises(FileNotFoundError, match="sam.pth is a file"):
         from_parts(config, **places | {"language_model": places["grounding_encoder"]})
     with pytest.raises(ValueError, match=r"clip holds a 'clip'; expected 'sam'"):
         from_parts(config, **places | {"grounding_encoder": places["global_encoder"]})
