@@ -79,7 +79,7 @@ class GlammForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return self.language_model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
-        """Replace it, as `resize_token_embeddings` does."""
+        """Another embedding of tokens."""
         self.language_model.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Linear:
@@ -87,8 +87,12 @@ class GlammForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return self.language_model.get_output_embeddings()
 
     def set_output_embeddings(self, value: nn.Linear) -> None:
-        """Replace it, as `resize_token_embeddings` does."""
+        """Another head."""
         self.language_model.set_output_embeddings(value)
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """As transformers': embedding, head and `config.text.vocab_size` follow the tokenizer's new length."""
+        return self.language_model.resize_token_embeddings(*args, **kwargs)
 
     def weights_version(self) -> tuple:
         """Another value whenever weights that `encode_images` uses were changed, moved or cast; features are as old.
