@@ -50,7 +50,7 @@ class GlammForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.lp_projector = LPProjector(width, config.grounding.prompt_dim)
         self.post_init()
 
-    def _init_weights(self, module: nn.Module):
+    def _init_weights(self, module: nn.Module) -> None:
         initialize_weights(module, self.config.text.initializer_range)
 
     @property

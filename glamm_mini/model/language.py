@@ -113,7 +113,8 @@ def _checked(config: GenerationConfig, options: Mapping[str, Any], device: str) 
     more = config.update(**options)
     for why, names in REFUSED.items():
         for name in names:
-            if more.get(name, getattr(config, name, None)) not in (None, False):
+            value = more.get(name, getattr(config, name, None))
+            if value is not None and value is not False:
                 raise ValueError(f"generate was given {name}, which GLaMM does not take: {why}")
     for name in ("num_beams", "num_return_sequences"):
         if (count := getattr(config, name)) is not None and count < 1:

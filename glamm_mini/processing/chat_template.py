@@ -20,7 +20,7 @@ TEMPLATE = """\
 {%- set given = messages[0].role == 'system' -%}
 {%- set system = words(messages[0]) if given else SYSTEM -%}
 {{- system + ' ' if system else '' -}}
-{%- for message in messages[1:] if given else messages -%}
+{%- for message in (messages[1:] if given else messages) -%}
 {%- set wanted = 'user' if loop.index is odd else 'assistant' -%}
 {%- if message.role != wanted -%}
 {{- raise_exception('the role is ' + message.role + '; expected user and assistant in turn') -}}

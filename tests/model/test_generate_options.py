@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from small_models import SEG, box_set, images, padded, row, small_model
+from small_models import BBOX, SEG, box_set, images, padded, row, small_model
 from transformers import GenerationConfig
 
 NEW = 8
@@ -16,9 +16,10 @@ BATCH = images(2)
 
 
 def likely(ids, scores):
-    """Makes [SEG] likely, and not sure."""
+    """Makes [SEG] likely, and not sure; and no <bbox>, which a forward pass would want a box for."""
     scores = scores.clone()
     scores[:, SEG] += 4.0
+    scores[:, BBOX] = -1e4
     return scores
 
 

@@ -246,3 +246,9 @@ def test_no_other_program_is_started_for_a_file(tmp_path, monkeypatch):
 def test_the_named_formats_are_read_whatever_the_name(tmp_path, name):
     Image.new("RGB", (8, 6), (200, 10, 10)).save(tmp_path / name, format="PNG" if name == "no_ending" else None)
     assert np.abs(load_image(tmp_path / name).astype(int) - [200, 10, 10]).max() < 8
+
+
+def test_the_first_of_a_camera_s_two_pictures_in_one_file(tmp_path):
+    first, second = (Image.new("RGB", (8, 6), color) for color in ((200, 10, 10), (10, 200, 10)))
+    first.save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[second])
+    assert np.abs(load_image(tmp_path / "a.jpg").astype(int) - [200, 10, 10]).max() < 8
