@@ -9,7 +9,7 @@ import torch
 from glamm_mini.assistant.answer import GroundedAnswer, GroundedPhrase, grounded_phrase
 from glamm_mini.assistant.chat import Chat
 from glamm_mini.assistant.requests import WORDINGS, Prepared, Request, Wording, expression_words, prepare
-from glamm_mini.checkpoints.folder import load_model
+from glamm_mini.checkpoints.load import load_model
 from glamm_mini.model.glamm import GlammForConditionalGeneration, ImageFeatures
 from glamm_mini.processing.boxes import box_array
 from glamm_mini.processing.images import load_image

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from glamm_mini.cli.loading import Device, Drop, Dtype, Loading, Model, OffloadFolder, Quantize, VisionTower
+from glamm_mini.cli.loading import Device, Drop, Dtype, Loading, Lora, Model, OffloadFolder, Quantize, VisionTower
 
 CARD = 1000
 """Width in pixels of each answer's picture."""
@@ -33,6 +33,7 @@ def demo(
     vision_tower: VisionTower = None,
     offload_folder: OffloadFolder = None,
     drop: Drop = None,
+    lora: Lora = None,
 ) -> None:
     """Ask about pictures; draw the answers.
 
@@ -46,7 +47,7 @@ def demo(
     _check_readable(paths)
     console = Console(highlight=False)
     with Console(stderr=True).status(f"loading the model {model!r}"):
-        assistant = Loading(model, device, dtype, quantize, vision_tower, offload_folder, drop).load()
+        assistant = Loading(model, device, dtype, quantize, vision_tower, offload_folder, drop, lora).load()
     out.mkdir(parents=True, exist_ok=True)
     cards = []
     for number, (name, path) in enumerate(zip(names_of(paths), paths, strict=True), start=1):

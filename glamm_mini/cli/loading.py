@@ -17,6 +17,7 @@ VisionTower = Annotated[
     str | None, typer.Option(help="Folder or hub id of CLIP, which official checkpoints leave out.")
 ]
 OffloadFolder = Annotated[Path | None, typer.Option(help="Folder for weights that find no memory, with --device auto.")]
+Lora = Annotated[Path | None, typer.Option(help="An adapter's folder, put beside the weights and not merged.")]
 Drop = Annotated[
     list[str] | None,
     typer.Option(metavar="PREFIX", help="Leave out official names that begin so; may be repeated."),
@@ -34,6 +35,7 @@ class Loading:
     vision_tower: str | None = None
     offload_folder: Path | None = None
     drop: tuple[str, ...] | list[str] | None = None
+    lora: Path | None = None
 
     def load(self):
         """The assistant. Raises as `glamm_mini.load` does."""
@@ -47,9 +49,10 @@ class Loading:
             vision_tower=self.vision_tower,
             offload_folder=self.offload_folder,
             drop=tuple(self.drop or ()),
+            lora=self.lora,
         )
 
     def settings(self) -> dict:
         """What answers depend on, for the settings beside results; where the weights lie changes none."""
         own = {"model": self.model, "dtype": self.dtype, "quantize": self.quantize, "vision_tower": self.vision_tower}
-        return own | {"drop": list(self.drop or ())}
+        return own | {"drop": list(self.drop or ())} | ({"lora": str(self.lora)} if self.lora else {})

@@ -166,6 +166,17 @@ class GlammConfig(PreTrainedConfig):
         super().__init__(**kwargs)
 
     @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "GlammConfig":
+        """As transformers'; ValueError for settings of another kind of model, which would become the default ones."""
+        kind = config_dict.get("model_type", cls.model_type)
+        if kind != cls.model_type:
+            raise ValueError(
+                f"these are settings of the type {kind!r}; expected {cls.model_type!r}. Official checkpoints are read "
+                "by GlammForConditionalGeneration.from_pretrained, GlammProcessor.from_pretrained or glamm_mini.load"
+            )
+        return super().from_dict(config_dict, **kwargs)
+
+    @classmethod
     def of_size(cls, size: str, **changes: Any) -> "GlammConfig":
         """The configuration of a named size: "tiny", "colab" or "7b"; `changes` override top-level settings."""
         if size not in SIZES:

@@ -1,19 +1,18 @@
 """GLaMM: all parts joined. One forward pass for training, one generate for answers."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
 
 import torch
-from torch import nn
-from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 from transformers.utils import can_return_tuple
 
+from glamm_mini.dtypes import across_types, in_type_of
 from glamm_mini.model import losses
 from glamm_mini.model.config import GlammConfig
-from glamm_mini.model.dtypes import across_types, in_type_of
-from glamm_mini.model.initialize import initialize_weights
 from glamm_mini.model.language import LanguageModel, answer, states_anew
 from glamm_mini.model.outputs import GlammGenerated, GlammOutput, ImageFeatures
+from glamm_mini.model.pretrained import GlammPreTrained
 from glamm_mini.model.region_encoder import RegionEncoder
 from glamm_mini.model.sam import GroundingImageEncoder, LPProjector, PixelDecoder, upscale_logits
 from glamm_mini.model.splice import Spliced, check_rows, language_output, pad_left, put_images, put_regions
@@ -25,20 +24,11 @@ Boxes = Sequence[torch.Tensor | None]  # per row (N, 4), normalized x0 y0 x1 y1,
 Sizes = Sequence[tuple[int, int]]  # per image (height, width)
 
 
-class GlammForConditionalGeneration(PreTrainedModel, GenerationMixin):
+class GlammForConditionalGeneration(GlammPreTrained):
     """Grounding Large Multimodal Model (paper section 3.1), the same class at every size."""
 
-    config_class = GlammConfig
-    base_model_prefix = ""
-    main_input_name = "input_ids"
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flash_attn = True  # CLIP and the language model; SAM's attention is its own
-    main_device: torch.device | str | int | None = None
-    """Set where a model's parts lie on several devices (`checkpoints.placement`): the one that computes."""
-    _no_split_modules = ["LlamaDecoderLayer", "CLIPEncoderLayer", "Block"]
-
-    def __init__(self, config: GlammConfig):
+    def __init__(self, config: GlammConfig, built: Callable[[Self], None] | None = None) -> None:
+        """built: told of the new model before any weight is read into it; raises if these do not fit."""
         super().__init__(config)
         width = config.text.hidden_size
         self.global_encoder = GlobalImageEncoder(config)
@@ -49,54 +39,8 @@ class GlammForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.pixel_decoder = PixelDecoder(config)
         self.lp_projector = LPProjector(width, config.grounding.prompt_dim)
         self.post_init()
-
-    def _init_weights(self, module: nn.Module) -> None:
-        initialize_weights(module, self.config.text.initializer_range)
-
-    @property
-    def device(self) -> torch.device:
-        """Where inputs go. Weights that accelerate keeps elsewhere are fetched from there when they are needed."""
-        weights = (p.device for p in self.parameters() if not p.is_meta)
-        return torch.device(self.main_device if self.main_device is not None else next(weights, "meta"))
-
-    @property
-    def generation_config(self) -> GenerationConfig:
-        """How answers are generated where a call says nothing else; the language model's own, so that there is one."""
-        return self.language_model.generation_config
-
-    @generation_config.setter
-    def generation_config(self, config: GenerationConfig) -> None:
-        if "language_model" in self._modules:  # transformers sets one before any part is there
-            self.language_model.generation_config = config
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        """The language model's embedding of tokens."""
-        return self.language_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        """Another embedding of tokens."""
-        self.language_model.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Linear:
-        """The language model's head."""
-        return self.language_model.get_output_embeddings()
-
-    def set_output_embeddings(self, value: nn.Linear) -> None:
-        """Another head."""
-        self.language_model.set_output_embeddings(value)
-
-    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
-        """As transformers': embedding, head and `config.text.vocab_size` follow the tokenizer's new length."""
-        return self.language_model.resize_token_embeddings(*args, **kwargs)
-
-    def weights_version(self) -> tuple:
-        """Another value whenever weights that `encode_images` uses were changed, moved or cast; features are as old.
-
-        Cheap: nothing is read from a device. Writing through `.data` is not seen.
-        """
-        parts = (self.global_encoder, self.vl_projector, self.grounding_encoder)
-        weights = [t for part in parts for t in (*part.parameters(), *part.buffers())]
-        return tuple((t.data_ptr(), 0 if t.is_inference() else t._version, t.dtype, t.device) for t in weights)
+        if built is not None:
+            built(self)
 
     def encode_images(self, global_images: torch.Tensor, grounding_images: torch.Tensor | None = None) -> ImageFeatures:
         """global_images (I, 3, S, S) and, where masks are wanted, grounding_images (I, 3, G, G)."""
@@ -367,3 +311,9 @@ class GlammForConditionalGeneration(PreTrainedModel, GenerationMixin):
             upscale_logits(masks, size, tuple(resized[i]), tuple(original[i]))
             for masks, i in zip(result.low_res, images.tolist(), strict=True)
         ]
+
+
+# transformers' Auto classes know GLaMM as soon as this class is imported.
+AutoConfig.register(GlammConfig.model_type, GlammConfig)
+AutoModel.register(GlammConfig, GlammForConditionalGeneration)
+AutoModelForImageTextToText.register(GlammConfig, GlammForConditionalGeneration)

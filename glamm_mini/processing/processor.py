@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 
+from glamm_mini import registry
 from glamm_mini.model.config import GlammConfig
 from glamm_mini.model.sam import upscale_logits
 from glamm_mini.model.tokens import ADDED_TOKENS, IGNORE_INDEX, IMAGE, IMAGE_TOKEN_INDEX
@@ -46,9 +47,13 @@ class GlammProcessor(ProcessorMixin):
         self.chat_template = chat_template(config.prompt)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "GlammProcessor":
-        """Read what `save_pretrained` wrote."""
-        return cls(GlammConfig.from_pretrained(folder), PreTrainedTokenizerFast.from_pretrained(folder))
+    def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> "GlammProcessor":
+        """The processor of a bundled name, a folder or a hub id, in our format or official; no weights are needed.
+
+        Takes `subfolder`, `revision`, `token`, `cache_dir` ... as transformers does, and the `vision_tower` of
+        official checkpoints. Raises FileNotFoundError or ValueError that names what is missing or damaged.
+        """
+        return registry.find("checkpoint", "processor")(folder, **kwargs)
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Write the tokenizer and the configuration; `push_to_hub` and its arguments as in transformers."""

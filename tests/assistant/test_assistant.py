@@ -11,7 +11,7 @@ from scripted import GROUNDED, scripted_assistant, scripting, seen_prompts
 
 from glamm_mini.assistant import assistant as module
 from glamm_mini.assistant.assistant import GroundedAnswer, Request, load
-from glamm_mini.checkpoints.folder import save_model
+from glamm_mini.checkpoints.save import save_model
 from glamm_mini.model.tokens import IMAGE_TOKEN_INDEX
 
 

@@ -11,8 +11,8 @@ from small_models import SEG, answer_labels, box_set, images, padded, row, small
 from transformers import GenerationConfig, Qwen2Config
 
 import glamm_mini.model
+from glamm_mini.dtypes import across_types
 from glamm_mini.model.config import GlammConfig
-from glamm_mini.model.dtypes import across_types
 from glamm_mini.model.glamm import GlammForConditionalGeneration
 from glamm_mini.model.losses import mask_dice_sum
 from glamm_mini.model.splice import language_states

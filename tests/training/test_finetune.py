@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 import glamm_mini
-from glamm_mini.checkpoints.folder import load_model, save_model
+from glamm_mini.checkpoints.load import load_model
 from glamm_mini.checkpoints.lora import has_lora, load_lora, merge_lora
+from glamm_mini.checkpoints.save import save_model
 from glamm_mini.training import finetune, recipes
 from glamm_mini.training.data_order import COUNTS
 from glamm_mini.training.logs import read_log

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from glamm_mini.assistant.assistant import Assistant
-from glamm_mini.checkpoints.folder import load_model
+from glamm_mini.checkpoints.load import load_model
 from glamm_mini.storybook.pretrain import run as storybook
 from glamm_mini.training import recipes
 

@@ -60,12 +60,9 @@ def memory(
 
 def _config(size: str):
     """The configuration of a size, or of a folder; an official one stands partly in the shapes of its weights."""
-    from glamm_mini.checkpoints.find import is_official
     from glamm_mini.checkpoints.source import open_checkpoint
     from glamm_mini.model.config import SIZES, GlammConfig
 
     if size in SIZES:
         return GlammConfig.of_size(size)
-    if is_official(Path(size)):
-        return open_checkpoint(size, need_tower=False).config
-    return GlammConfig.from_pretrained(size)
+    return open_checkpoint(size, need_tower=False, weights="none").config

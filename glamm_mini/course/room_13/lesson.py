@@ -4,7 +4,7 @@ import json
 
 import torch
 
-from glamm_mini.checkpoints.shards import SAFETENSORS_TYPES
+from glamm_mini.checkpoints.files import SAFETENSORS_TYPES
 
 
 def cut_shards(sizes: dict[str, int], limit: int) -> list[list[str]]:
