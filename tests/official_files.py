@@ -188,6 +188,7 @@ def released_files(folder: Path, kind: str) -> None:
     own = json.loads((folder / "config.json").read_text())
     sizes = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "num_key_value_heads")
     kept = {name: own[name] for name in (*sizes, "mm_hidden_size", "vocab_size", "glamm_mini") if name in own}
+    kept.setdefault("num_key_value_heads", own["num_attention_heads"])
     (folder / "config.json").write_text(json.dumps(released_config(kind) | kept, indent=2))
     token = {"__type": "AddedToken", "lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
     tokenizer = {

@@ -54,9 +54,9 @@ class Conversion:
     @property
     def bytes(self) -> int:
         """Bytes of all tensors as they will be written."""
-        named = [(self.weights[name], self.types[name]) for name in self.weights]
-        named += [(tensor, tensor.dtype) for tensor in self.tower.values()]
-        return sum(torch.Size(tensor.shape or ()).numel() * dtype.itemsize for tensor, dtype in named)
+        named = [(self.weights[name].shape, self.types[name]) for name in self.weights]
+        named += [(tensor.shape, tensor.dtype) for tensor in self.tower.values()]
+        return sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in named if shape is not None)
 
     def write(
         self,

@@ -101,12 +101,13 @@ def from_hub(name: str, weights: bool = True, subfolder: str = "", **hub: Any) -
 class Stored:
     """A tensor in a file, its shape (any) and type known before its values are read: `stored[...]` reads them.
 
+    shape: None where the hub tells names alone.
     first: the first name in the file that stands for the same values, of the same shape: `torch.save` stores what
         several names share once. None in safetensors, which share nothing.
     """
 
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] | None
     dtype: torch.dtype
     file: Path
     first: str | None = None
@@ -114,8 +115,8 @@ class Stored:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its values in the file."""
-        return torch.Size(self.shape).numel() * self.dtype.itemsize
+        """Bytes of its values in the file; 0 where the shape is not known."""
+        return 0 if self.shape is None else torch.Size(self.shape).numel() * self.dtype.itemsize
 
     def __getitem__(self, _: Any) -> torch.Tensor:
         """The tensor, on the CPU, in memory of its own. Raises ValueError that names a file that is cut short."""

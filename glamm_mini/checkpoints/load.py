@@ -18,7 +18,7 @@ from glamm_mini.checkpoints.files import find_folder, list_tensors, stamps
 from glamm_mini.checkpoints.lora import load_lora
 from glamm_mini.checkpoints.placement import Quantization, dispatch, folder_on_disk, main_device, place, quantization
 from glamm_mini.checkpoints.report import type_name
-from glamm_mini.checkpoints.source import Source, open_checkpoint
+from glamm_mini.checkpoints.source import Source, open_checkpoint, unreadable
 from glamm_mini.model.config import GlammConfig
 from glamm_mini.model.glamm import GlammForConditionalGeneration
 from glamm_mini.processing.processor import GlammProcessor
@@ -91,6 +91,8 @@ def model_from(cls: type, name: str | Path, config: GlammConfig | None = None, *
     unknown = sorted(given.keys() - {"_from_auto", "trust_remote_code", "adapter_kwargs"})
     if unknown:
         raise ValueError(f"from_pretrained does not know {', '.join(unknown)}; see its help")
+    if isinstance(device, str) and device not in PLACED:
+        _check_device(device, None, None, None)
     source, _ = _opened(name, tower, config, drop or (), hub)
     model = filled(cls, source, kind, device, quantization(settings, kind), memory, folder, **attention)
     nothing = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
@@ -100,16 +102,17 @@ def model_from(cls: type, name: str | Path, config: GlammConfig | None = None, *
 def processor_from(name: str | Path, vision_tower: str | Path | None = None, **hub: Any) -> GlammProcessor:
     """What `GlammProcessor.from_pretrained` does: the processor of a checkpoint, of which no weight is needed."""
     hub = {key: value for key, value in hub.items() if key in HUB}
-    return open_checkpoint(name, vision_tower, weights="none", **hub).processor()
+    return open_checkpoint(name, vision_tower, need_tower=False, weights="none", **hub).processor()
 
 
 def _opened(name, vision_tower, config, drop, hub: dict) -> tuple[Source, GlammProcessor]:
     """The opened checkpoint and its processor, all of one save: a folder that is saved to meanwhile is opened again."""
+    ways = {key: value for key, value in hub.items() if key not in ("revision", "subfolder")}  # to CLIP's repository
     for _ in range(TRIES):
         folder = find_folder(name, **hub)
         before = stamps(folder)
         try:
-            source = open_checkpoint(folder, vision_tower, config, drop=drop)
+            source = open_checkpoint(folder, vision_tower, config, drop=drop, **ways)
             processor = source.processor()
         except (OSError, ValueError):
             if stamps(folder) == before:
@@ -142,30 +145,37 @@ def filled(
     elif device in PLACED:
         devices = place(source.empty_model(), kind or torch.float32, max_memory, offload_folder)
     if isinstance(devices, (str, int, torch.device)):
-        devices = {"": devices}
+        devices = {"": devices if isinstance(devices, int) else str(devices)}
     if devices and "disk" in devices.values():
         kept = folder_on_disk(offload_folder)
+    begun = []
 
     def built(model: GlammForConditionalGeneration) -> None:
+        begun.append(model)
         source.check(model)
         if kind is None and half:  # "stored": one half type, and what is float32 stays so
             whole = {name for name, entry in source.places.items() if entry.dtype == torch.float32}
             model._keep_in_fp32_modules_strict = whole
 
     with _ONE_AT_A_TIME, _quiet(source.nbytes):
-        model = cls.from_pretrained(
-            None,
-            config=source.config,
-            state_dict=source.places,
-            dtype=kind or (half or [torch.float32])[0],
-            device_map=devices if settings or devices != {"": "cpu"} else None,
-            quantization_config=settings and settings.config,
-            offload_folder=kept and kept.name,
-            generation_config=_generation(source),
-            built=built,
-            **attention,
-        )
-    model.config.name_or_path = model.name_or_path = source.name
+        try:
+            model = cls.from_pretrained(
+                None,
+                config=source.config,
+                state_dict=source.places,
+                dtype=kind or (half or [torch.float32])[0],
+                device_map=devices if settings or devices != {"": "cpu"} else None,
+                quantization_config=settings and settings.config,
+                offload_folder=kept and kept.name,
+                generation_config=_generation(source),
+                built=built,
+                **attention,
+            )
+        except Exception as error:
+            if begun or isinstance(error, ImportError):
+                raise
+            raise unreadable(source.folder, error) from error  # each part of the model raises its own
+    model.name_or_path, model.config.name_or_path = source.name, ""  # no folder of this machine is written down
     made = {name: type_name(tensor.dtype) for name, tensor in model.state_dict().items() if name in source.places}
     model.load_report = source.report(made | {f"{layer}.weight": settings.kind for layer in layers})
     if devices and (kept or len(set(devices.values())) > 1):

@@ -40,6 +40,7 @@ def add_lora(model, rank: int = 8, alpha: float = 16, dropout: float = 0.05, tar
             of these names, or a setting is out of range.
     """
     peft = _peft()
+    _check_free(model)
     if rank < 1 or alpha <= 0 or not 0 <= dropout < 1:
         raise ValueError(f"rank {rank}, alpha {alpha}, dropout {dropout}; expected at least 1, above 0, and 0 to 1")
     linear = [n for n, m in model.language_model.named_modules() if isinstance(m, nn.Linear)]
@@ -51,7 +52,6 @@ def add_lora(model, rank: int = 8, alpha: float = 16, dropout: float = 0.05, tar
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules=rf"language_model\.(.*\.)?({'|'.join(sorted(targets))})",
-        task_type="CAUSAL_LM",
     )
     trains = {name: p.requires_grad for name, p in model.named_parameters()}
     _put_in(model, settings)
@@ -119,6 +119,7 @@ def load_lora(model, folder: str | Path) -> dict[str, Any]:
     if odd:
         if fresh:
             _take_out(model, trains)
+            raise _foreign(folder, odd, settings)
         raise ValueError(
             f"the LoRA in {folder} does not fit the model's: {len(odd)} tensors, such as {odd[0]}; merge the model's "
             "own first, or load the model anew"
@@ -144,11 +145,15 @@ def merge_lora(model) -> int:
     return len(layers)
 
 
-def _put_in(model, settings) -> None:
+def _check_free(model) -> None:
     if has_lora(model):
         raise ValueError("the model has LoRA already; merge it first (merge_lora), or train on with it")
     if is_quantized(model):
         raise ValueError("the language model is quantized; load it without quantize to use LoRA")
+
+
+def _put_in(model, settings) -> None:
+    _check_free(model)
     _peft().inject_adapter_in_model(settings, model, ADAPTER)
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
@@ -194,7 +199,6 @@ def _plain(name: str) -> str:
 def _check_fit(model, settings, state: dict[str, Stored], folder: Path) -> None:
     """Whether the file's tensors are of this model, before anything of it is changed."""
     shapes = {_plain(name): tuple(p.shape) for name, p in model.named_parameters() if ".lora_" not in name}
-    base = settings.base_model_name_or_path or "a model that it does not name"
     odd = []
     for name, entry in state.items():
         path, _, kind = name.partition(".lora_")
@@ -203,10 +207,7 @@ def _check_fit(model, settings, state: dict[str, Stored], folder: Path) -> None:
         if (fits.get(kind, entry.shape) if kind and beside else shapes.get(name)) != entry.shape:
             odd.append(name)
     if odd:
-        raise ValueError(
-            f"the LoRA in {folder} is of another model: {len(odd)} tensors do not fit, such as {odd[0]}; it belongs on "
-            f"{base}"
-        )
+        raise _foreign(folder, odd, settings)
     if has_lora(model) and model.peft_config[ADAPTER].lora_alpha != settings.lora_alpha:
         own = model.peft_config[ADAPTER].lora_alpha
         raise ValueError(f"the LoRA in {folder} has alpha {settings.lora_alpha}, the model's has {own}")
@@ -214,7 +215,16 @@ def _check_fit(model, settings, state: dict[str, Stored], folder: Path) -> None:
         stored = torch.tensor(json.loads((file.metadata() or {}).get("probe", "[]")))
     # A model kept in half precision differs from its float32 self by up to 1 part in 256.
     if len(stored) and not torch.allclose(torch.tensor(_probe(model)), stored, rtol=2**-7, atol=1e-4):
-        raise ValueError(f"the LoRA in {folder} was trained on other weights of the same shape; load it onto {base}")
+        raise ValueError(f"the LoRA in {folder} was trained on other weights of the same shape{_belongs(settings)}")
+
+
+def _foreign(folder: Path, odd: list[str], settings) -> ValueError:
+    tensors = f"{len(odd)} tensors do not fit, such as {odd[0]}"
+    return ValueError(f"the LoRA in {folder} is of another model: {tensors}{_belongs(settings)}")
+
+
+def _belongs(settings) -> str:
+    return f"; it belongs on {settings.base_model_name_or_path or 'a model that it does not name'}"
 
 
 def _probe(model) -> list[float]:

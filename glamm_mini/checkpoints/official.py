@@ -72,7 +72,7 @@ WHOLE = {
     for most, names in {
         1024: "num_hidden_layers depth decoder_depth level_step num_channels patch_size roi_size box_image_size",
         4096: "num_attention_heads num_key_value_heads heads decoder_heads groups head_dim image_size",
-        2**16: "hidden_size hidden channels prompt_dim position_hidden iou_hidden mask_in_channels",
+        2**16: "hidden_size mm_hidden_size hidden channels prompt_dim position_hidden iou_hidden mask_in_channels",
         2**20: "intermediate_size decoder_hidden",
         2**24: "vocab_size max_position_embeddings max_length",
     }.items()
@@ -170,8 +170,9 @@ def read_official_config(
     kind = scaling.pop("rope_type", scaling.pop("type", "default"))
     theta = given.get("rope_theta") or 10000.0
     text["rope_parameters"] = given.get("rope_parameters") or {"rope_theta": theta, "rope_type": kind, **scaling}
+    wide = {} if vision or not given.get("mm_hidden_size") else {"hidden_size": given["mm_hidden_size"]}
     config = GlammConfig(
-        vision=(vision or base.vision).to_dict(),
+        vision=(vision or base.vision).to_dict() | wide,
         text=text | {"pad_token_id": 0},
         region=own.get("region") or vars(base.region),
         grounding=own.get("grounding") or vars(base.grounding),
@@ -223,7 +224,7 @@ def check_settings(given: Mapping, path: Path, inside: str = "") -> None:
 
 
 def _is_list(value, limits: tuple[int, int] | None) -> bool:
-    if not isinstance(value, list):
+    if not isinstance(value, (list, tuple)):
         return False
     if limits is None:
         return len(value) == 3 and all(type(v) in (int, float) and math.isfinite(v) for v in value)

@@ -55,7 +55,10 @@ def place(
     main = main_device(devices)
     modules = {name for name, _ in model.named_modules()}
     # accelerate fetches what modules own, so a single weight has to stay where it is used.
-    devices = {name: device if name in modules and name != STAYS else main for name, device in devices.items()}
+    devices = {name: device if name in modules else main for name, device in devices.items()}
+    if set(devices) == {""}:  # all in one place
+        devices = {name: devices[""] for name, _ in model.named_children()}
+    devices = {name: device for name, device in devices.items() if not name.startswith(STAYS)} | {STAYS: main}
     if "disk" in devices.values() and offload_folder is None:
         sizes = compute_module_sizes(model, dtype=dtype)
         on_disk = sum(sizes[name] for name, device in devices.items() if device == "disk")
@@ -80,11 +83,13 @@ def main_device(devices: Mapping[str, str | int]) -> str | int:
     return next((device for device in devices.values() if device not in ("cpu", "disk")), "cpu")
 
 
-def folder_on_disk(offload_folder: str | Path) -> TemporaryDirectory:
+def folder_on_disk(offload_folder: str | Path | None) -> TemporaryDirectory:
     """A folder of its own for one model's weights, inside `offload_folder`; it goes when the model does.
 
     Raises OSError if it cannot be made.
     """
+    if offload_folder is None:
+        raise ValueError("some weights are to lie on the disk; say where by offload_folder='FOLDER'")
     try:
         Path(offload_folder).mkdir(parents=True, exist_ok=True)
         return TemporaryDirectory(prefix="glamm-", dir=offload_folder)

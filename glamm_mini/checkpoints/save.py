@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ def save_model(
     """
     wrapped = None
     while model is not wrapped:  # one wrapper may stand in another
-        model, wrapped = extract_model_from_parallel(model, False, False, keep_torch_compile=False), model
+        model, wrapped = extract_model_from_parallel(model, keep_fp32_wrapper=False, keep_torch_compile=False), model
     state = model.state_dict()
     if any(".lora_" in name for name in state):
         raise ValueError("the model has LoRA beside its weights: merge it first (merge_lora), or save it by save_lora")
@@ -70,34 +70,50 @@ def whole_folder(folder: str | Path, mine: bool | None = None) -> Iterator[Path]
     mine: whether files of the same names may be replaced; default: if the folder holds a model of ours.
     Raises OSError if the place cannot be written, FileExistsError for files in the way that are of something else.
     """
-    folder = Path(folder).resolve()
+    wanted = folder = Path(folder).resolve()
     if folder.is_file():
         raise OSError(f"{folder} is a file; a checkpoint is a folder: give another name")
     mine, fresh = holds_our_model(folder) if mine is None else mine, folder / FRESH
     made = next((path for path in [*reversed(folder.parents), folder] if not path.exists()), None)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / LOCK):
+        with _alone(folder):
             _finish(folder)
             shutil.rmtree(fresh, ignore_errors=True)  # of a process that was killed
             fresh.mkdir()
-            yield fresh
-            names = _check_room(folder, fresh, mine)
-            for name in names:
-                to_disk(fresh / name)
-            (fresh / DONE).write_text(json.dumps(names), "utf-8")
-            to_disk(fresh / DONE)
+            try:
+                yield fresh
+                names = _check_room(folder, fresh, mine)
+                for name in names:
+                    to_disk(fresh / name)
+                (fresh / DONE).write_text(json.dumps(names), "utf-8")
+                to_disk(fresh / DONE)
+            except BaseException:
+                # Half a checkpoint helps nobody, and on a full disk its room is needed.
+                shutil.rmtree(fresh, ignore_errors=True)
+                raise
             _finish(folder)
     except BaseException as error:
-        # Half a checkpoint helps nobody, and on a full disk its room is needed.
-        _discard(folder, fresh, made)
+        while made is not None and folder.is_dir() and folder.is_relative_to(made) and not any(folder.iterdir()):
+            folder.rmdir()
+            folder = folder.parent
         if not isinstance(error, (OSError, SafetensorError)) or isinstance(error, FileExistsError):
             raise
         raise OSError(
-            f"the checkpoint {folder} could not be written ({error}); what lay there before is untouched; "
+            f"the checkpoint {wanted} could not be written ({error}); what lay there before is untouched; "
             "free some room or choose another folder, then save again"
         ) from error
-    (folder / LOCK).unlink(missing_ok=True)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """No other process, and no other thread, writes here meanwhile; waits for one that does."""
+    with FileLock(folder / LOCK):
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows removes it by itself
+                (folder / LOCK).unlink()
 
 
 def holds_our_model(folder: Path) -> bool:
@@ -111,9 +127,8 @@ def holds_our_model(folder: Path) -> bool:
 def recover(folder: Path) -> None:
     """Finish a save that was killed between two moves; waits for one that is at work. OSError where it cannot."""
     if (folder / FRESH / DONE).is_file():
-        with FileLock(folder / LOCK):
+        with _alone(folder):
             _finish(folder)
-        (folder / LOCK).unlink(missing_ok=True)
 
 
 def _finish(folder: Path) -> None:
@@ -159,15 +174,6 @@ def to_disk(path: Path) -> None:
     """Wait until a file has reached the disk. It is opened for writing, as Windows demands."""
     with path.open("r+b") as file:
         os.fsync(file.fileno())
-
-
-def _discard(folder: Path, fresh: Path, made: Path | None) -> None:
-    if not (fresh / DONE).is_file():  # a complete save is finished by the next reader
-        shutil.rmtree(fresh, ignore_errors=True)
-        (folder / LOCK).unlink(missing_ok=True) if folder.is_dir() else None
-        while made is not None and folder.is_dir() and folder.is_relative_to(made) and not any(folder.iterdir()):
-            folder.rmdir()
-            folder = folder.parent
 
 
 def write_weights(

@@ -91,7 +91,7 @@ class Source:
         except FileNotFoundError:
             raise
         except Exception as error:  # the readers of config.json and tokenizer.json raise types of their own
-            raise _unreadable(self.folder, error) from error
+            raise unreadable(self.folder, error) from error
         words, rows = max(tokenizer.get_vocab().values()) + 1, self.config.text.vocab_size
         if words > rows:
             raise ValueError(
@@ -106,7 +106,7 @@ class Source:
             with torch.device("meta"):
                 return GlammForConditionalGeneration(self.config)
         except Exception as error:  # each part of the model raises its own
-            raise _unreadable(self.folder, error) from error
+            raise unreadable(self.folder, error) from error
 
     def check(self, model: torch.nn.Module, without_tower: bool = False) -> None:
         """Raises one ValueError that lists missing, unexpected and wrongly shaped names, with their files.
@@ -189,7 +189,8 @@ def open_checkpoint(
     if is_official(given):
         entries, notes = _entries(name, folder, weights, hub)
         source = Source(folder, True, config or GlammConfig(), dropped=_dropped(folder, entries, drop), notes=notes)
-        return _official(source, entries, given, vision_tower, config, need_tower and weights == "all", drop)
+        tower = vision_tower, {key: value for key, value in hub.items() if key not in ("revision", "subfolder")}
+        return _official(source, entries, given, tower, config, need_tower, drop, weights == "all")
     if drop:
         raise ValueError(f"{folder} is in our format, which holds no name too many; drop belongs to official ones")
     if vision_tower is not None:
@@ -199,11 +200,12 @@ def open_checkpoint(
     try:
         config = config or GlammConfig.from_dict(given)
     except Exception as error:  # of each part's settings
-        raise _unreadable(folder, error) from error
+        raise unreadable(folder, error) from error
     return Source(folder, False, config, entries, notes=notes)
 
 
-def _official(source: Source, entries: dict[str, Stored], given: dict, tower, config, need_tower: bool, drop) -> Source:
+def _official(source: Source, entries: dict, given: dict, tower, config, need_tower, drop, whole: bool) -> Source:
+    tower, hub = tower
     for name, entry in entries.items():
         if name.startswith(drop):
             continue
@@ -220,17 +222,19 @@ def _official(source: Source, entries: dict[str, Stored], given: dict, tower, co
     # Inside the checkpoint lies the image encoder of a model that the hub has none for.
     beside = source.folder / named if Path(named).name == named else source.folder / "nowhere"
     if not any(name.startswith(VISION_TOWER) for name in source.places) or tower is not None:
-        if tower is not None or need_tower or (beside.is_dir() and entries):
-            vision = _add_tower(source, tower or (beside if beside.is_dir() else named), given)
-        elif beside.is_dir():
-            vision = _vision_settings(beside)
+        place = tower or (beside if beside.is_dir() else named)
+        here = Path(place).is_dir() and (tower is not None or any(Path(place).glob("*.safetensors")))
+        if here or need_tower and (whole or tower is not None):
+            vision = _add_tower(source, place, given, hub)
+        elif tower is not None or beside.is_dir():
+            vision = _vision_settings(find_folder(place, False, **hub))
     if config is None:
         # Of dropped names too: without a row that it needs, the vocabulary must not become a smaller one.
         rows = entries.get("model.embed_tokens.weight")
         try:
             source.config, notes = official.read_official_config(given, rows and rows.shape, vision)
         except Exception as error:  # of any part's settings
-            raise _unreadable(source.folder, error) from error
+            raise unreadable(source.folder, error) from error
         source.notes += notes
     return source
 
@@ -246,10 +250,10 @@ def _dropped(folder: Path, entries: Iterable[str], drop: tuple[str, ...]) -> lis
     return [name for name in entries if name.startswith(drop)]
 
 
-def _add_tower(source: Source, tower: str | Path, given: dict) -> CLIPVisionConfig:
+def _add_tower(source: Source, tower: str | Path, given: dict, hub: dict) -> CLIPVisionConfig:
     """List CLIP's own weights under our names; returns its settings."""
     try:
-        folder = find_folder(tower)
+        folder = find_folder(tower, **hub)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"official checkpoints leave out CLIP, and {tower} was not found; download it and give its folder as "
@@ -274,7 +278,7 @@ def _vision_settings(folder: Path) -> CLIPVisionConfig:
     try:
         return CLIPVisionConfig.from_pretrained(folder)
     except Exception as error:  # of the reader of config.json
-        raise _unreadable(folder, error) from error
+        raise unreadable(folder, error) from error
 
 
 def _entries(name, folder: Path, weights: str, hub: dict) -> tuple[dict[str, Stored], list[str]]:
@@ -353,5 +357,6 @@ def _is_ours(folder: Path) -> bool:
     return given.get("model_type") == GlammConfig.model_type or official.OURS in given
 
 
-def _unreadable(folder: Path, error: Exception) -> ValueError:
+def unreadable(folder: Path, error: Exception) -> ValueError:
+    """What is said of a folder whose settings cannot be used."""
     return ValueError(f"{folder}: configuration or tokenizer cannot be read ({error}); copy it again")

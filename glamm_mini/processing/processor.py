@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
+from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 
 from glamm_mini import registry
 from glamm_mini.model.config import GlammConfig
@@ -305,6 +305,10 @@ class GlammProcessor(ProcessorMixin):
         side = self.config.grounding.image_size
         logits = upscale_logits(low_res, side, fitted_size(size, side), size)
         return logits > 0, logits
+
+
+# transformers' AutoProcessor knows GLaMM as soon as this class is imported.
+AutoProcessor.register(GlammConfig, GlammProcessor)
 
 
 def _check_letters(text: str) -> None:

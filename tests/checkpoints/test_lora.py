@@ -187,6 +187,7 @@ def test_wrong_adapters_are_refused_and_leave_the_model_as_it_was(tmp_path):
     text = small_model().config.text.to_dict()
     wider = small_model(text=text | {"hidden_size": 64, "num_attention_heads": 8})
     deeper = small_model(text=text | {"num_hidden_layers": 3})
+    deeper.load_state_dict(small_model().state_dict(), strict=False)  # the same weights, and a layer more
     for wrong, words in ((wider, "of another model"), (deeper, "of another model"), (small_model(1), "other weights")):
         names = list(wrong.state_dict())
         with pytest.raises(ValueError, match=f"{words}.*tiny"):
@@ -284,8 +285,8 @@ def test_a_folder_of_peft_is_read_and_merged(tmp_path, targets, saved):
     assert all(
         p.requires_grad == (".lora_" in n or "lm_head" in n and bool(saved)) for n, p in model.named_parameters()
     )
-    # Two blocks of the language model; four of CLIP.
-    assert merge_lora(model) == (4 if isinstance(targets, str) else 8)
+    # Two blocks of the language model; four of CLIP, and SAM's attention between prompts and picture.
+    assert merge_lora(model) == (4 if isinstance(targets, str) else 15)
     assert list(model.state_dict()) == list(small_model().state_dict())
     torch.testing.assert_close(model(ids).logits, expected, rtol=0, atol=1e-5)
 

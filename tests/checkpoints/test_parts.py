@@ -178,7 +178,7 @@ def test_transformers_sam_is_the_same_model(tmp_path, stored, config):
     """Written by SamModel, read by from_parts: every tensor has its place, and both see and draw alike."""
     original = save_transformers_sam(tmp_path / "sam", config)
     model, _, report = from_parts(config, stored[0] / "clip", stored[0] / "llama", tmp_path / "sam")
-    assert report.filled["grounding_encoder"][0].endswith("model.safetensors")
+    assert report.parts["grounding_encoder"].files == ["model.safetensors"]
     pixels, state = torch.randn(1, 3, 32, 32), torch.randn(1, 1, 16)
     with torch.no_grad():
         seen = original.vision_encoder(pixels).last_hidden_state
@@ -285,7 +285,7 @@ def test_arguments_that_cannot_be_meant(places, config, tmp_path):
         from_parts("tiny")
     with pytest.raises(FileNotFoundError, match="absent"):
         from_parts(config, **places | {"global_encoder": tmp_path / "absent"})
-    with pytest.raises(ValueError, match="sam.pth is a file"):
+    with pytest.raises(FileNotFoundError, match="sam.pth is a file"):
         from_parts(config, **places | {"language_model": places["grounding_encoder"]})
     with pytest.raises(ValueError, match=r"clip holds a 'clip'; expected 'sam'"):
         from_parts(config, **places | {"grounding_encoder": places["global_encoder"]})

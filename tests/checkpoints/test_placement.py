@@ -60,7 +60,7 @@ def test_everything_on_disk_answers_as_well(whole, tmp_path):
     parameters = dict(glamm.model.named_parameters())
     # The decoder's tables are read without a call, which is when accelerate would fetch them.
     there = {name for name, p in parameters.items() if not p.is_meta and not name.startswith("pixel_decoder.")}
-    assert there == {"grounding_encoder.vit.pos_embed"}
+    assert there <= {"grounding_encoder.vit.pos_embed"}
     for ours, expected in zip(parts(glamm), parts(whole), strict=True):
         assert ours == expected if isinstance(ours, str) else torch.equal(ours, expected)
     with pytest.raises(ValueError, match="offloaded"):
