@@ -249,9 +249,7 @@ class GlammProcessor(ProcessorMixin):
             raise ValueError(f"return_tensors is {return_tensors!r}; only 'pt' can be made")
         if text is not None:
             if conversations is not None or masks is not None:
-                raise ValueError(
-                    "text is for generation: give conversations alone to learn from, or text without masks"
-                )
+                raise ValueError("text is for generation; to learn from conversations or masks, leave it out")
             return self._prompts_of_text([text] if isinstance(text, str) else list(text), images, boxes)
         if not conversations:
             raise ValueError("no conversation was given; expected a list of lists of (question, answer)")
@@ -276,7 +274,11 @@ class GlammProcessor(ProcessorMixin):
         return batch
 
     def _prompts_of_text(self, texts: list[str], images: Any, boxes: Sequence | None) -> BatchFeature:
-        nested = [images] if isinstance(images, str | bytes | Path | Image.Image | np.ndarray) else images or []
+        nested = (
+            [images]
+            if isinstance(images, str | bytes | Path | Image.Image | np.ndarray | torch.Tensor)
+            else images or []
+        )
         pictures = [p for row in nested for p in (row if isinstance(row, list | tuple) else [row])]
         counts = [t.count(IMAGE) for t in texts]
         if sum(counts) != len(pictures) or any(n > 1 for n in counts):
@@ -291,9 +293,7 @@ class GlammProcessor(ProcessorMixin):
             batch["image_index"] = torch.tensor(which)
         if boxes is not None:
             if len(boxes) != len(texts) or any(b is not None and i < 0 for b, i in zip(boxes, which, strict=True)):
-                raise ValueError(
-                    f"boxes were given for {len(boxes)} of {len(texts)} rows, or for rows without an image"
-                )
+                raise ValueError(f"there are boxes for {len(boxes)} of {len(texts)} rows, or for rows without image")
             batch["boxes"] = self._box_rows(boxes, [batch["original"][i] if i >= 0 else None for i in which])
         return batch
 
