@@ -274,11 +274,7 @@ class GlammProcessor(ProcessorMixin):
         return batch
 
     def _prompts_of_text(self, texts: list[str], images: Any, boxes: Sequence | None) -> BatchFeature:
-        nested = (
-            [images]
-            if isinstance(images, str | bytes | Path | Image.Image | np.ndarray | torch.Tensor)
-            else images or []
-        )
+        nested = images if isinstance(images, list | tuple) else [] if images is None else [images]
         pictures = [p for row in nested for p in (row if isinstance(row, list | tuple) else [row])]
         counts = [t.count(IMAGE) for t in texts]
         if sum(counts) != len(pictures) or any(n > 1 for n in counts):
