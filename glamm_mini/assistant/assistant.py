@@ -188,6 +188,7 @@ def load(
     quantize: "4bit" or "8bit" for the language model's weights (needs the extra `quantize`); default as they are.
     vision_tower: the folder of CLIP, which official checkpoints leave out; default: their own choice, from the hub.
     drop: beginnings of official names to leave out, such as ("model.old_head.",), where a checkpoint has too many.
+    lora: folder of an adapter that is put beside the weights. revision, token, cache_dir, subfolder: of the hub.
     Raises FileNotFoundError or ValueError that names what is missing, damaged or foreign.
     """
     if device is None:

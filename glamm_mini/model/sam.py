@@ -228,8 +228,9 @@ class PixelDecoder(nn.Module):
         """
         matrix = self.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix  # (2, C / 2)
         h, w = self.prompt_encoder.image_embedding_size
-        y = (torch.arange(h, device=matrix.device) + 0.5) / h  # middles of patches, 0..1
-        x = (torch.arange(w, device=matrix.device) + 0.5) / w
+        # The type is said: torch's default is another one while a model is loaded in half precision by another thread.
+        y, x = (torch.arange(n, device=matrix.device, dtype=torch.float32) for n in (h, w))
+        y, x = (y + 0.5) / h, (x + 0.5) / w  # middles of patches, 0..1
         grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1)  # (h, w, 2), x first
         dtype = self.position_dtype or matrix.dtype
         with _as_written(matrix.device.type):
