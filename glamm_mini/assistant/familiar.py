@@ -49,7 +49,9 @@ class Familiar:
             whiten = np.array([row + [0.0] * (len(mean) - len(row)) for row in rows], float)
             known = cls(str(found["about"]), mean, whiten.reshape(len(mean), len(mean)), float(found["limit"]))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"{path} is damaged ({error}); copy it again, or delete it: only a note needs it") from error
+            raise ValueError(
+                f"{path} is damaged ({error}); copy it again, or delete it: only a note needs it"
+            ) from error
         return known
 
     def write(self, folder: str | Path) -> Path:

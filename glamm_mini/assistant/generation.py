@@ -68,7 +68,7 @@ class Generation:
 
     @contextmanager
     def streaming(self, tokens_to_drop: list[int]) -> Iterator["_AnswerStream | None"]:
-        """The streamer for `generate`; where the block fails, the stream is ended, or its reader would wait for ever."""
+        """The streamer for `generate`; where the block fails, the stream is ended: its reader would wait for ever."""
         try:
             yield None if self.streamer is None else _AnswerStream(self.streamer, tokens_to_drop)
         except BaseException:

@@ -95,8 +95,11 @@ def weights_state(model) -> tuple:
 
 
 def _bits(t: torch.Tensor) -> torch.Tensor:
-    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return t.detach().view(kinds.get(t.element_size(), torch.uint8))
+    """A tensor's memory as whole numbers, eight bytes each where that divides it: those are summed fastest."""
+    t = t.detach()
+    if t.is_contiguous() and t.nbytes % 8 == 0 and t.data_ptr() % 8 == 0:
+        return t.flatten().view(torch.uint8).view(torch.int64)
+    return t.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[t.element_size()])
 
 
 def _on_cpu(sums: list[torch.Tensor]) -> list[int]:

@@ -150,7 +150,8 @@ def _whole_letters(text: str, what: str) -> str:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"{what} holds half a character, {text[error.start]!r} at {error.start}; decode it again, with errors='replace'"
+            f"{what} holds half a character, {text[error.start]!r} at {error.start}; decode the text again, with "
+            "errors='replace'"
         ) from None
     return text
 

@@ -9,6 +9,7 @@ from scripted import GROUNDED, scripted_assistant, scripting, seen_prompts
 import glamm_mini
 from glamm_mini import paths
 from glamm_mini.assistant.assistant import Request
+from glamm_mini.assistant.memory import FeatureMemory
 from glamm_mini.assistant.requests import WORDINGS
 from glamm_mini.model.config import MODES
 from glamm_mini.processing.images import load_image
@@ -155,7 +156,7 @@ def test_a_chat_reads_its_turns_and_encodes_its_picture_once(glamm, picture, say
     says(GROUNDED)
     counts, encode = [], glamm.model.encode_images
     monkeypatch.setattr(glamm.model, "encode_images", lambda a, b=None: counts.append(len(a)) or encode(a, b))
-    monkeypatch.setattr(glamm, "_remembered", None)
+    monkeypatch.setattr(glamm, "_memory", FeatureMemory())
     chat = glamm.chat(picture)
     first = chat.say("What is this?")
     glamm.caption(np.zeros((9, 9, 3), np.uint8))  # another picture in between

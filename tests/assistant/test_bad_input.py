@@ -147,7 +147,7 @@ def test_unknown_words_are_listed_but_not_all_of_a_long_text(glamm, says):
 
 def test_a_device_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(ValueError, match="device is 'cuda:0', but PyTorch finds no GPU; leave device out"):
+    with pytest.raises(ValueError, match="cuda:0.*cpu"):
         glamm_mini.load("tiny", device="cuda:0")
 
 
