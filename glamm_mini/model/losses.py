@@ -5,6 +5,8 @@ micro-batch holds; `fixed` by what the whole optimizer step holds, over processe
 batch is cut does not change the training.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch.nn import functional as F
 
@@ -34,7 +36,7 @@ def mask_dice_sum(logits: torch.Tensor, target: torch.Tensor, scale: float, eps:
     return (1 - (overlap + eps) / (area + eps)).sum()
 
 
-def check_masks(masks, mask_logits) -> None:
+def check_masks(masks: Sequence[torch.Tensor] | None, mask_logits: Sequence[torch.Tensor] | None) -> None:
     """True masks need predicted ones to be compared with, image by image; a ValueError says what is missing."""
     if masks is None:
         return
@@ -50,7 +52,7 @@ def check_masks(masks, mask_logits) -> None:
 
 
 def match_truth(image: int, logits: torch.Tensor, truth: torch.Tensor, cut_surplus: bool) -> torch.Tensor:
-    """True masks (M, H, W) of one image, one for each of its predicted ones; ValueError where the counts differ.
+    """True masks (M, H, W) of one image, one for each of its predicted ones; ValueError where counts or sizes differ.
 
     cut_surplus: drop true masks beyond the last [SEG], as the official code does after a truncated answer.
     """
@@ -60,5 +62,10 @@ def match_truth(image: int, logits: torch.Tensor, truth: torch.Tensor, cut_surpl
         raise ValueError(
             f"image {image} of the batch has {len(logits)} [SEG] in its answers but {len(truth)} true masks; "
             "give one mask for each [SEG], in order"
+        )
+    if truth.shape != logits.shape:
+        raise ValueError(
+            f"the true masks of image {image} of the batch have shape {tuple(truth.shape)}; expected "
+            f"{tuple(logits.shape)}: masks, height and width of the picture (`original`)"
         )
     return truth.to(logits.device)
