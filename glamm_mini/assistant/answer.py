@@ -1,5 +1,6 @@
 """What GLaMM answers: words, the masks that belong to them, and how both are shown and written."""
 
+import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -18,7 +19,7 @@ class _Comparable:
     def __eq__(self, other) -> bool:
         if type(self) is not type(other):
             return NotImplemented
-        return all(_equal(getattr(self, one.name), getattr(other, one.name)) for one in fields(self))
+        return all(_equal(getattr(self, one.name), getattr(other, one.name)) for one in fields(self) if one.compare)
 
     __hash__ = None
 
@@ -48,6 +49,7 @@ class GroundedAnswer(_Comparable):
     """What GLaMM answered. text: as written, tags included. caption: tags removed. phrases: one per mask.
     notes: what the reader should know. image: (H, W, 3) uint8 that was asked about. question: as asked.
     boxes: (N, 4) pixels that the question referred to, cut at the picture's edges; None without boxes.
+    source: the picture's path, where it was given by one; takes no part in `==`.
     token_ids: (T,) int64, what was generated, the end with it, and token_scores: (T,) float32, the logarithm of the
     probability that the model gave to each; both None unless asked with details=True."""
 
@@ -58,6 +60,7 @@ class GroundedAnswer(_Comparable):
     image: np.ndarray | None = field(default=None, repr=False)
     question: str = ""
     boxes: np.ndarray | None = None
+    source: str | None = field(default=None, repr=False, compare=False)
     token_ids: np.ndarray | None = field(default=None, repr=False)
     token_scores: np.ndarray | None = field(default=None, repr=False)
 
@@ -80,9 +83,10 @@ class GroundedAnswer(_Comparable):
     def save(self, path: str | Path) -> Path:
         """Write picture and sentence as one image file; the ending of `path` decides the format.
 
-        Missing folders are made. Raises ValueError for an ending that names no image format.
+        Missing folders are made; a file that is there is replaced. Raises ValueError for an ending that names no image
+        format, and for the file of the picture that was asked about.
         """
-        return write_picture(self.picture(), path)
+        return write_picture(self.picture(), path, self.source)
 
     def show(self) -> None:
         """Display the answer in a notebook."""
@@ -101,9 +105,20 @@ class GroundedAnswer(_Comparable):
         return png_bytes(self.picture())
 
 
-def write_picture(picture, path: str | Path) -> Path:
-    """Write a PIL image; the ending of `path` decides the format, missing folders are made. Returns the path."""
+def source_of(image) -> str | None:
+    """The path that an image was given by, or that a PIL image was opened from."""
+    path = image if isinstance(image, str | os.PathLike) else getattr(image, "filename", None)
+    return os.fspath(path) if isinstance(path, str | os.PathLike) and os.fspath(path) else None
+
+
+def write_picture(picture, path: str | Path, source: str | None = None) -> Path:
+    """Write a PIL image; the ending of `path` decides the format, missing folders are made. Returns the path.
+
+    Raises ValueError for another ending, and if the path is that of the picture's `source`.
+    """
     path = Path(path)
+    if source is not None and path.exists() and Path(source).exists() and path.samefile(source):
+        raise ValueError(f"{path} is the picture that was asked about; save the answer under another name")
     if path.suffix.lower() not in WRITTEN:
         raise ValueError(
             f"{path} ends in {path.suffix!r}, which names no image format that answers are written in; expected one of "

@@ -10,7 +10,7 @@ import torch
 from transformers import LogitsProcessorList
 
 from glamm_mini import paths
-from glamm_mini.assistant.answer import GroundedAnswer, GroundedPhrase, grounded_phrase
+from glamm_mini.assistant.answer import GroundedAnswer, GroundedPhrase, grounded_phrase, source_of
 from glamm_mini.assistant.chat import Chat
 from glamm_mini.assistant.familiar import Familiar
 from glamm_mini.assistant.generation import BROKEN, MAX_NEW_TOKENS, Generation, Options, TokenChooser
@@ -21,7 +21,6 @@ from glamm_mini.assistant.requests import (
     Request,
     Wording,
     expression_words,
-    padded,
     prepare,
     requests_for,
 )
@@ -160,7 +159,7 @@ class Assistant:
         order = list(pictures)
         sizes = [pictures[key].shape[:2] for key in keys]
         prepared = [prepare(r, size, self.processor) for r, size in zip(requests, sizes, strict=True)]
-        ids, attention = padded([p.ids for p in prepared], self.processor.tokenizer.pad_token_id)
+        batch = self.processor.prompts([p.ids for p in prepared])
         device, chooser = self.model.device, TokenChooser(how, len(requests))
         boxes = [
             None if p.all_boxes is None else self.processor.normalize_boxes(p.all_boxes, size).to(device)
@@ -169,8 +168,8 @@ class Assistant:
         with torch.inference_mode(), evaluating(self.model):
             features = self._features(list(pictures.values()))
             out = self.model.generate(
-                input_ids=ids.to(device),
-                attention_mask=attention.to(device),
+                input_ids=batch["input_ids"].to(device),
+                attention_mask=batch["attention_mask"].to(device),
                 image_index=torch.tensor([order.index(key) for key in keys]),
                 image_features=features,
                 boxes=boxes,
@@ -238,6 +237,7 @@ class Assistant:
             masks, logits = self.processor.post_process_masks(own[None], image.shape[:2])
             phrases.append(grounded_phrase(span.text, span.span, masks[0], logits[0], how.details))
         answer = GroundedAnswer(text, parsed.caption, phrases, notes, image, request.question, prepared.boxes)
+        answer.source = source_of(request.image)
         if how.details:
             answer.token_ids, answer.token_scores = np.array(ids, np.int64), scores[: len(ids)]
         return answer

@@ -2,7 +2,7 @@
 
 from typing import Unpack
 
-from glamm_mini.assistant.answer import GroundedAnswer, write_picture
+from glamm_mini.assistant.answer import GroundedAnswer, source_of, write_picture
 from glamm_mini.assistant.generation import Options
 from glamm_mini.assistant.memory import Lock
 from glamm_mini.assistant.requests import Request
@@ -16,7 +16,7 @@ class Chat:
     """
 
     def __init__(self, assistant, image):
-        self.image = load_image(image)
+        self.image, self._source = load_image(image), source_of(image)
         self.turns: list[GroundedAnswer] = []
         self._assistant = assistant
         self._lock = Lock()
@@ -30,6 +30,7 @@ class Chat:
         with self._lock:
             request = Request(self.image, text, boxes, self.history, normalised)
             answer = self._assistant.answer_batch([request], **options)[0]
+            answer.source = self._source
             self.turns.append(answer)
         return answer
 
@@ -50,7 +51,7 @@ class Chat:
 
     def save(self, path):
         """Write all turns as one image file; the ending of `path` decides the format."""
-        return write_picture(self.picture(), path)
+        return write_picture(self.picture(), path, self._source)
 
     def show(self) -> None:
         """Display the conversation in a notebook."""

@@ -1,10 +1,8 @@
 """What people ask, checked and put into words that the conversation template takes."""
 
-from bisect import bisect_left
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from tokenizers import models
 
 from glamm_mini.model.tokens import BBOX, PHRASE_END, PHRASE_START, SEG
@@ -14,9 +12,6 @@ from glamm_mini.processing.prompts import plain_words
 
 LISTED = 12
 """A note names at most this many unknown words."""
-
-FEWEST = 3
-"""Every turn takes at least this many tokens: who asks, who answers, and the end."""
 
 
 @dataclass(frozen=True)
@@ -128,32 +123,14 @@ def prepare(request: Request, size: tuple[int, int], processor: GlammProcessor) 
     if not request.question or not request.question.strip():
         raise ValueError("the question is empty; ask something such as 'What is in the picture?'")
     boxes = checked_boxes(request.boxes, size, request.normalised)
-    open_turn = _Turn(_with_boxes(_whole_letters(request.question, "the question"), boxes), None, boxes)
+    open_turn = _Turn(_with_boxes(request.question, boxes), None, boxes)
     notes = _note_on_words(open_turn.question, processor) + _notes_on_boxes(boxes)
-    ids, turns, left_out = _fitting([*_history(request.history, size), open_turn], processor)
+    turns = [*_history(request.history, size), open_turn]
+    ids, left_out = processor.encode_latest([(turn.question, turn.answer) for turn in turns])
     if left_out:
         notes.append(f"the history was too long; its first {left_out} turns were left out")
-    every = [turn.boxes for turn in turns if turn.boxes is not None]
+    every = [turn.boxes for turn in turns[left_out:] if turn.boxes is not None]
     return Prepared(ids, boxes, np.concatenate(every) if every else None, notes)
-
-
-def padded(rows: list[list[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids of prompts as one (R, L), padded on the left for `generate`, and where they stand, (R, L) bool."""
-    length = max(map(len, rows))
-    ids = torch.tensor([[pad_id] * (length - len(row)) + row for row in rows])
-    first = torch.tensor([length - len(row) for row in rows])
-    return ids, torch.arange(length) >= first[:, None]
-
-
-def _whole_letters(text: str, what: str) -> str:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"{what} holds half a character, {text[error.start]!r} at {error.start}; decode the text again, with "
-            "errors='replace'"
-        ) from None
-    return text
 
 
 def _with_boxes(text: str, boxes: np.ndarray | None) -> str:
@@ -179,30 +156,6 @@ def _notes_on_boxes(boxes: np.ndarray | None) -> list[str]:
     return [f"box {k} is smaller than a pixel; boxes in fractions need normalised=True" for k in small]
 
 
-def _fitting(turns: list[_Turn], processor: GlammProcessor) -> tuple[list[int], list[_Turn], int]:
-    """Ids of the latest turns that fit into the model's longest row, these turns, and how many were left out."""
-    made: dict[int, list[int]] = {}
-
-    def is_short_enough(left_out: int) -> bool:
-        kept = [(turn.question, turn.answer) for turn in turns[left_out:]]
-        made[left_out] = processor.encode(kept)[0]
-        return len(made[left_out]) <= processor.room
-
-    last = len(turns) - 1
-    first = max(0, last - processor.room // FEWEST)  # what comes before can never fit
-    if not is_short_enough(first):
-        if first < last:
-            first = bisect_left(range(last), True, lo=first + 1, key=is_short_enough)
-        if first not in made:
-            is_short_enough(first)
-        if len(made[first]) > processor.room:
-            raise ValueError(
-                f"the question takes {len(made[first])} tokens, the model reads at most {processor.room}; ask a "
-                "shorter one"
-            )
-    return made[first], turns[first:], first
-
-
 def _history(history, size: tuple[int, int]) -> list[_Turn]:
     """Earlier turns. Where their boxes are not given, `<bbox>` is a word there; the tags of answers stay tags."""
     if history is not None and not isinstance(history, (list, tuple)):
@@ -212,7 +165,7 @@ def _history(history, size: tuple[int, int]) -> list[_Turn]:
         fits = isinstance(turn, (tuple, list)) and len(turn) in (2, 3)
         if not fits or not all(isinstance(text, str) for text in turn[:2]):
             raise ValueError(f"history[{k}] is {turn!r}; expected a pair (question, answer text), or boxes as a third")
-        asked, said = (_whole_letters(text, f"history[{k}]") for text in turn[:2])
+        asked, said = turn[:2]
         boxes = checked_boxes(turn[2], size) if len(turn) == 3 else None
         question = plain_words(asked, keep=()) if boxes is None else _with_boxes(asked, boxes)
         turns.append(_Turn(question, plain_words(said, keep=(PHRASE_START, PHRASE_END, SEG)), boxes))

@@ -257,7 +257,8 @@ def test_notes_tell_unknown_words_cut_answers_and_broken_tags(glamm, picture, sa
     answer = glamm.ask(picture, "What is this zeppelin over the Alps <bbox>?", boxes=[[0, 0, 9, 9]])
     assert answer.notes == ["the model was never taught the words: zeppelin, Alps", "the last phrase was not closed"]
     says("the sea over " * 20, end=False)
-    assert glamm.ask(picture, "What is this?").notes == ["the answer was cut after 16 tokens; a larger max_new_tokens lets it go on"]
+    [note] = glamm.ask(picture, "What is this?").notes
+    assert "16 tokens" in note and "max_new_tokens" in note
     says("the sea . " * 5)  # sixteen tokens, the last of them the end
     assert glamm.ask(picture, "What is this?").notes == []
 
@@ -276,8 +277,7 @@ def test_there_is_a_mask_for_every_phrase_even_where_the_answer_is_cut(glamm, pi
         says(GROUNDED)
         answer = glamm.ask(picture, "What is this?", max_new_tokens=cut)
         written = answer.text.count("[SEG]")
-        # A [SEG] written last has not been read yet: "at" takes its state from there, and has none.
-        assert len(answer.phrases) == written - (state == "at" and answer.text.endswith("[SEG]"))
+        assert len(answer.phrases) == written
         for phrase in answer.phrases:
             assert phrase.mask.shape == (30, 40)
         record = answer.to_dict()

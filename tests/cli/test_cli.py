@@ -132,7 +132,7 @@ def test_demo_loads_as_it_is_told(assistant, pictures, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--dtype", "int7"], "dtype 'int7' is unknown; expected float32, bfloat16"),
+        (["--dtype", "int7"], "dtype is 'int7'; expected float32, bfloat16"),
         (["--quantize", "2bit"], "quantize is '2bit'; expected None, '4bit' or '8bit'"),
         (["--device", "cpu", "--offload-folder", "off"], "offload_folder belong to device='auto'"),
         (["--vision-tower", "clip"], "vision_tower belongs to official checkpoints"),
