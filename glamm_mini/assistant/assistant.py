@@ -194,7 +194,8 @@ class Assistant:
 
     def _features(self, pictures: list[np.ndarray]) -> ImageFeatures:
         """Features of the pictures; those of the last ones are kept, so that further turns do not encode again."""
-        return self._memory.features(pictures, weights_state(self.model), self._encode)
+        state = self.processor.config.mode, weights_state(self.model)
+        return self._memory.features(pictures, state, self._encode)
 
     def _encode(self, pictures: list[np.ndarray]) -> ImageFeatures:
         images = self.processor.images(pictures)

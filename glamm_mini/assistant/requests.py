@@ -124,9 +124,9 @@ def prepare(request: Request, size: tuple[int, int], processor: GlammProcessor) 
         raise ValueError("the question is empty; ask something such as 'What is in the picture?'")
     boxes = checked_boxes(request.boxes, size, request.normalised)
     open_turn = _Turn(_with_boxes(request.question, boxes), None, boxes)
-    notes = _note_on_words(open_turn.question, processor) + _notes_on_boxes(boxes)
     turns = [*_history(request.history, size), open_turn]
     ids, left_out = processor.encode_latest([(turn.question, turn.answer) for turn in turns])
+    notes = _note_on_words(open_turn.question, processor) + _notes_on_boxes(boxes)
     if left_out:
         notes.append(f"the history was too long; its first {left_out} turns were left out")
     every = [turn.boxes for turn in turns[left_out:] if turn.boxes is not None]

@@ -6,6 +6,7 @@ that needs no extra.
 """
 
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -103,8 +104,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         if _is_out_of_memory(error):
             _stop(error, f"the memory is not enough ({error or type(error).__name__}); choose a smaller batch or dtype")
-        own = f"{type(error).__name__}: {error}"
-        _stop(error, own, f"This is a mistake in glamm-mini. Please report it with what `{TRACEBACK}=1` shows:")
+        again = shlex.join(["glamm-mini", *arguments])
+        hint = f"This is a mistake in glamm-mini. Please report it with all that this prints: {TRACEBACK}=1 {again}"
+        _stop(error, f"{type(error).__name__}: {error}", hint)
 
 
 def join_boxes(arguments: Sequence[str]) -> list[str]:
@@ -148,14 +150,19 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit()
 
 
+def _printable(text: str) -> str:
+    """On one line, with the halves of letters that broken file names hold written out."""
+    return " ".join(text.split()).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def _stop(error: BaseException, message: str, hint: str = "", status: int = 1) -> None:
-    """Print one line of error, and the hint with the command on a second; the whole traceback where it is wanted."""
+    """Print one line of error, and a hint on a second; the whole traceback where it is wanted."""
     if os.environ.get(TRACEBACK):
         raise error
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    console.print(Text("error: ", style="bold red") + Text(" ".join(message.split())))
+    console.print(Text("error: ", style="bold red") + Text(_printable(message)))
     if hint:
-        console.print(Text(f"{hint} {TRACEBACK}=1 glamm-mini {' '.join(sys.argv[1:])}".replace("\n", " ")))
+        console.print(Text(_printable(hint)))
     raise SystemExit(status)
 
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from pycocotools import mask as coco_mask
 
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 """What files are read as. Pillow has fifty readers more, some of which start other programs (PostScript)."""
 
 EXPECTED = "give a path, a PIL image, or an array of shape (H, W, 3) and type uint8"

@@ -46,8 +46,8 @@ def calls(glamm, image):
 
 
 def test_every_call_takes_every_option(glamm, picture, says):
-    says(GROUNDED)
     for name, call in calls(glamm, picture).items():
+        says(GROUNDED)
         heard = []
         streamer = Heard(glamm, heard)
         answer = call(max_new_tokens=7, temperature=0.5, seed=3, streamer=streamer, details=True)

@@ -171,7 +171,7 @@ def test_changed_weights_are_asked_anew(glamm, picture, change):
 
 def test_another_mode_is_another_picture(glamm, picture, monkeypatch):
     fixed = glamm.encode(picture)
-    monkeypatch.setattr(glamm.config, "mode", "official")
+    monkeypatch.setattr(glamm.processor.config, "mode", "official")
     assert not torch.equal(glamm.encode(picture).tokens, fixed.tokens), "the crop differs"
 
 

@@ -91,7 +91,7 @@ def test_a_keyword_that_load_lacks_is_named_beside_ours(keyword, ours):
         ("folder.png", lambda path: path.mkdir()),
         ("empty.png", lambda path: path.write_bytes(b"")),
         ("words.png", lambda path: path.write_text("no picture")),
-        ("[red]x[/].png", lambda path: path.write_text("no picture")),
+        ("[red]x[bold].png", lambda path: path.write_text("no picture")),
         ("cut.png", lambda path: path.write_bytes(SEASIDE.read_bytes()[:300])),
         ("script.png", lambda path: path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")),
         ("line\nend.png", lambda path: path.write_text("no picture")),
@@ -124,7 +124,6 @@ def test_weights_of_an_odd_number_type_are_one_line(kind, tmp_path, capsys):
 def test_a_reference_case_that_was_cut_short_is_one_line(damage, tmp_path, capsys):
     case = tmp_path / "case_small"
     shutil.copytree(paths.parity_folder() / "case_small", case)
-    shutil.copy(paths.parity_folder() / "manifest_small.json", tmp_path)
     (case / "splice.npz").write_bytes(damage((case / "splice.npz").read_bytes()))
     from glamm_mini.checks.parity.case import ReferenceCase
 
@@ -178,12 +177,23 @@ def test_errors_are_one_line_whatever_they_hold(failing, capsys):
         (ValueError("a [red]b[/] c\nd"), "a [red]b[/] c d"),
         (OSError(), "OSError"),
         (ValueError("half \udcff a letter"), "half"),
-        (KeyboardInterrupt(), "stopped"),
     ):
         failing(error)
         status, err = run("demo", capsys=capsys)
         assert shown.lower() in err.lower() and "Traceback" not in err and len(err.strip().splitlines()) == 1
-        assert status == (130 if isinstance(error, KeyboardInterrupt) else 1)
+        assert status == 1
+    failing(KeyboardInterrupt())
+    status, err = run("demo", capsys=capsys)
+    assert status == 130 and "Traceback" not in err
+
+
+def test_stopping_while_a_command_is_imported_is_no_error_of_ours(monkeypatch, capsys):
+    def stopped(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "load_command", stopped)
+    status, err = run("demo", capsys=capsys)
+    assert status == 130 and one_line(err)
 
 
 def test_a_reader_that_goes_away_is_not_an_error():
