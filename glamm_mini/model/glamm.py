@@ -20,14 +20,9 @@ from glamm_mini.model.splice import Spliced, check_rows, language_output, pad_le
 from glamm_mini.model.tokens import IGNORE_INDEX
 from glamm_mini.model.vision import GlobalImageEncoder, VLProjector
 
-Indices = Sequence[int] | torch.Tensor
-"""(R,): the image of each row, -1 for a row of text alone."""
-
-Boxes = Sequence[torch.Tensor | None]
-"""Per row (N, 4), normalized x0 y0 x1 y1, or None."""
-
-Sizes = Sequence[tuple[int, int]]
-"""Per image (height, width)."""
+Indices = Sequence[int] | torch.Tensor  # (R,), the image of each row, -1 for a row of text alone
+Boxes = Sequence[torch.Tensor | None]  # per row (N, 4), normalized x0 y0 x1 y1, or None
+Sizes = Sequence[tuple[int, int]]  # per image (height, width)
 
 
 class GlammForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -79,7 +74,7 @@ class GlammForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return self.language_model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
-        """Replace it, as `resize_token_embeddings` does."""
+        """Another embedding of tokens."""
         self.language_model.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Linear:
@@ -87,8 +82,12 @@ class GlammForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return self.language_model.get_output_embeddings()
 
     def set_output_embeddings(self, value: nn.Linear) -> None:
-        """Replace it, as `resize_token_embeddings` does."""
+        """Another head."""
         self.language_model.set_output_embeddings(value)
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """As transformers': embedding, head and `config.text.vocab_size` follow the tokenizer's new length."""
+        return self.language_model.resize_token_embeddings(*args, **kwargs)
 
     def weights_version(self) -> tuple:
         """Another value whenever weights that `encode_images` uses were changed, moved or cast; features are as old.
@@ -119,7 +118,7 @@ class GlammForConditionalGeneration(PreTrainedModel, GenerationMixin):
     ) -> Spliced:
         """Ids (R, L), with images and boxes, to what the language model is fed; row r is about image r by default."""
         if image_index is None:
-            image_index = torch.arange(input_ids.shape[0]) if features is not None else [-1] * input_ids.shape[0]
+            image_index = self._default_index(input_ids, features)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids, dtype=torch.bool)
         embeds = self.get_input_embeddings()(input_ids.clamp(min=0))
@@ -131,6 +130,10 @@ class GlammForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if features is None:
             return Spliced(embeds, attention_mask.bool(), labels, input_ids, segment_ids)
         return put_images(embeds, input_ids, attention_mask.bool(), labels, segment_ids, features.tokens, image_index)
+
+    @staticmethod
+    def _default_index(input_ids: torch.Tensor, features: ImageFeatures | None) -> torch.Tensor:
+        return torch.arange(len(input_ids)) if features is not None else torch.full((len(input_ids),), -1)
 
     def _regions(self, features: ImageFeatures | None, image_index: Indices, boxes: Boxes) -> torch.Tensor:
         """One vector a box, in row order; the pyramid is built once an image, and only for images with boxes."""
@@ -203,13 +206,11 @@ class GlammForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         if input_ids is None or inputs_embeds is not None:
             raise ValueError("GLaMM reads input_ids, not inputs_embeds: images and boxes become embeddings inside")
-        if image_index is None:
-            count = input_ids.shape[0]
-            has_image = global_images is not None or image_features is not None
-            image_index = torch.arange(count) if has_image else torch.full((count,), -1)
         features = image_features
         if features is None and global_images is not None:
             features = self.encode_images(global_images, grounding_images)
+        if image_index is None:
+            image_index = self._default_index(input_ids, features)
         spliced = self.splice(input_ids, attention_mask, labels, features, image_index, boxes, segment_ids)
         with across_types(self.language_model):
             wanted = dict(output_hidden_states=output_hidden_states, output_attentions=output_attentions)
@@ -276,29 +277,13 @@ class GlammForConditionalGeneration(PreTrainedModel, GenerationMixin):
         total = c.cross_entropy * parts["ce"]
         losses.check_masks(masks, out.mask_logits)
         if masks is not None and out.mask_logits is not None:
-            bce, dice, count = self._mask_losses(out.mask_logits, masks)
+            bce, dice, count = losses.mask_sums(out.mask_logits, masks, c, cut_surplus=self.config.mode == "official")
             count = max(normalizers.get("masks", count), 1)
             parts |= {"mask_bce": bce / count, "mask_dice": dice / count}
             total = total + c.mask_bce * parts["mask_bce"] + c.mask_dice * parts["mask_dice"]
         if out.losses:
             total = total + out.losses["unused"]
         out.loss, out.losses = total, parts
-
-    def _mask_losses(
-        self, mask_logits: Sequence[torch.Tensor], masks: Sequence[torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """Sums of binary cross-entropy and dice over the masks of all images, and how many there are."""
-        c = self.config.losses
-        bce = dice = torch.zeros((), device=mask_logits[0].device)
-        count = 0
-        for i, (logits, truth) in enumerate(zip(mask_logits, masks, strict=True)):
-            truth = losses.match_truth(i, logits, truth, cut_surplus=self.config.mode == "official")
-            if len(logits) == 0:
-                continue
-            bce = bce + losses.mask_bce_sum(logits, truth)
-            dice = dice + losses.mask_dice_sum(logits, truth, c.dice_scale, c.dice_eps)
-            count += len(logits)
-        return bce, dice, count
 
     # --- answers: the official code generates without a cache and computes every image, region and token again at each
     # step, because its masks need the states of the whole sequence. With a cache each step returns the state of the new
@@ -335,8 +320,7 @@ class GlammForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if features is None and global_images is not None:
             features = self.encode_images(global_images, grounding_images)
         if image_index is None:
-            rows = input_ids.shape[0]
-            image_index = torch.arange(rows) if features is not None else torch.full((rows,), -1)
+            image_index = self._default_index(input_ids, features)
         prompt = pad_left(self.splice(input_ids, attention_mask, None, features, image_index, boxes))
         with across_types(self.language_model):
             ids, hidden, more = answer(self.language_model, prompt, **kwargs)

@@ -6,34 +6,28 @@ share, would mix up their calls. So each call brings a `States` of its own, whic
 """
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import LlamaForCausalLM
+from transformers import GenerationConfig, LlamaForCausalLM
 from transformers.generation import GenerationMode
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from glamm_mini.model.splice import Spliced, language_states
 
-MODES = (
-    GenerationMode.GREEDY_SEARCH,
-    GenerationMode.SAMPLE,
-    GenerationMode.BEAM_SEARCH,
-    GenerationMode.BEAM_SAMPLE,
-)
+MODES = tuple(GenerationMode(name) for name in ("greedy_search", "sample", "beam_search", "beam_sample"))
 """Ways to generate that need nothing but the prompt's embeddings."""
 
 REFUSED = {
-    "inputs": "give input_ids",
-    "inputs_embeds": "give input_ids and images; they become embeddings here",
-    "cache": "the prompt is always read anew",
-    "past_key_values": "the prompt is always read anew",
-    "position_ids": "they follow from the attention mask",
-    "custom_generate": "its steps are not known here",
-    "negative_prompt_ids": "the prompt has embeddings, not ids alone",
-    "token_healing": "the prompt has embeddings, not ids alone",
+    "it reads the prompt's ids, and an image has none": (
+        *("inputs", "inputs_embeds", "negative_prompt_ids", "guidance_scale", "token_healing", "prefill_chunk_size"),
+        *("encoder_repetition_penalty", "encoder_no_repeat_ngram_size"),
+    ),
+    "the prompt is read anew for every answer": ("cache", "past_key_values", "position_ids", "logits_to_keep"),
+    "it takes steps of its own, whose states are not known here": ("custom_generate", "states"),
 }
-"""Arguments of transformers' generate that GLaMM cannot take, and why."""
+"""Options of transformers' generate that GLaMM cannot take, by the reason."""
 
 KEPT = ("scores", "logits", "sequences_scores", "beam_indices", "attentions", "hidden_states")
 
@@ -93,31 +87,44 @@ def answer(
     Raises:
         ValueError: an option that reads the prompt's ids, or takes steps of its own.
     """
-    config = copy.deepcopy(options.pop("generation_config", None) or language_model.generation_config)
-    more = config.update(**{name: value for name, value in options.items() if value is not None})
-    for name, why in REFUSED.items():
-        if more.get(name) is not None or getattr(config, name, None):
-            raise ValueError(f"generate was given {name}; GLaMM does not take it: {why}")
-    mode = config.get_generation_mode(more.get("assistant_model"))
-    if mode not in MODES or config.cache_implementation == "paged":
-        known = ", ".join(mode.value for mode in MODES)
-        raise ValueError(
-            f"these options of generate mean {mode.value} with cache_implementation={config.cache_implementation!r}; "
-            f"GLaMM's masks need one of {known}, with a cache that is not paged"
-        )
-    config.disable_compile = True  # a compiled step reuses the memory of its outputs, and so of states that are kept
+    given = copy.deepcopy(options.pop("generation_config", None))
+    beams = _checked(given or language_model.generation_config, options, prompt.embeds.device.type)
+    # A compiled step reuses the memory of its outputs, and so of states that are kept.
+    if given is None:
+        options["disable_compile"] = True
+    else:
+        given.disable_compile = True
     states = States()
-    out = language_model.generate(
-        inputs_embeds=prompt.embeds,
-        attention_mask=prompt.attention.long(),
-        generation_config=config,
-        states=states,
-        **more,
-    )
+    attention = prompt.attention.long()
+    try:
+        out = language_model.generate(
+            inputs_embeds=prompt.embeds, attention_mask=attention, generation_config=given, states=states, **options
+        )
+    except ImportError as error:
+        raise ValueError(f"an option of generate needs a package that is not there: {error}") from error
     ids, extra = (out, {}) if torch.is_tensor(out) else (out.sequences, {k: out.get(k) for k in KEPT})
-    beams = (config.num_beams or 1) > 1
-    hidden = None if beams else states.joined(len(ids), prompt.embeds.shape[1] + ids.shape[1] - 1)
+    hidden = None if beams > 1 else states.joined(len(ids), prompt.embeds.shape[1] + ids.shape[1] - 1)
     return ids, hidden, extra
+
+
+def _checked(config: GenerationConfig, options: Mapping[str, Any], device: str) -> int:
+    """The number of beams that the options mean; a ValueError for what cannot be done."""
+    config = copy.deepcopy(config)
+    more = config.update(**options)
+    for why, names in REFUSED.items():
+        for name in names:
+            if more.get(name, getattr(config, name, None)) not in (None, False):
+                raise ValueError(f"generate was given {name}, which GLaMM does not take: {why}")
+    for name in ("num_beams", "num_return_sequences"):
+        if (count := getattr(config, name)) is not None and count < 1:
+            raise ValueError(f"{name} is {count}; expected 1 or more")
+    mode, cache = config.get_generation_mode(more.get("assistant_model")), config.cache_implementation or ""
+    if mode not in MODES:
+        known = ", ".join(mode.value for mode in MODES)
+        raise ValueError(f"these options of generate mean {mode.value}; GLaMM's masks need one of {known}")
+    if cache == "paged" or (cache.startswith("offloaded") and device != "cuda"):
+        raise ValueError(f"cache_implementation is {cache!r}, which does not work with embeddings on {device}")
+    return config.num_beams or 1
 
 
 def states_anew(language_model: LanguageModel, prompt: Spliced, ids: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional as F
 
+from glamm_mini.model.config import LossConfig
 from glamm_mini.model.tokens import IGNORE_INDEX
 
 
@@ -69,3 +70,19 @@ def match_truth(image: int, logits: torch.Tensor, truth: torch.Tensor, cut_surpl
             f"{tuple(logits.shape)}: masks, height and width of the picture (`original`)"
         )
     return truth.to(logits.device)
+
+
+def mask_sums(
+    mask_logits: Sequence[torch.Tensor], masks: Sequence[torch.Tensor], config: LossConfig, cut_surplus: bool
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Sums of both mask losses over all images, per image (M, H, W) logits and truth, and the number of masks."""
+    bce = dice = torch.zeros((), device=mask_logits[0].device)
+    count = 0
+    for i, (logits, truth) in enumerate(zip(mask_logits, masks, strict=True)):
+        truth = match_truth(i, logits, truth, cut_surplus)
+        if len(logits) == 0:
+            continue
+        bce = bce + mask_bce_sum(logits, truth)
+        dice = dice + mask_dice_sum(logits, truth, config.dice_scale, config.dice_eps)
+        count += len(logits)
+    return bce, dice, count
