@@ -36,6 +36,18 @@ __all__ = ["Assistant", "Chat", "GroundedAnswer", "GroundedPhrase", "Request", "
 
 Answers = GroundedAnswer | list[GroundedAnswer]
 
+HALF = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "half": "float16", "float": "float32"}
+"""Other names that people have for number types."""
+
+OTHER_NAMES = {
+    "torch_dtype": "dtype",
+    "device_map": "device",
+    "load_in_4bit": "quantize='4bit'",
+    "load_in_8bit": "quantize='8bit'",
+    "quantization_config": "quantize",
+}
+"""Keywords of transformers for which `load` has its own."""
+
 
 class Assistant:
     """A model with its processor, ready to be asked. Made by `glamm_mini.load`.
@@ -146,7 +158,7 @@ class Assistant:
         wrong = [k for k, r in enumerate(requests) if not isinstance(r, Request)]
         if wrong:
             raise ValueError(f"requests[{wrong[0]}] is {requests[wrong[0]]!r:.80}; expected a glamm_mini.Request")
-        length = self.max_new_tokens or MAX_NEW_TOKENS[self.config.mode]
+        length = MAX_NEW_TOKENS[self.config.mode] if self.max_new_tokens is None else self.max_new_tokens
         how = Generation.checked(options, length, len(requests))
         tokenizer = self.processor.tokenizer
         ends = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id} - {None}
@@ -302,19 +314,6 @@ def load(
         raise ValueError(f"dtype is {dtype!r}; expected {', '.join(TYPES)} or stored")
     model, processor = load_model(name, dtype, device=device, quantize=quantize, **placement)
     return Assistant(model.eval(), processor, _familiar(name))
-
-
-HALF = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "half": "float16", "float": "float32"}
-"""Other names that people have for number types."""
-
-OTHER_NAMES = {
-    "torch_dtype": "dtype",
-    "device_map": "device",
-    "load_in_4bit": "quantize='4bit'",
-    "load_in_8bit": "quantize='8bit'",
-    "quantization_config": "quantize",
-}
-"""Keywords of transformers for which `load` has its own."""
 
 
 def _check_names(given: dict) -> None:
