@@ -48,6 +48,9 @@ OTHER_NAMES = {
 }
 """Keywords of transformers for which `load` has its own."""
 
+HUB = ("revision", "token", "cache_dir", "force_download", "local_files_only", "subfolder")
+"""Keywords for a repository of the hub, where `load_model` takes them."""
+
 
 class Assistant:
     """A model with its processor, ready to be asked. Made by `glamm_mini.load`.
@@ -317,8 +320,10 @@ def load(
 
 
 def _check_names(given: dict) -> None:
-    own = [*signature(load).parameters][:-1]
-    known = [name for name in dict.fromkeys([*own, *signature(load_model).parameters]) if name != "name"]
+    ours = [*signature(load).parameters.values(), *signature(load_model).parameters.values()]
+    known = dict.fromkeys(one.name for one in ours if one.kind is not one.VAR_KEYWORD and one.name != "name")
+    if any(one.name == "hub" for one in ours):
+        known |= dict.fromkeys(HUB)
     for name in given:
         if name not in known:
             hint = f"; it is called {OTHER_NAMES[name]} here" if name in OTHER_NAMES else ""

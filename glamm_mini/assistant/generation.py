@@ -69,11 +69,12 @@ class Generation:
     @contextmanager
     def streaming(self, tokens_to_drop: list[int]) -> Iterator["_AnswerStream | None"]:
         """The streamer for `generate`; where the block fails, the stream is ended: its reader would wait for ever."""
+        stream = None if self.streamer is None else _AnswerStream(self.streamer, tokens_to_drop)
         try:
-            yield None if self.streamer is None else _AnswerStream(self.streamer, tokens_to_drop)
+            yield stream
         except BaseException:
-            if self.streamer is not None:
-                self.streamer.end()
+            if stream is not None:
+                stream.end()
             raise
 
 
@@ -143,7 +144,7 @@ class _AnswerStream:
     """Hands on what belongs to the answer: not its begin, end and padding."""
 
     def __init__(self, streamer, drop: list[int]):
-        self.streamer, self.drop, self.begun = streamer, torch.tensor(drop), False
+        self.streamer, self.drop, self.begun, self.ended = streamer, torch.tensor(drop), False, False
 
     def put(self, value: torch.Tensor) -> None:
         """value: (1, 0), the prompt, which is fed as embeddings; then (1,), a token each time."""
@@ -156,5 +157,7 @@ class _AnswerStream:
             self.streamer.put(value)
 
     def end(self) -> None:
-        """The answer is complete."""
-        self.streamer.end()
+        """The answer is complete, or has failed; what is said once more is not handed on."""
+        if not self.ended:
+            self.ended = True
+            self.streamer.end()

@@ -153,6 +153,15 @@ def test_a_streamer_gets_the_answer_and_its_tags_alone(glamm, picture, says, ski
         glamm.ask([picture, picture], "What?", streamer=streamer)
 
 
+def test_a_stream_ends_once_even_where_a_mask_fails(glamm, picture, says, monkeypatch):
+    says(GROUNDED)
+    monkeypatch.setattr(glamm, "_answer", lambda *rest: (_ for _ in ()).throw(ValueError("a mask")))
+    streamer = Heard(glamm, [])
+    with pytest.raises(ValueError, match="a mask"):
+        glamm.ask(picture, "What?", streamer=streamer)
+    assert streamer.ends == 1
+
+
 def test_a_reader_of_a_stream_never_waits_for_an_answer_that_failed(glamm, picture, says):
     says(GROUNDED)
     for image, text in ((None, "What?"), (picture, "")):
