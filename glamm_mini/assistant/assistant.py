@@ -158,9 +158,9 @@ class Assistant:
 
     def answer_batch(self, requests: list[Request], **options: Unpack[Options]) -> list[GroundedAnswer]:
         """Answer several requests at once; an image that several share (one path or one object) is read once."""
-        wrong = [k for k, r in enumerate(requests) if not isinstance(r, Request)]
-        if wrong:
-            raise ValueError(f"requests[{wrong[0]}] is {requests[wrong[0]]!r:.80}; expected a glamm_mini.Request")
+        for k, request in enumerate(requests):
+            if not isinstance(request, Request):
+                raise ValueError(f"requests[{k}] is a {type(request).__name__}; expected Request(image, question)")
         length = MAX_NEW_TOKENS[self.config.mode] if self.max_new_tokens is None else self.max_new_tokens
         how = Generation.checked(options, length, len(requests))
         tokenizer = self.processor.tokenizer
@@ -229,7 +229,7 @@ class Assistant:
         ids = torch.tensor([self.processor.encode(conversation)[0]], device=self.model.device)
         with torch.inference_mode(), evaluating(self.model):
             out = self.model(ids, image_features=self._features([picture]), return_logits=False)
-        masks, _ = self.processor.post_process_masks(out.low_res.cpu(), picture.shape[:2])
+        masks, _ = self.processor.post_process_masks(_finite(out.low_res).cpu(), picture.shape[:2])
         return [mask.numpy() for mask in masks]
 
     def _answer(
@@ -245,11 +245,9 @@ class Assistant:
             ids = ids[: ids.index(end) + 1]
         elif len(ids) >= how.max_new_tokens:
             notes.append(f"the answer was cut after {how.max_new_tokens} tokens; a larger max_new_tokens lets it go on")
-        if not bool(low_res.isfinite().all()):
-            raise ValueError(BROKEN.format(where="in a mask"))
         phrases = []
         # One mask at a time: at twenty megapixels, the logits of each take 80 MB.
-        for span, own in zip(parsed.phrases, low_res.cpu(), strict=False):
+        for span, own in zip(parsed.phrases, _finite(low_res).cpu(), strict=False):
             masks, logits = self.processor.post_process_masks(own[None], image.shape[:2])
             phrases.append(grounded_phrase(span.text, span.span, masks[0], logits[0], how.details))
         answer = GroundedAnswer(text, parsed.caption, phrases, notes, image, request.question, prepared.boxes)
@@ -257,6 +255,13 @@ class Assistant:
         if how.details:
             answer.token_ids, answer.token_scores = np.array(ids, np.int64), scores[: len(ids)]
         return answer
+
+
+def _finite(low_res: torch.Tensor) -> torch.Tensor:
+    """Mask logits (M, m, m) as they are; ValueError if one is NaN or infinite."""
+    if not bool(low_res.isfinite().all()):
+        raise ValueError(BROKEN.format(where="in a mask"))
+    return low_res
 
 
 def _key(image):
@@ -309,6 +314,8 @@ def load(
     Raises FileNotFoundError or ValueError that names what is missing, damaged or foreign, and TypeError for a keyword
     that does not exist.
     """
+    if not isinstance(name, str | os.PathLike):
+        raise ValueError(f"no model was named, but {name!r}; give a bundled name such as 'tiny', a folder or a hub id")
     _check_names(placement)
     device = _checked_device(device)
     dtype = HALF.get(dtype, dtype) if isinstance(dtype, str) else dtype

@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scripted import GROUNDED, scripted_assistant, scripting
 
@@ -169,3 +170,15 @@ def test_the_bundled_model_takes_every_call():
         assert not any("never taught" in note for note in answer.notes)
         assert "<div" in answer._repr_html_()
     assert len(chat.turns) == 2
+
+
+@pytest.mark.parametrize("name", [5, b"tiny", None, "", " ", ["tiny"]])
+def test_a_model_without_a_name_is_refused(name):
+    with pytest.raises(ValueError, match="model"):
+        glamm_mini.load(name)
+
+
+def test_boxes_may_be_tensors_of_any_kind(glamm, says):
+    says("the sea .")
+    for boxes in (torch.tensor([[1.0, 1, 9, 9]], requires_grad=True), torch.tensor([1, 1, 9, 9])):
+        assert glamm.ask(np.zeros((20, 30, 3), np.uint8), "What?", boxes).boxes.tolist() == [[1, 1, 9, 9]]

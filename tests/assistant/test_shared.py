@@ -236,8 +236,9 @@ def test_numbers_that_are_not_finite_are_an_error_and_never_an_answer(glamm, pic
     with torch.no_grad():
         for parameter in getattr(glamm.model, part).parameters():
             parameter.fill_(value)
-    with pytest.raises(ValueError, match="not finite"):
-        glamm.ask(picture, "What is this?")
+    for call in (lambda: glamm.ask(picture, "What?"), lambda: glamm.teacher_force(picture, [("What?", "[SEG]")])):
+        with pytest.raises(ValueError, match="not finite"):
+            call()
 
 
 def test_a_region_that_is_not_finite_is_an_error(glamm, picture):
