@@ -87,9 +87,7 @@ def weights_state(model) -> tuple:
     settings = (config.mode, config.feature_layer, str(config.region_layers), autocast)
     parts = (model.global_encoder, model.vl_projector, model.grounding_encoder)
     tensors = [t for part in parts for t in (*part.parameters(), *part.buffers()) if not t.is_meta]
-    with torch.no_grad():
-        sums = [_bits(t).sum(dtype=torch.int64) for t in tensors]
-        sums = [sum_.item() for sum_ in sums] if device == "cpu" else _on_cpu(sums)
+    sums = [int(_bits(t).sum(dtype=torch.int64)) for t in tensors]
     places = [(t.data_ptr(), 0 if t.is_inference() else t._version, t.dtype, str(t.device)) for t in tensors]
     return (*settings, *zip(places, sums, strict=True))
 
@@ -100,15 +98,6 @@ def _bits(t: torch.Tensor) -> torch.Tensor:
     if t.is_contiguous() and t.nbytes % 8 == 0 and t.data_ptr() % 8 == 0:
         return t.flatten().view(torch.uint8).view(torch.int64)
     return t.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[t.element_size()])
-
-
-def _on_cpu(sums: list[torch.Tensor]) -> list[int]:
-    """All numbers of a device in one transfer."""
-    found = dict.fromkeys(range(len(sums)), 0)
-    for device in {s.device for s in sums}:
-        own = [k for k, s in enumerate(sums) if s.device == device]
-        found |= dict(zip(own, torch.stack([sums[k] for k in own]).tolist(), strict=True))
-    return list(found.values())
 
 
 _IN_USE: WeakKeyDictionary = WeakKeyDictionary()
