@@ -88,6 +88,7 @@ tiny: $(VENV)/.dev.stamp ## train the tiny GLaMM from the backbones into data/ch
 	$(TWO) train storybook --size tiny --out runs/storybook --resume --set batch_size=8 --set threads=1
 	mkdir -p data/checkpoints/tiny
 	cp -r runs/storybook/model/. data/checkpoints/tiny/
+	$(THREADS) $(BIN)/python figures/familiar.py
 
 five-minutes: $(VENV)/.dev.stamp ## five minutes of training from the backbones, on grounded captions alone, into runs/five-minutes-SEED
 	$(TWO) train storybook --size tiny --out runs/five-minutes-$(SEED) --resume --set batch_size=8 --set threads=1 \

@@ -12,6 +12,7 @@ from glamm_mini.storybook.world.scene import keyed_rng
 # --- run lengths -----------------------------------------------------------------------------------------------------
 # Masks as run lengths, the form in which every public dataset stores them (COCO's RLE).
 
+
 def run_lengths(mask):
     """A mask (H, W) bool to the lengths of its runs, read column by column; the first run is of zeros, maybe empty."""
     pixels = np.asarray(mask, bool).flatten(order="F")  # (H, W) -> (H * W,), down the columns
@@ -35,6 +36,7 @@ def from_run_lengths(counts, size):
 
 # --- grandf ----------------------------------------------------------------------------------------------------------
 # A grounded caption as GranD-f stores it for training, written and read.
+
 
 def to_grandf(image_id, caption, phrases):
     """A record of GranD-f's training files.
@@ -80,6 +82,7 @@ def from_grandf(record):
 # --- streams ---------------------------------------------------------------------------------------------------------
 # Random numbers for many scenes: from one stream, and from a stream for each scene.
 
+
 def from_one_stream(extra):
     """Three numbers for each of five scenes, all from one stream; `extra`: scene 0 draws a fourth."""
     stream = random.Random(0)
@@ -94,6 +97,7 @@ def from_own_streams(extra):
 
 # --- visibility ------------------------------------------------------------------------------------------------------
 # How much of a thing hides behind others.
+
 
 def hidden_share(scene, index):
     """The share of a thing's pixels that other things cover, 0..1; scene is a Scene, index counts its things."""

@@ -10,6 +10,7 @@ from glamm_mini.storybook.language.vocabulary import CLASSES, COLOURS
 # --- patches ---------------------------------------------------------------------------------------------------------
 # A picture as a row of vectors: patches, their embedding, and a vision transformer of CLIP's form, in plain torch.
 
+
 def cut_patches(images, side):
     """Images (B, C, H, W) to patches of side x side pixels, row by row: (B, P, C * side * side)."""
     B, C, H, W = images.shape
@@ -70,6 +71,7 @@ def clip_states(images, clip):
 
 # --- llava step ------------------------------------------------------------------------------------------------------
 # The first training step of LLaVA in small: a projector learns from words alone, all else stays as it is.
+
 
 def spoken_rows(samples, processor):
     """One packed row (ids, labels, segments) a Sample, of the conversations that need neither boxes nor masks.

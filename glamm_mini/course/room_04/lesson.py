@@ -7,6 +7,7 @@ from glamm_mini.model.splice import put_regions
 # --- roi align -------------------------------------------------------------------------------------------------------
 # RoIAlign from scratch, for one image: values between the cells of a grid, averaged in the parts of a box.
 
+
 def bilinear(features, x, y):
     """Values between the cells of a feature grid.
 
@@ -62,6 +63,7 @@ def roi_align(features, boxes, size, scale, ratio, aligned=True):
 
 # --- naming ----------------------------------------------------------------------------------------------------------
 # What a frozen language model says when all it is given of a picture is one vector a box.
+
 
 def word_after(model, prompt, vectors):
     """Logits (N, V) of the word that follows a prompt, once for each vector.

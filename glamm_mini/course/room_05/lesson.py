@@ -8,6 +8,7 @@ from glamm_mini.course.room_03.lesson import embed_patches
 # --- window attention -------------------------------------------------------------------------------------------------
 # SAM's image encoder from scratch: windows with padding, relative positions, attention on a grid, neck.
 
+
 def cut_windows(x, side):
     """Features (B, h, w, C) to windows (B * N, side, side, C), row by row; zeros fill up the last ones."""
     B, h, w, C = x.shape
@@ -101,6 +102,7 @@ def sam_states(images, vit):
 # --- attention cost ---------------------------------------------------------------------------------------------------
 # What attention on a grid costs, counted: multiply-adds and bytes, for windows and for the whole grid.
 
+
 def padded_side(grid, window=0):
     """Side in patches of what is computed: the grid, filled up to whole windows; window 0 is the whole grid."""
     return -(-grid // window) * window if window else grid
@@ -137,6 +139,7 @@ def encoder_cost(grounding):
 # --- mask grids ------------------------------------------------------------------------------------------------------
 # What is left of a mask on a coarser grid.
 
+
 def through_grid(mask, side):
     """A mask (H, W) bool reduced to a grid of side x side values over its padded square, and enlarged again.
 
@@ -152,6 +155,7 @@ def through_grid(mask, side):
 
 # --- overlap ---------------------------------------------------------------------------------------------------------
 # How well two masks agree.
+
 
 def iou(a, b):
     """Intersection over union of two boolean masks of one shape, 0..1; not a number where both are empty."""

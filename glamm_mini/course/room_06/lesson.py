@@ -18,6 +18,7 @@ from glamm_mini.storybook.language.vocabulary import CLASSES, COLOURS, STUFF
 # The pixel decoder's transformer: a few tokens read the picture, and the picture reads the tokens. Parameters carry
 # the names of segment-anything's, so that a state dict of one loads into the other.
 
+
 class NarrowAttention(nn.Module):
     """Attention from one list of vectors to another, computed in `width // narrower` channels.
 
@@ -110,6 +111,7 @@ def like(transformer):
 
 # --- prompt codes ----------------------------------------------------------------------------------------------------
 # Where is it? Positions as vectors, and the prompts that segment-anything makes of clicks and boxes.
+
 
 def position_code(points, matrix):
     """Random Fourier features of points.
@@ -204,9 +206,7 @@ def word_ids(texts: list[str]) -> torch.Tensor:
         first, _, rest = text.partition(" ")
         color, kind = (first, rest) if first in COLOURS else ("", text)
         if kind not in WORDS[1 + len(COLOURS) :]:
-            raise ValueError(
-                f"{text!r} names no kind of thing or stuff; expected a color or none, then one of {WORDS}"
-            )
+            raise ValueError(f"{text!r} names no kind of thing or stuff; expected a color or none, then one of {WORDS}")
         rows.append([WORDS.index(color), WORDS.index(kind)])
     return torch.tensor(rows).reshape(-1, 2)
 

@@ -10,6 +10,7 @@ from glamm_mini.model.tokens import IMAGE_TOKEN_INDEX
 # --- whole pass ------------------------------------------------------------------------------------------------------
 # GLaMM's forward pass in ten lines, for one row with one picture; `model/glamm.py` does the same for any batch.
 
+
 def whole_pass(glamm, ids, features):
     """Ids (1, L) with one `<image>`, and the features of one picture, to words and masks.
 
@@ -30,6 +31,7 @@ def whole_pass(glamm, ids, features):
 
 # --- decoding --------------------------------------------------------------------------------------------------------
 # Greedy decoding twice: everything anew for each word, as the official code does, and with a key-value cache.
+
 
 @torch.no_grad()
 def decode_anew(model, embeds, most, end):

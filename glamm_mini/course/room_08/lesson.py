@@ -17,6 +17,7 @@ from glamm_mini.training.data_order import COUNTS
 # LoRA from scratch: a frozen linear layer with a trained low-rank detour; and which parameters a run trains. Equal to
 # peft's layer, a test compares them (Hu et al., LoRA, 2021).
 
+
 class LoRALinear(nn.Module):
     """y = base(x) + alpha / rank * B(A(x)), for x (..., in). B starts at zero: at first nothing changes.
 

@@ -8,6 +8,7 @@ import numpy as np
 # --- matching --------------------------------------------------------------------------------------------------------
 # Which predicted mask belongs to which true one: greedily, by trying everything, as the official recall does.
 
+
 def greedy_pairs(ious):
     """Pairs (row, column) of an IoU matrix (G, P), the largest first, each row and column once, while IoU is above 0.
 
@@ -53,6 +54,7 @@ def stopping_matches(ious, agree):
 # --- average precision ------------------------------------------------------------------------------------------------
 # Average precision of masks, as COCO's evaluation computes it, from IoU matrices and scores.
 
+
 def hits_by_score(ious, scores, bar=0.5):
     """Which predictions find a truth of their own: ious (G, P), scores (P,) -> (P,) bool.
 
@@ -93,6 +95,7 @@ def average_precision(ious, scores, bar=0.5):
 
 # --- consensus -------------------------------------------------------------------------------------------------------
 # CIDEr-D: how much a caption shares with its references, rare words counting more.
+
 
 def pieces(text, n):
     """How often each run of n words stands in a text whose words are separated by blanks: a Counter of tuples."""

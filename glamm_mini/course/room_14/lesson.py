@@ -10,6 +10,7 @@ from torch.distributed.tensor import DTensor
 # --- memory meter ----------------------------------------------------------------------------------------------------
 # What a training step holds in memory, counted tensor by tensor; on the meta device too, where nothing is stored.
 
+
 def state_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:
     """Bytes of a model's weights, of their gradients, and of what the optimizer remembers of each trained number."""
     parameters = list(model.parameters())
@@ -66,6 +67,7 @@ def language_activations(glamm: nn.Module, rows: int, length: int) -> list[tuple
 # --- memory sums -----------------------------------------------------------------------------------------------------
 # The memory of a training as a sum: so many bytes for each number, by what is done with it.
 
+
 def training_state(
     frozen: float, trained: float, frozen_bytes: float = 4, gpus: int = 1, cut: tuple = ()
 ) -> dict[str, float]:
@@ -112,6 +114,7 @@ def four_bits(weights: torch.Tensor, levels: torch.Tensor, block: int = 64) -> t
 # --- shards ----------------------------------------------------------------------------------------------------------
 # Sharding by hand: who holds which rows of a matrix, and how gradients of many become one.
 
+
 def rows_of(tensor: torch.Tensor, rank: int, processes: int) -> torch.Tensor:
     """The slice of a tensor (rows, ...) that process `rank` of `processes` holds; the last ones may hold fewer rows.
 
@@ -129,6 +132,7 @@ def reduce_scatter(gradients: list[torch.Tensor], rank: int) -> torch.Tensor:
 
 # --- step cost -------------------------------------------------------------------------------------------------------
 # How many floating-point operations a training step takes, from three numbers.
+
 
 def step_flops(numbers: float, trained: float, tokens: int, recompute: bool = False) -> float:
     """Operations of one step of a part whose `numbers` weights all meet all `tokens`; attention's scores not counted.
