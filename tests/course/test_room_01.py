@@ -76,6 +76,19 @@ def test_graders_see_what_is_nearly_right():
     assert "expected 0, got 12" in data.grade_area(lambda counts: sum(counts[::2])).message
     assert not data.grade_spans(lambda text, phrases: [(text.index(p), text.index(p) + len(p)) for p in phrases])
 
+    def spans(text, phrases, whole_words):
+        out, at = [], 0
+        for phrase in phrases:
+            start = text.index(phrase, at)
+            while whole_words and text[start + len(phrase)].isalpha():
+                start = text.index(phrase, start + 1)
+            at = start + len(phrase)
+            out.append((start, at))
+        return out
+
+    assert data.grade_spans(lambda text, phrases: spans(text, phrases, True))
+    assert not data.grade_spans(lambda text, phrases: spans(text, phrases, False)), "a kitesurfer holds no kite"
+
 
 def test_views_are_pictures_of_what_they_say():
     scene = sample_scene("train", 0, 3)

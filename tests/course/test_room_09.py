@@ -12,7 +12,7 @@ from glamm_mini.course.room_09 import pictures as protocol_views
 from glamm_mini.course.room_09.lesson import (
     average_precision,
     best_pairs,
-    consensus,
+    cider,
     greedy_pairs,
     hits_by_score,
     interpolated,
@@ -110,9 +110,9 @@ def test_cider_is_the_reference_one(case):
     truths = [image.truth for image in case[0]]
     references = [[python_tokenize(text) for text in truth.captions] for truth in truths]
     captions = [python_tokenize(image.prediction.caption) for image in case[0]]
-    assert consensus(references, captions).mean() == pytest.approx(EXPECTED["caption"]["CIDEr"], abs=1e-5)
-    assert consensus(references, [""] * len(truths)).sum() == 0
-    assert consensus(references[:1], references[0][:1]).tolist() == [0], "with one picture nothing is rare"
+    assert cider(references, captions).mean() == pytest.approx(EXPECTED["caption"]["CIDEr"], abs=1e-5)
+    assert cider(references, [""] * len(truths)).sum() == 0
+    assert cider(references[:1], references[0][:1]).tolist() == [0], "with one picture nothing is rare"
 
 
 # --- graders ------------------------------------------------------------------------------------------------------

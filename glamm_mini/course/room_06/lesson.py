@@ -1,4 +1,4 @@
-"""Room 06: the code that the notebook builds, piece by piece."""
+"""State to mask: SAM's pixel decoder and its prompts from scratch, and LISA's step in small: words become prompts."""
 
 import math
 from collections import OrderedDict
@@ -14,7 +14,7 @@ from glamm_mini.model.sam import LPProjector
 from glamm_mini.storybook.dataset import StorybookDataset
 from glamm_mini.storybook.language.vocabulary import CLASSES, COLOURS, STUFF
 
-# --- two way attention ------------------------------------------------------------------------------------------------
+# ---- two-way attention ----
 # The pixel decoder's transformer: a few tokens read the picture, and the picture reads the tokens. Parameters carry
 # the names of segment-anything's, so that a state dict of one loads into the other.
 
@@ -108,8 +108,8 @@ def like(transformer):
     return mine.eval().to(next(transformer.parameters()).device, torch.float32)
 
 
-# --- prompt codes ----------------------------------------------------------------------------------------------------
-# Where is it? Positions as vectors, and the prompts that segment-anything makes of clicks and boxes.
+# ---- positions and prompts ----
+# Positional encodings, and the prompts that segment-anything makes of clicks and boxes.
 
 def position_code(points, matrix):
     """Random Fourier features of points.
@@ -146,8 +146,8 @@ def box_prompt(boxes, encoder):
     return code + torch.cat([table.weight for table in encoder.point_embeddings[2:]])  # (N, 2, C) + (2, C)
 
 
-# --- word masks ------------------------------------------------------------------------------------------------------
-# The LISA step in small: a word becomes a prompt, and the decoder draws what the word means.
+# ---- words as prompts ----
+# The decoder learns to draw what a word means.
 
 WORDS = ("", *COLOURS, *CLASSES, *STUFF)
 """Row 0 of the table is silence: "kite" names no color."""
@@ -215,7 +215,7 @@ def named_masks(extras: dict) -> dict[str, np.ndarray]:
     """Every text that means something in a scene (see `truth_of`), with the mask (H, W) of all that it means."""
     found = {}
     for thing in extras["things"]:
-        for text in (thing["cls"], f"{thing['color']} {thing['cls']}") if thing["visible"] else ():
+        for text in (thing["cls"], f"{thing['colour']} {thing['cls']}") if thing["visible"] else ():
             found[text] = found.get(text, False) | extras["thing_masks"][thing["mask"]]
     for kind, mask in zip(extras["stuff"], extras["stuff_masks"], strict=True):
         found[kind] = found.get(kind, False) | mask
@@ -247,7 +247,7 @@ def single_things(asked: AskedFor, side: int) -> SingleThings:
         for thing in sample.extras["things"]:
             mask = sample.extras["thing_masks"][thing["mask"]]
             if thing["visible"] and mask.mean() >= SMALLEST:
-                names.append(f"{thing['color']} {thing['cls']}")
+                names.append(f"{thing['colour']} {thing['cls']}")
                 points.append(deepest(mask))
                 boxes.append(thing["box"])
                 masks.append(decoder_size(mask, side, asked.masks.shape[-1]))
