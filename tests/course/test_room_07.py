@@ -32,7 +32,7 @@ def features(model, pictures):
         return model.encode_images(*pictures)
 
 
-# ---- lessons ----
+# ---- what the notebook builds ----
 
 
 def test_the_whole_pass_is_the_model_s_forward(model, features):
