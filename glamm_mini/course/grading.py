@@ -43,7 +43,7 @@ def grade(
         same: tells whether a value is as good as the expected one.
         fault: instead of `same`: takes the two and says what is wrong with the first, "" if nothing is (`array_fault`).
     """
-    count = 0
+    count, silent = 0, True
     for count, (arguments, expected) in enumerate(cases, start=1):
         mine = copy.deepcopy(arguments)
         given = ", ".join(_short(argument) for argument in arguments)
@@ -55,16 +55,20 @@ def grade(
         except Exception as problem:
             what = f"stops with {type(problem).__name__}: {problem}{_line(problem, function)}"
             return Grade(False, f"{start} {what}", arguments, expected)
-        wrong = _wrong(value, expected, same, fault) or _changed(arguments, mine)
+        silent = silent and value is None
+        wrong = _wrong(value, expected, same, fault, silent) or _changed(arguments, mine)
         if wrong:
             return Grade(False, f"{start} {wrong}", arguments, expected, value)
     return Grade(True, f"all {count} cases are right")
 
 
-def _wrong(value, expected, same: Callable, fault: Callable | None) -> str:
-    """What is wrong with a value, "" if nothing is. One that cannot even be compared is wrong, too."""
+def _wrong(value, expected, same: Callable, fault: Callable | None, silent: bool) -> str:
+    """What is wrong with a value, "" if nothing is. One that cannot even be compared is wrong, too.
+
+    silent: the function has never returned anything.
+    """
     if value is None and expected is not None:
-        return f"returned None, expected {_short(expected)}; is a `return` missing?"
+        return _two(value, expected) + "; is a `return` missing?" * silent
     try:
         return fault(value, expected) if fault else "" if same(value, expected) else _two(value, expected)
     except Exception as problem:

@@ -84,6 +84,8 @@ def test_grades_keep_the_case_that_is_wrong():
     given = torch.arange(3.0)
     wrong = grade(lambda a: a + 1, [((given,), given)], fault=array_fault)
     assert wrong.case[0] is given and wrong.expected is given and torch.equal(wrong.yours, given + 1)
+    late = grade(lambda a: a or None, [((1,), 1), ((0,), 0)])
+    assert late.message == "case 2, for 0: expected 0, got None", "this function does return something"
     raised = grade(lambda a: a.no_such_thing, [(([given, 2],), 1)])
     assert raised.case == ([given, 2],) and raised.expected == 1
     assert "for [a float32 tensor of shape (3,), 2]: stops with AttributeError" in raised.message
@@ -94,7 +96,7 @@ def test_grades_keep_the_case_that_is_wrong():
 @pytest.mark.parametrize(
     ("function", "expected", "says"),
     [
-        (lambda a: None, 3, "returned None, expected 3; is a `return` missing?"),
+        (lambda a: None, 3, "expected 3, got None; is a `return` missing?"),
         (lambda a: 3 + int(a["x"].add_(1).isnan().any()), 4, "argument 1 was changed"),
         (lambda a: a.update(y=1) or 4, 4, "argument 1 was changed"),
         (lambda a: a["z"].append(1) or 4, 4, "argument 1 was changed"),

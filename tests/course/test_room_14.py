@@ -175,7 +175,7 @@ def test_graders_pass_right_functions():
     ("verdict", "says"),
     [
         (lambda: scaling.grade_lora_numbers(lambda shapes, rank: sum(rank * a * b for a, b in shapes)), "times as"),
-        (lambda: scaling.grade_lora_numbers(lambda shapes, rank: None), "returned None"),
+        (lambda: scaling.grade_lora_numbers(lambda shapes, rank: None), "is a `return` missing?"),
         (lambda: scaling.grade_stage_bytes(lambda *a: str(stage_bytes(*a))), "expected a number, got str"),
         (lambda: scaling.grade_stage_bytes(lambda *a: stage_bytes(*a) + 1), "expected"),
         (lambda: scaling.grade_stage_bytes(lambda *a: stage_bytes(*a, least=(3, 1, 1))), "expected"),

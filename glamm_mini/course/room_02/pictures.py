@@ -149,7 +149,7 @@ def typed_tokens(processor: GlammProcessor, width: int = 620) -> Callable[[dict]
             turns = [(plain_words(text) if kind == "question" else text, "Yes.")]
         tokens = read_tokens(processor, turns)
         asking = sum(token.number == processor.config.tokens.seg for token in tokens)
-        said = [f"As {kind}: {len(tokens)} tokens, {sum(token.learnt for token in tokens)} of them learned"]
+        said = [f"As {kind}: {len(tokens)} tokens, {sum(token.learned for token in tokens)} of them learned"]
         said.append(f"{SEG} that the model reads as a token: {asking}")
         if kind == "answer":
             parsed = parse_grounded(text)
