@@ -48,7 +48,7 @@ test: $(VENV)/.dev.stamp ## lint, then all tests with coverage
 		--cov=glamm_mini --cov-report=term --cov-fail-under=$(COVERAGE)
 
 test-all: $(VENV)/.dev.stamp ## run what `make test` leaves out: notebooks 10 to 15, from top to bottom
-	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) -m late tests/test_notebooks.py
+	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) -m late tests/course/test_notebooks.py
 
 lint: $(VENV)/.dev.stamp ## lint alone
 	$(BIN)/ruff check .

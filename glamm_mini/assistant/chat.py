@@ -43,11 +43,15 @@ class Chat:
         h, w = self.image.shape[:2]
         return f"Chat about a picture of {w} x {h} pixels, {len(self.turns)} turns"
 
+    def _shown(self) -> list[GroundedAnswer]:
+        """The turns; of a chat without any, its picture and that it waits."""
+        return self.turns or [GroundedAnswer("", "Nothing has been asked yet.", [], image=self.image)]
+
     def picture(self):
         """All turns below one another in one PIL image."""
         from glamm_mini.visuals.chat_view import chat_png
 
-        return chat_png(self)
+        return chat_png(self._shown())
 
     def save(self, path):
         """Write all turns as one image file; the ending of `path` decides the format."""
@@ -62,7 +66,7 @@ class Chat:
     def _repr_html_(self) -> str:
         from glamm_mini.visuals.chat_view import chat_html
 
-        return chat_html(self)
+        return chat_html(self._shown())
 
     def _repr_png_(self) -> bytes:
         from glamm_mini.visuals.encode import BYTES, png_bytes

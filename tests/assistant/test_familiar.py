@@ -6,12 +6,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from glamm_mini.checkpoints.save import save_model
 from PIL import Image, ImageDraw
 
 import glamm_mini
 from glamm_mini import paths
 from glamm_mini.assistant.familiar import FILE, Familiar, summary
+from glamm_mini.checkpoints.save import save_model
 from glamm_mini.storybook.world.render import render
 from glamm_mini.storybook.world.sampling import sample_scene
 
