@@ -17,10 +17,7 @@ from rich.console import Console
 MODULES_OF_EXTRAS = {
     "tensorboard": "train",
     "peft": "train",
-    "datasets": "train",
     "pycocoevalcap": "eval",
-    "gradio": "app",
-    "ray": "ray",
     "bitsandbytes": "quantize",
 }
 """Which extra brings a module that the base install lacks."""
@@ -79,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         build_app(wanted)(args=arguments, prog_name="glamm-mini")
     except ModuleNotFoundError as error:
         _stop(_missing_module(wanted, error), error)
-    except (ValueError, OSError) as error:
+    except (ImportError, ValueError, OSError) as error:  # ImportError: a library is too old
         _stop(str(error), error)
 
 
