@@ -6,7 +6,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from training_records import Round, whole_curve
 
-from glamm_mini.visuals.palette import PALETTE, hex_colour
+from glamm_mini.visuals.palette import PALETTE, hex_color
 
 LINES = {
     "gcg_miou": ("grounded answers: mIoU", PALETTE[0]),
@@ -15,7 +15,7 @@ LINES = {
     "regcap_class_accuracy": ("regions: class right", PALETTE[2]),
     "vqa_accuracy": ("questions: right", PALETTE[11]),
 }
-"""Figure of the training record: what it is called in the picture, and its colour."""
+"""Figure of the training record: what it is called in the picture, and its color."""
 
 INK, QUIET, GRID = "#1a1d21", "#687078", "#e2e5e9"
 APART = 0.062
@@ -30,10 +30,10 @@ def draw_curve(rounds: list[Round], path: Path) -> None:
         curve = whole_curve(rounds)
         minutes = sum(one.minutes for one in rounds)
         ends = {}
-        for name, (_, colour) in LINES.items():
+        for name, (_, color) in LINES.items():
             points = [(minute, figures[name]) for minute, figures in curve if name in figures]
             if points:
-                axes.plot(*zip(*points, strict=True), color=hex_colour(colour), lw=2.6, marker="o", ms=6, zorder=3)
+                axes.plot(*zip(*points, strict=True), color=hex_color(color), lw=2.6, marker="o", ms=6, zorder=3)
                 ends[name] = points[-1]
         _name_lines(axes, ends, minutes)
         _mark_rounds(axes, rounds)
@@ -43,7 +43,7 @@ def draw_curve(rounds: list[Round], path: Path) -> None:
 
 
 def spread(values: list[float], apart: float) -> list[float]:
-    """Moves values as little as needed until neighbours are `apart`; their order stays."""
+    """Moves values as little as needed until neighbors are `apart`; their order stays."""
     order = sorted(range(len(values)), key=lambda k: values[k])
     groups: list[list[int]] = []
     for k in order:
@@ -69,10 +69,10 @@ def _middle(group: list[int], values: list[float]) -> float:
 def _name_lines(axes, ends: dict[str, tuple[float, float]], minutes: float) -> None:
     heights = spread([value for _, value in ends.values()], APART)
     for (name, (minute, value)), height in zip(ends.items(), heights, strict=True):
-        label, colour = LINES[name]
+        label, color = LINES[name]
         tip = minutes * 1.045
-        axes.plot([minute, tip], [value, height], color=hex_colour(colour), lw=1, clip_on=False, zorder=2)
-        axes.text(tip, height, f" {value:.2f}  {label}", color=hex_colour(colour), va="center", fontsize=13.5)
+        axes.plot([minute, tip], [value, height], color=hex_color(color), lw=1, clip_on=False, zorder=2)
+        axes.text(tip, height, f" {value:.2f}  {label}", color=hex_color(color), va="center", fontsize=13.5)
 
 
 def _mark_rounds(axes, rounds: list[Round]) -> None:

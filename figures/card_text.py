@@ -8,14 +8,14 @@ from card_worst import Worst
 from results_table import FIXED, FULL, OFFICIAL, command_of, counts_line, figures_of, results_table
 from training_records import Round
 
-from glamm_mini.evaluation.diagnosis import KINDS
+from glamm_mini.storybook.scores.diagnosis import KINDS
 
 CAUSES = {
     "right": "mask right and words right",
     "missed": "no mask lies on it",
     "neighbour": "the words are right, the mask lies on another thing",
     "class": "the mask is there, the words name another class",
-    "colour": "the class is right, the colour wrong",
+    "colour": "the class is right, the color wrong",
     "count": "the class is right, the number wrong",
     "pattern": "the class is right, the pattern wrong",
     "size": "the class is right, the size wrong",
@@ -71,7 +71,7 @@ def limits(scores: dict, side: int) -> str:
     test, unseen = figures_of(scores, "test", "gcg", "fixed"), figures_of(scores, "compositional", "gcg", "unseen")
     asked = figures_of(scores, "test", "vqa", "fixed")
     lines = [
-        "It knows the storybook world alone: its 20 classes, 8 colours, 3 patterns, 3 sizes and the words for them. "
+        "It knows the storybook world alone: its 20 classes, 8 colors, 3 patterns, 3 sizes and the words for them. "
         "A photograph, or a word of another world, gets an answer that means nothing.",
         f"It sees every picture at {side} pixels a side at most: small and thin things lose their outline.",
         "Its scores are no measure of GLaMM: they show that the same code learns the same tasks in small.",
@@ -80,7 +80,7 @@ def limits(scores: dict, side: int) -> str:
         lines.append(f"Of the phrases of a test picture, {1 - test['recall']:.0%} are lost; the table above says how.")
     if test.get("recall") is not None and unseen:
         lines.append(
-            "Pairs of class and colour that training never showed: mask recall "
+            "Pairs of class and color that training never showed: mask recall "
             f"{unseen['recall']:.2f}, against {test['recall']:.2f} on what it knows."
         )
     if asked.get("accuracy") is not None:
@@ -114,14 +114,14 @@ def card(
         "A record holds the step of a validation; its minute is read off as if all steps took equally long.",
         "## What it scores",
         f"{counts_line(scores)} The fixed protocol:\n\n{results_table(scores, FULL, FIXED)}",
-        "The split `compositional` holds pairs of class and colour that training never shows. The last column is of "
+        "The split `compositional` holds pairs of class and color that training never shows. The last column is of "
         "those things alone, matched among everything in the picture.",
         f"The official protocol, which leaves out what was missed:\n\n{results_table(scores, FULL, OFFICIAL)}",
         "## What goes wrong",
         f"Each true phrase of a grounded answer has one cause, by rule:\n\n{causes_table(counts)}",
         f"## The {len(worst)} worst answers",
-        "The test scenes with the lowest mean of mIoU and mask recall. Masks and coloured words are the model's; the "
-        "heading is the cause, by the same rules; the grey lines are the truth.",
+        "The test scenes with the lowest mean of mIoU and mask recall. Masks and colored words are the model's; the "
+        "heading is the cause, by the same rules; the gray lines are the truth.",
         f"![The worst answers with their causes]({pictures}/tiny_worst.png)",
         worst_list(worst),
         f"## Limits\n\n{limits(scores, about['side'])}",

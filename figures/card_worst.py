@@ -7,14 +7,14 @@ from types import SimpleNamespace
 import numpy as np
 from PIL import Image
 
-from glamm_mini.datasets.sample import Sample
-from glamm_mini.evaluation.diagnosis import cause, diagnose, image_score
+from glamm_mini.data.sample import Sample
 from glamm_mini.evaluation.gcg import GroundedImage, prepare
 from glamm_mini.evaluation.masks import decode_masks
 from glamm_mini.evaluation.records import read_grounded_predictions, read_grounded_truth, read_json
 from glamm_mini.evaluation.similarity import get_similarity
-from glamm_mini.text.grounded import parse_grounded
-from glamm_mini.visuals.compose import compose
+from glamm_mini.processing.tags import parse_grounded
+from glamm_mini.storybook.scores.diagnosis import cause, diagnose, image_score
+from glamm_mini.visuals.answer_png import compose
 from glamm_mini.visuals.overlay import overlay_at_size
 from glamm_mini.visuals.palette import PALETTE
 from glamm_mini.visuals.sentence import Run, loose_phrases, sentence_runs
@@ -50,7 +50,7 @@ def worst_of(images: list[GroundedImage], count: int = 10) -> list[Worst]:
 
 
 def draw_worst(worst: list[Worst], samples: list[Sample], folder: Path, path: Path) -> None:
-    """Write the sheet as PNG under 300 kB, with fewer colours where it needs them."""
+    """Write the sheet as PNG under 300 kB, with fewer colors where it needs them."""
     pictures = {sample.image_id: sample.image for sample in samples}
     cards = []
     for number, one in enumerate(worst, start=1):
@@ -59,8 +59,8 @@ def draw_worst(worst: list[Worst], samples: list[Sample], folder: Path, path: Pa
         cards.append(_card(f"{number}", answer, one))
     sheet = compose(cards, columns=2, gap=12)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for colours in (256, 160, 96, 64, 32):
-        sheet.quantize(colours, kmeans=3, dither=Image.Dither.NONE).save(path, optimize=True)
+    for colors in (256, 160, 96, 64, 32):
+        sheet.quantize(colors, kmeans=3, dither=Image.Dither.NONE).save(path, optimize=True)
         if path.stat().st_size < LARGEST:
             break
 

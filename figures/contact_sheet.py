@@ -5,8 +5,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from glamm_mini.datasets.storybook.render import render
-from glamm_mini.datasets.storybook.scene import Scene, sample_scene
+from glamm_mini.storybook.world.render import render
+from glamm_mini.storybook.world.sampling import sample_scene
+from glamm_mini.storybook.world.scene import Scene
 
 PAPER = (250, 246, 238)
 
@@ -52,7 +53,7 @@ def contact_sheet(split: str, seed: int, rows: int, columns: int, width: int = 1
 
 
 def main() -> None:
-    """Write the sheet as PNG, in full colour: with fewer, the skies become steps."""
+    """Write the sheet as PNG, in full color: with fewer, the skies become steps."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "contact_sheet.png")
     parser.add_argument("--split", default="test")

@@ -11,9 +11,10 @@ import numpy as np
 from contact_sheet import contact_sheet
 from PIL import Image
 
-from glamm_mini.datasets.storybook.render import render
-from glamm_mini.datasets.storybook.scene import Picture, Scene, sample_scene
-from glamm_mini.visuals.maps import architecture, series_map
+from glamm_mini.course.drawing.maps import architecture, series_map
+from glamm_mini.storybook.world.render import render
+from glamm_mini.storybook.world.sampling import sample_scene
+from glamm_mini.storybook.world.scene import Picture, Scene
 from glamm_mini.visuals.overlay import overlay_at_size
 
 LIMIT = 300_000
@@ -62,7 +63,7 @@ PICTURES = {
 
 
 def save_small(picture: Image.Image, path: Path) -> None:
-    """Write a PNG of less than LIMIT bytes, with fewer pixels if need be: with fewer colours, skies become steps."""
+    """Write a PNG of less than LIMIT bytes, with fewer pixels if need be: with fewer colors, skies become steps."""
     picture.save(path, optimize=True)
     while path.stat().st_size >= LIMIT:
         picture = picture.resize([round(side * 0.9) for side in picture.size], Image.Resampling.LANCZOS)
@@ -71,7 +72,7 @@ def save_small(picture: Image.Image, path: Path) -> None:
 
 def quality(answer, scene: Scene, page: Picture) -> tuple[float, float]:
     """How much of a scene is found and named rightly, and the share of phrases that are right, both 0..1."""
-    from glamm_mini.datasets.storybook.words import parse_phrase
+    from glamm_mini.storybook.language.words import parse_phrase
 
     truth = [(thing.cls, thing.colour, mask) for thing, mask in zip(scene.things, page.thing_masks, strict=True)]
     truth += [(stuff.kind, None, mask) for stuff, mask in zip(scene.stuff, page.stuff_masks, strict=True)]
@@ -80,9 +81,9 @@ def quality(answer, scene: Scene, page: Picture) -> tuple[float, float]:
         said = parse_phrase(phrase.text)
         hits = {
             k
-            for k, (cls, colour, mask) in enumerate(truth)
+            for k, (cls, color, mask) in enumerate(truth)
             if said.cls == cls
-            and said.colour in (None, colour)
+            and said.colour in (None, color)
             and (mask & phrase.mask).sum() > 0.6 * (mask | phrase.mask).sum()
         }
         found |= hits

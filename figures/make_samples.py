@@ -5,8 +5,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from glamm_mini.datasets.storybook.render import render
-from glamm_mini.datasets.storybook.sampling import sample_scene
+from glamm_mini.storybook.world.render import render
+from glamm_mini.storybook.world.sampling import sample_scene
 
 SPLIT, SEED, LONG_SIDE, COUNT = "test", 99, 512, 4
 THINGS = (3, 6)

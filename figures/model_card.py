@@ -14,14 +14,14 @@ from card_text import card
 from card_worst import draw_worst, read_images, worst_of
 from training_records import read_rounds
 
-from glamm_mini.assistant import load
+from glamm_mini.assistant.assistant import load
 from glamm_mini.cli import evaluate
-from glamm_mini.datasets.storybook.dataset import evaluation_samples
-from glamm_mini.datasets.storybook.vocabulary import WORLD_VERSION
 from glamm_mini.evaluation import TASKS, score_folder
-from glamm_mini.evaluation.diagnosis import tally
 from glamm_mini.evaluation.predict import fingerprint
 from glamm_mini.evaluation.processes import find_processes
+from glamm_mini.storybook.dataset import evaluation_samples
+from glamm_mini.storybook.language.vocabulary import WORLD_VERSION
+from glamm_mini.storybook.scores.diagnosis import tally
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECKPOINTS = ROOT / "data" / "checkpoints"

@@ -13,26 +13,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from glamm_mini.answer import GroundedAnswer, GroundedPhrase
-    from glamm_mini.assistant import Assistant, load
-    from glamm_mini.chat import Chat
-    from glamm_mini.config import GlammConfig
+    from glamm_mini.assistant.answer import GroundedAnswer, GroundedPhrase
+    from glamm_mini.assistant.assistant import Assistant, load
+    from glamm_mini.assistant.chat import Chat
+    from glamm_mini.assistant.requests import Request
+    from glamm_mini.model.config import GlammConfig
     from glamm_mini.model.glamm import GlammForConditionalGeneration
-    from glamm_mini.processor import GlammProcessor
-    from glamm_mini.questions import Request
+    from glamm_mini.processing.processor import GlammProcessor
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "load": "glamm_mini.assistant",
-    "Assistant": "glamm_mini.assistant",
-    "Chat": "glamm_mini.chat",
-    "GroundedAnswer": "glamm_mini.answer",
-    "GroundedPhrase": "glamm_mini.answer",
-    "Request": "glamm_mini.questions",
-    "GlammConfig": "glamm_mini.config",
+    "load": "glamm_mini.assistant.assistant",
+    "Assistant": "glamm_mini.assistant.assistant",
+    "Chat": "glamm_mini.assistant.chat",
+    "GroundedAnswer": "glamm_mini.assistant.answer",
+    "GroundedPhrase": "glamm_mini.assistant.answer",
+    "Request": "glamm_mini.assistant.requests",
+    "GlammConfig": "glamm_mini.model.config",
     "GlammForConditionalGeneration": "glamm_mini.model.glamm",
-    "GlammProcessor": "glamm_mini.processor",
+    "GlammProcessor": "glamm_mini.processing.processor",
 }
 
 __all__ = [

@@ -26,9 +26,9 @@ def processor():
     """A processor of the smallest model, with storybook's words."""
     from small_models import small_config
 
-    from glamm_mini.datasets.storybook import tasks
-    from glamm_mini.processor import GlammProcessor
-    from glamm_mini.text.wordpiece import build_wordpiece
+    from glamm_mini.processing.processor import GlammProcessor
+    from glamm_mini.storybook.language import tasks
+    from glamm_mini.storybook.language.tokenizer import build_wordpiece
 
     tokenizer = build_wordpiece(tasks.corpus_words())
     text = small_config().text.to_dict() | {"vocab_size": len(tokenizer)}
@@ -46,7 +46,7 @@ def glamm(processor):
 @pytest.fixture(scope="module")
 def samples():
     """Three scenes with conversations of several kinds."""
-    from glamm_mini.datasets.storybook.dataset import StorybookDataset
+    from glamm_mini.storybook.dataset import StorybookDataset
 
     data = StorybookDataset("train", size=9, long_side=32, mixture={"gcg": 1, "regcap": 2, "refseg": 1})
     return [data[i] for i in range(3)]

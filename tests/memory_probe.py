@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from glamm_mini.model.grounding_encoder import FusedAttention
+from glamm_mini.model.sam import FusedAttention
 
 
 class Live(TorchDispatchMode):

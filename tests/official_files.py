@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from glamm_mini.checkpoints.official import official_to_ours, ours_to_official
-from glamm_mini.parity.weights import fill_
+from glamm_mini.checks.parity.weights import fill_
 from glamm_mini.paths import parity_folder
 
 TOWER = "model.vision_tower.vision_tower."

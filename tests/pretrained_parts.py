@@ -10,7 +10,7 @@ from torch import nn
 from transformers import CLIPConfig, CLIPModel, CLIPVisionModel, LlamaConfig, LlamaForCausalLM, SamConfig, SamModel
 
 from glamm_mini import paths
-from glamm_mini.config import GlammConfig
+from glamm_mini.model.config import GlammConfig
 
 ROWS = 512
 """Pieces of the toy SentencePiece model; GLaMM's seven tokens come behind them."""
@@ -24,7 +24,7 @@ def parts_config(**changes) -> GlammConfig:
     return small_config(text=text, prompt=dict(image_line="The <image> shows this.\n"), **changes)
 
 
-def randomised(module: nn.Module, seed: int) -> nn.Module:
+def randomized(module: nn.Module, seed: int) -> nn.Module:
     """Every parameter another number, so that two tensors taken for one another cannot be equal."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -36,12 +36,12 @@ def randomised(module: nn.Module, seed: int) -> nn.Module:
 def save_clip(folder: Path, config: GlammConfig, whole: bool = True):
     """A whole CLIP, as the hub has it, or its vision half; returns the vision tower."""
     if not whole:
-        tower = randomised(CLIPVisionModel(config.vision), 1)
+        tower = randomized(CLIPVisionModel(config.vision), 1)
         tower.save_pretrained(folder)
         return tower
     reader = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=20)
     reader |= dict(bos_token_id=1, eos_token_id=2)
-    clip = randomised(CLIPModel(CLIPConfig(vision_config=config.vision.to_dict(), text_config=reader)), 1)
+    clip = randomized(CLIPModel(CLIPConfig(vision_config=config.vision.to_dict(), text_config=reader)), 1)
     clip.save_pretrained(folder)
     return clip.vision_model
 
@@ -49,7 +49,7 @@ def save_clip(folder: Path, config: GlammConfig, whole: bool = True):
 def save_llama(folder: Path, config: GlammConfig, shard: str = "20KB", **changes) -> LlamaForCausalLM:
     """A Llama of ROWS pieces in shards of at most `shard`, with the toy tokenizer beside it."""
     text = config.text.to_dict() | {"vocab_size": ROWS} | changes
-    model = randomised(LlamaForCausalLM(LlamaConfig(**text)), 2)
+    model = randomized(LlamaForCausalLM(LlamaConfig(**text)), 2)
     model.save_pretrained(folder, max_shard_size=shard)
     for file in (paths.parity_folder() / "tokenizer").iterdir():
         shutil.copy(file, folder / file.name)
@@ -75,7 +75,7 @@ def sam_of(config: GlammConfig, **changes) -> Sam:
     prompts = PromptEncoder(c.prompt_dim, (grid, grid), (size, size), c.mask_in_channels)
     two_way = TwoWayTransformer(c.decoder_depth, c.prompt_dim, c.decoder_heads, c.decoder_hidden)
     decoder = MaskDecoder(transformer_dim=c.prompt_dim, transformer=two_way, iou_head_hidden_dim=c.iou_hidden)
-    return randomised(Sam(vit, prompts, decoder), 3)
+    return randomized(Sam(vit, prompts, decoder), 3)
 
 
 def save_sam(file: Path, config: GlammConfig, **changes) -> Sam:
@@ -96,7 +96,7 @@ def save_transformers_sam(folder: Path, config: GlammConfig) -> SamModel:
     draw |= dict(num_attention_heads=c.decoder_heads, iou_head_hidden_dim=c.iou_hidden)
     ask = dict(hidden_size=c.prompt_dim, mask_input_channels=c.mask_in_channels, **sizes)
     settings = SamConfig(vision_config=see, prompt_encoder_config=ask, mask_decoder_config=draw)
-    sam = randomised(SamModel(settings), 4)
+    sam = randomized(SamModel(settings), 4)
     with torch.no_grad():
         matrix = torch.randn(2, c.prompt_dim // 2, generator=torch.Generator().manual_seed(5))
         sam.shared_image_embedding.positional_embedding.copy_(matrix)

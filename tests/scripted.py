@@ -2,10 +2,10 @@
 
 from small_models import small_config, small_model
 
-from glamm_mini import assistant as module
-from glamm_mini.assistant import Assistant
-from glamm_mini.processor import GlammProcessor
-from glamm_mini.text.wordpiece import build_wordpiece
+from glamm_mini.assistant import assistant as module
+from glamm_mini.assistant.assistant import Assistant
+from glamm_mini.processing.processor import GlammProcessor
+from glamm_mini.storybook.language.tokenizer import build_wordpiece
 
 WORDS = "What is this ? It a red kite over the sea . USER ASSISTANT : And Describe image with masks".split()
 GROUNDED = "<p> a red kite </p> [SEG] over <p> the sea </p> [SEG] ."

@@ -65,7 +65,7 @@ class Watched(Trainer):
         super()._start(*how)
         self.gradients: list[dict] = []
         self.layout = {n: [str(x) for x in getattr(p, "placements", ())] for n, p in self.model.named_parameters()}
-        self.optimiser.optimizer.register_step_pre_hook(self._keep)
+        self.optimizer.optimizer.register_step_pre_hook(self._keep)
 
     def _keep(self, *_) -> None:
         found = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}

@@ -2,9 +2,9 @@
 
 import torch
 
-from glamm_mini.config import GlammConfig
+from glamm_mini.model.config import GlammConfig
 from glamm_mini.model.glamm import GlammForConditionalGeneration
-from glamm_mini.text.tokens import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from glamm_mini.model.tokens import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 
 VOCABULARY = 64
 BBOX, SEG, START, END = 59, 61, 57, 58
@@ -104,7 +104,7 @@ def answer_labels(ids: torch.Tensor, mask: torch.Tensor, first: int) -> torch.Te
 
 
 def box_set(count: int, seed: int = 2) -> torch.Tensor:
-    """(N, 4) normalised boxes."""
+    """(N, 4) normalized boxes."""
     g = torch.Generator().manual_seed(seed)
     corner = torch.rand(count, 2, generator=g) * 0.5
     return torch.cat([corner, corner + 0.2 + 0.3 * torch.rand(count, 2, generator=g)], dim=1)

@@ -67,7 +67,7 @@ def test_a_wheel_carries_the_data_and_finds_it(tmp_path):
         "from glamm_mini import paths\n"
         "print(paths.__file__); print(paths.checkpoint_folder('probe')); print(paths.samples_folder())\n"
         "from itertools import islice\n"
-        "from glamm_mini.parity import case, compare\n"
+        "from glamm_mini.checks.parity import case, compare\n"
         "rows = compare.compare_case(case.ReferenceCase(paths.parity_folder() / 'case_small'))\n"
         "print([row.ok for row in islice(rows, 9)].count(True))"
     )

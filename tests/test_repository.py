@@ -106,7 +106,7 @@ def test_the_order_test_sees_faults():
     assert order_faults("text/a.py", "def f():\n    import glamm_mini.model")
     assert order_faults("assistant.py", "from glamm_mini.visuals import palette")
     assert not order_faults("answer.py", "def f():\n    from glamm_mini.visuals import palette")
-    assert not order_faults("model/a.py", "from glamm_mini.text.tokens import SEG")
+    assert not order_faults("model/a.py", "from glamm_mini.model.tokens import SEG")
     assert order_faults("model/a.py", "from glamm_mini import training")
 
 
@@ -237,7 +237,7 @@ def test_bundled_pictures_are_what_the_script_renders(tmp_path):
 
 
 def test_the_readme_counts_the_words_of_the_world():
-    from glamm_mini.datasets.storybook.tasks import corpus_words
+    from glamm_mini.storybook.language.tasks import corpus_words
 
     words = {word.lower() for word in corpus_words() if word[0].isalpha()}
     assert f"the {len(words)} of its world" in (ROOT / "README.md").read_text("utf-8").replace("\n", " ")

@@ -49,17 +49,17 @@ class Toy(nn.Module):
         self.decoder = nn.Linear(32, 1)
         self.idle = nn.Parameter(torch.zeros(5))  # trained by name, used by no step: the quality head
 
-    def forward(self, ids, target, lengths, has_mask, normalisers=None):
+    def forward(self, ids, target, lengths, has_mask, normalizers=None):
         x = self.embed(ids) + 0.1 * target[..., None]  # (B, T, C)
         x = self.dropout(self.inner(self.hidden(x).relu()).relu())
         real = torch.arange(ids.shape[1])[None] < lengths[:, None]  # (B, T)
         tokens = ((self.head(x)[..., 0] - target) ** 2)[real].sum()
-        losses = {"ce": tokens / (normalisers["tokens"] if normalisers else real.sum())}
+        losses = {"ce": tokens / (normalizers["tokens"] if normalizers else real.sum())}
         masks = x.sum() * 0.0
         if has_mask.any():  # the decoder stays unused in a micro-batch without masks
             pooled = (x * real[..., None]).sum(1) / lengths[:, None]  # (B, C)
             masks = ((self.decoder(pooled[has_mask])[:, 0] - 1.0) ** 2).sum()
-        losses["mask"] = masks / (normalisers["masks"] if normalisers else has_mask.sum().clamp(min=1))
+        losses["mask"] = masks / (normalizers["masks"] if normalizers else has_mask.sum().clamp(min=1))
         return ToyOutput(loss=losses["ce"] + losses["mask"], losses=losses)
 
 
@@ -122,7 +122,7 @@ class LayoutTrainer(Trainer):
     def _save(self) -> None:
         super()._save()
         names = {id(p): name for name, p in self.model.named_parameters()}
-        state = self.optimiser.optimizer.state
+        state = self.optimizer.optimizer.state
         found = {name: layout(p) for name, p in self.model.named_parameters()}
         found |= {f"moment of {names[id(p)]}": layout(entry["exp_avg"]) for p, entry in state.items()}
         (self.out / f"layout_{self.accelerator.process_index}.json").write_text(json.dumps(found))

@@ -20,7 +20,7 @@ from glamm_mini.checkpoints.report import LoadReport, type_name
 from glamm_mini.checkpoints.shards import Entry
 from glamm_mini.checkpoints.source import Source, open_checkpoint
 from glamm_mini.checkpoints.write import MAX_SHARD_SIZE, bytes_of, whole_folder, write_weights
-from glamm_mini.model.precision import TYPES
+from glamm_mini.model.dtypes import TYPES
 
 FORMATS = ("ours", "official")
 MERGE_SCRIPT = "official"

@@ -1,6 +1,6 @@
 """Weights from files straight into a model that was built without any, one tensor at a time.
 
-Each tensor goes to its type and its device as it is read, and a layer that is to be quantised is so at once: beside
+Each tensor goes to its type and its device as it is read, and a layer that is to be quantized is so at once: beside
 the finished model there is never more in memory than a slice of one file.
 """
 
@@ -12,7 +12,7 @@ from accelerate.utils import offload_weight, save_offload_index
 from torch import nn
 
 from glamm_mini.checkpoints.placement import device_of, main_device
-from glamm_mini.checkpoints.quantise import layers_to_quantise, quantised, replace
+from glamm_mini.checkpoints.quantize import layers_to_quantize, quantized, replace
 from glamm_mini.checkpoints.report import LoadReport, type_name
 from glamm_mini.checkpoints.source import Source
 
@@ -35,7 +35,7 @@ def fill(
     quantize: "4bit" or "8bit" for the language model's linear layers. advance: told the bytes of each tensor read.
     """
     devices = devices or {"": "cpu"}
-    layers = set(layers_to_quantise(model, quantize)) if quantize else set()
+    layers = set(layers_to_quantize(model, quantize)) if quantize else set()
     report, index = source.report(), {}
     names, buffers = set(model.state_dict()), {name for name, _ in model.named_buffers()}
     for name, tensor, file in source.tensors():
@@ -50,7 +50,7 @@ def fill(
         else:
             put(model, name, own)
         if path in layers and not any(p.is_meta for p in model.get_submodule(path).parameters()):
-            replace(model, path, quantised(model.get_submodule(path), quantize).to(device))
+            replace(model, path, quantized(model.get_submodule(path), quantize).to(device))
         report.add(name, tensor.shape, tensor.dtype, quantize if path in layers else type_name(own.dtype), file)
         if advance is not None:
             advance(tensor.nbytes)

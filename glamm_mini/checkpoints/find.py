@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from glamm_mini import paths
-from glamm_mini.config import GlammConfig
+from glamm_mini.model.config import GlammConfig
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

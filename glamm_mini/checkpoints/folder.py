@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 from glamm_mini.checkpoints.fill import fill
 from glamm_mini.checkpoints.find import WEIGHTS, check_no_pickle
 from glamm_mini.checkpoints.placement import dispatch, first_device, folder_on_disk, main_device, place
-from glamm_mini.checkpoints.quantise import check_kind, is_quantised
+from glamm_mini.checkpoints.quantize import check_kind, is_quantized
 from glamm_mini.checkpoints.source import open_checkpoint
 from glamm_mini.checkpoints.write import MAX_SHARD_SIZE, whole_folder, write_weights
-from glamm_mini.config import GlammConfig
+from glamm_mini.model.config import GlammConfig
 from glamm_mini.model.glamm import GlammForConditionalGeneration
-from glamm_mini.processor import GlammProcessor
+from glamm_mini.processing.processor import GlammProcessor
 
 __all__ = ["WEIGHTS", "load_model", "load_weights", "save_model"]
 
@@ -33,11 +33,11 @@ def save_model(
     dtype: store weights in this type (torch.bfloat16 halves the file); they are loaded as float32 all the same.
     max_shard_size: bytes, or such as "4GB"; more weights are written in several files with an index.
     Raises OSError if the disk is full or the place cannot be written; what lay in `folder` is untouched then.
-    ValueError for a model whose weights are not all there: quantised, or offloaded.
+    ValueError for a model whose weights are not all there: quantized, or offloaded.
     """
     folder, state = Path(folder), model.state_dict()
-    if is_quantised(model) or any(tensor.is_meta for tensor in state.values()):
-        raise ValueError("a quantised or offloaded model cannot be saved; load it whole, then save it")
+    if is_quantized(model) or any(tensor.is_meta for tensor in state.values()):
+        raise ValueError("a quantized or offloaded model cannot be saved; load it whole, then save it")
     for name in model.all_tied_weights_keys:
         state.pop(name, None)
     with whole_folder(folder) as fresh:

@@ -34,7 +34,7 @@ def add_lora(model, rank: int = 8, alpha: float = 16, dropout: float = 0.05, tar
     alone: CLIP and SAM have layers called `q_proj` too. Returns how many layers were adapted.
 
     Raises:
-        ModuleNotFoundError: peft is not installed. ValueError: the model has LoRA already, is quantised, has no layer
+        ModuleNotFoundError: peft is not installed. ValueError: the model has LoRA already, is quantized, has no layer
             of these names, or a setting is out of range.
     """
     peft = _peft()
@@ -156,7 +156,7 @@ def _check(model, rank: int, alpha: float, dropout: float, targets) -> dict[str,
     if has_lora(model):
         raise ValueError("the model has LoRA already; merge it first (merge_lora), or train on with it")
     if any(type(m).__module__.startswith("bitsandbytes") for m in model.language_model.modules()):
-        raise ValueError("the language model is quantised; load it without quantize to train LoRA")
+        raise ValueError("the language model is quantized; load it without quantize to train LoRA")
     if rank < 1 or alpha <= 0 or not 0 <= dropout < 1:
         raise ValueError(f"rank {rank}, alpha {alpha}, dropout {dropout}; expected at least 1, above 0, and 0 to 1")
     found = {

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from transformers import CLIPVisionConfig
 
-from glamm_mini.config import GlammConfig
+from glamm_mini.model.config import GlammConfig
 
 CLIP = "openai/clip-vit-large-patch14-336"
 OURS = "glamm_mini"

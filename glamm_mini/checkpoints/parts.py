@@ -16,12 +16,12 @@ from glamm_mini.checkpoints.official_config import CLIP
 from glamm_mini.checkpoints.part_sources import Source, clip_source, llama_source, sam_source
 from glamm_mini.checkpoints.sam_names import published_name
 from glamm_mini.checkpoints.shards import list_tensors, read_tensors
-from glamm_mini.config import GlammConfig
+from glamm_mini.model.config import GlammConfig
+from glamm_mini.model.dtypes import TYPES, half_type
 from glamm_mini.model.glamm import GlammForConditionalGeneration
-from glamm_mini.model.initialise import initialise_weights
-from glamm_mini.model.precision import TYPES, half_type
-from glamm_mini.processor import GlammProcessor
-from glamm_mini.text.official import official_tokenizer
+from glamm_mini.model.initialize import initialize_weights
+from glamm_mini.processing.llama_tokenizer import official_tokenizer
+from glamm_mini.processing.processor import GlammProcessor
 
 PUBLISHED = {
     "colab": ("TinyLlama/TinyLlama-1.1B-Chat-v1.0", "sam_vit_b_01ec64.pth"),
@@ -251,7 +251,7 @@ def _fill(model, source: Source, plan, dtype: torch.dtype, report: PartsReport) 
     count = tensors = 0
     for name, tensor, _ in read_tensors(source.files, plan.keys()):
         for target in plan[name]:
-            value = _materialise(model, target, dtype)
+            value = _materialize(model, target, dtype)
             rows = len(tensor) if target in VOCABULARY else None
             with torch.no_grad():
                 value[:rows].copy_(tensor) if rows else value.copy_(tensor)
@@ -262,7 +262,7 @@ def _fill(model, source: Source, plan, dtype: torch.dtype, report: PartsReport) 
     return str(place), tensors, count
 
 
-def _materialise(model: nn.Module, name: str, dtype: torch.dtype) -> torch.Tensor:
+def _materialize(model: nn.Module, name: str, dtype: torch.dtype) -> torch.Tensor:
     """Room for a parameter or a stored buffer in the wished type, in the model's own place; shared weights once."""
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
@@ -283,7 +283,7 @@ def _start(model, dtype: torch.dtype, seed: int, report: PartsReport) -> None:
         for part in OWN_PARTS:
             own = getattr(model, part)
             for name, _ in list(own.named_parameters()):
-                _materialise(model, f"{part}.{name}", dtype)
+                _materialize(model, f"{part}.{name}", dtype)
             for module in own.modules():
-                initialise_weights(module, model.config.text.initializer_range)
+                initialize_weights(module, model.config.text.initializer_range)
             report.started[part] = sum(p.numel() for p in own.parameters())

@@ -14,10 +14,10 @@ from glamm_mini.checkpoints.official import VISION_TOWER, complain, official_to_
 from glamm_mini.checkpoints.official_config import read_official_config, vision_tower_of
 from glamm_mini.checkpoints.report import LoadReport
 from glamm_mini.checkpoints.shards import Entry, list_tensors, read_tensors, weight_files
-from glamm_mini.config import GlammConfig
+from glamm_mini.model.config import GlammConfig
 from glamm_mini.model.glamm import GlammForConditionalGeneration
-from glamm_mini.processor import GlammProcessor
-from glamm_mini.text.official import official_tokenizer
+from glamm_mini.processing.llama_tokenizer import official_tokenizer
+from glamm_mini.processing.processor import GlammProcessor
 
 CLIP_PREFIXES = ("vision_model.", "model.vision_tower.vision_tower.vision_model.", "")
 """Levels that CLIP's image encoder stands under, in older and newer files; "" for none, as today's class saves it."""

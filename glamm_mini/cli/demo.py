@@ -53,12 +53,12 @@ def demo(
         with Console(stderr=True).status(f"picture {number} of {len(paths)}: {path.name}"):
             answer = assistant.ask(str(path), ask, boxes=boxes) if ask else assistant.describe(str(path))
             cards.append(write_answer(answer, out, name))
-        console.print(Text(f"{path.name}  ", style="dim") + coloured(answer), soft_wrap=True)
+        console.print(Text(f"{path.name}  ", style="dim") + colored(answer), soft_wrap=True)
         for note in answer.notes:
             console.print(Text(f"  note: {note}", style="dim"), soft_wrap=True)
     picture = out / f"{names_of(paths)[0]}.png"
     if len(cards) > 1:
-        from glamm_mini.visuals.compose import compose
+        from glamm_mini.visuals.answer_png import compose
 
         picture = out / "overview.png"
         compose(cards).save(picture)
@@ -122,9 +122,9 @@ def write_answer(answer, out: Path, name: str):
     return card
 
 
-def coloured(answer) -> Text:
-    """The answer's sentence for a terminal, its phrases in the colours of their masks."""
-    from glamm_mini.visuals.palette import colour, hex_colour, ink_on
+def colored(answer) -> Text:
+    """The answer's sentence for a terminal, its phrases in the colors of their masks."""
+    from glamm_mini.visuals.palette import color, hex_color, ink_on
     from glamm_mini.visuals.sentence import loose_phrases, sentence_runs
 
     line = Text()
@@ -135,8 +135,8 @@ def coloured(answer) -> Text:
         elif run.phrase is None:
             line.append(run.text)
         else:
-            rgb = colour(run.phrase)
-            line.append(run.text, style=f"{hex_colour(ink_on(rgb))} on {hex_colour(rgb)}")
+            rgb = color(run.phrase)
+            line.append(run.text, style=f"{hex_color(ink_on(rgb))} on {hex_color(rgb)}")
     return line if line.plain.strip() else Text("(no words)", style="dim")
 
 

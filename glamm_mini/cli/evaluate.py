@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from glamm_mini import registry
 from glamm_mini.cli.loading import Device, Drop, Dtype, Loading, Model, OffloadFolder, Quantize, VisionTower
 from glamm_mini.evaluation import SIMILARITIES, TASKS, predict_samples, score_folder
 from glamm_mini.evaluation.predict import fingerprint
@@ -127,16 +128,15 @@ def evaluate(
 
 def check_arguments(task: str, data: str, split: str, protocol: str = "both", similarity: str | None = None) -> None:
     """Raises ValueError for what can be known to be wrong before a model is loaded."""
-    from glamm_mini.datasets.storybook.vocabulary import SPLITS
-
     check_task(task)
-    if data != "storybook":
+    if data not in registry.names("data"):
         raise ValueError(
-            f"Unknown data {data!r}: predictions can be made on 'storybook'. For predictions and ground truth that "
-            "you already have as files, use `glamm-mini score`."
+            f"Unknown data {data!r}: predictions can be made on {', '.join(registry.names('data'))}. For predictions "
+            "and ground truth that you already have as files, use `glamm-mini score`."
         )
-    if split not in SPLITS:
-        raise ValueError(f"Unknown split {split!r} of storybook; choose one of: {', '.join(SPLITS)}.")
+    splits = registry.find("data", data).SPLITS
+    if split not in splits:
+        raise ValueError(f"Unknown split {split!r} of {data}; choose one of: {', '.join(splits)}.")
     if protocol not in PROTOCOLS:
         raise ValueError(f"Unknown protocol {protocol!r}; choose one of: {', '.join(PROTOCOLS)}.")
     if similarity is not None and similarity not in SIMILARITIES:
@@ -147,16 +147,14 @@ def _predict(
     processes: Processes, task: str, out: Path, loading: Loading, data: str, split: str, seed: int, limit: int,
     long_side: int, batch_size: int,
 ) -> None:  # fmt: skip
-    from glamm_mini.datasets.storybook.dataset import evaluation_samples
-    from glamm_mini.datasets.storybook.vocabulary import WORLD_VERSION
-
-    settings = {"task": task, **loading.settings(), "data": data, "world": WORLD_VERSION, "split": split, "seed": seed}
+    source = registry.find("data", data)
+    settings = {"task": task, **loading.settings(), "data": data, "world": source.VERSION, "split": split, "seed": seed}
     settings |= {"limit": limit, "long_side": long_side}
     glamm = loading.load()
     settings["weights"] = fingerprint(glamm)
     own = len(range(processes.rank, limit, processes.world))
     with _progress(f"predict {task}", own, processes.is_first) as advance:
-        samples = evaluation_samples(task, split, seed, limit, long_side=long_side)
+        samples = source.evaluation_samples(task, split, seed, limit, long_side=long_side)
         predict_samples(
             task, glamm, samples, out, split, settings, seed=seed, batch_size=batch_size,
             rank=processes.rank, world=processes.world, wait=processes.wait, advance=advance,

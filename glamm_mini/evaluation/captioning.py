@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 JAVA_ENGLISH = ("-Duser.language=en", "-Duser.country=US", "-Dfile.encoding=UTF-8")
-# What PTB tokenisation leaves out of a caption before it is scored.
+# What PTB tokenization leaves out of a caption before it is scored.
 PUNCTUATION = frozenset("'' ' `` ` -LRB- -RRB- -LCB- -RCB- -lrb- -rrb- -lcb- -rcb- . ? ! , : - -- ... ;".split())
 INSTALL = 'install them with: pip install "glamm-mini[eval]"'
 
@@ -48,8 +48,8 @@ def caption_scores(corpora: dict[str, Captions], meteor: bool = True, timeout: f
         from pycocoevalcap.cider.cider import Cider
     except ImportError:
         return scores, [f"meteor and cider are null: pycocoevalcap is missing; {INSTALL}"]
-    tokenised, notes = _tokenise_corpora(corpora)
-    for name, corpus in tokenised.items():
+    tokenized, notes = _tokenize_corpora(corpora)
+    for name, corpus in tokenized.items():
         if corpus.hypotheses:
             references = dict(enumerate(corpus.references))
             hypotheses = {key: [text] for key, text in enumerate(corpus.hypotheses)}
@@ -60,7 +60,7 @@ def caption_scores(corpora: dict[str, Captions], meteor: bool = True, timeout: f
     if shutil.which("java") is None:
         return scores, [*notes, "meteor is null: METEOR needs Java 8 or newer on PATH, such as openjdk-17-jre"]
     try:
-        for name, (total, each) in meteor_scores(tokenised, timeout).items():
+        for name, (total, each) in meteor_scores(tokenized, timeout).items():
             scores[name].meteor, scores[name].each_meteor = total, each
     except (RuntimeError, OSError) as problem:
         notes.append(f"meteor is null: {problem}")
@@ -70,16 +70,16 @@ def caption_scores(corpora: dict[str, Captions], meteor: bool = True, timeout: f
 # --- tokens -------------------------------------------------------------------------------------------------------
 
 
-def _tokenise_corpora(corpora: dict[str, Captions]) -> tuple[dict[str, Captions], list[str]]:
-    texts: dict[str, str] = {}  # a text that stands in several corpora is tokenised once
+def _tokenize_corpora(corpora: dict[str, Captions]) -> tuple[dict[str, Captions], list[str]]:
+    texts: dict[str, str] = {}  # a text that stands in several corpora is tokenized once
     for corpus in corpora.values():
         for references, hypothesis in zip(corpus.references, corpus.hypotheses, strict=True):
             texts.update(dict.fromkeys([*references, hypothesis], ""))
     notes = []
     try:
-        tokens = ptb_tokenise(list(texts))
+        tokens = ptb_tokenize(list(texts))
     except (RuntimeError, OSError) as problem:
-        tokens = [python_tokenise(text) for text in texts]
+        tokens = [python_tokenize(text) for text in texts]
         notes.append(f"captions were split into words in Python, not by the PTB tokenizer ({problem})")
     texts = dict(zip(texts, tokens, strict=True))
     return {
@@ -91,7 +91,7 @@ def _tokenise_corpora(corpora: dict[str, Captions]) -> tuple[dict[str, Captions]
     }, notes
 
 
-def ptb_tokenise(texts: list[str], timeout: float = 120) -> list[str]:
+def ptb_tokenize(texts: list[str], timeout: float = 120) -> list[str]:
     """Lower-case Penn Treebank tokens without punctuation, joined by blanks (Stanford's tokenizer, in Java).
 
     Raises RuntimeError if Java is missing or fails.
@@ -116,7 +116,7 @@ def ptb_tokenise(texts: list[str], timeout: float = 120) -> list[str]:
     return [" ".join(word for word in line.split() if word not in PUNCTUATION) for line in found]
 
 
-def python_tokenise(text: str) -> str:
+def python_tokenize(text: str) -> str:
     """The same for ordinary captions without Java: lower case, contractions split, punctuation dropped."""
     text = text.lower().replace("\u2019", "'")
     text = re.sub(r"\bcannot\b", "can not", text)
@@ -129,7 +129,7 @@ def python_tokenise(text: str) -> str:
 
 
 def meteor_scores(corpora: dict[str, Captions], timeout: float | None = None) -> dict[str, tuple[float, list[float]]]:
-    """METEOR 1.5 of tokenised corpora: {name: (corpus score, one score an item)}.
+    """METEOR 1.5 of tokenized corpora: {name: (corpus score, one score an item)}.
 
     The corpus score aggregates statistics over all captions: it isn't the mean of the items' scores.
     One Java process serves all corpora and is killed after `timeout` seconds. Raises RuntimeError on failure.

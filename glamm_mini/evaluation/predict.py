@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from glamm_mini.datasets.sample import Sample
+from glamm_mini.data.sample import Sample
 from glamm_mini.evaluation.records import LIST_TASKS, SETTINGS, check_task, read_json, read_results, write_json
 from glamm_mini.evaluation.segmentation import draw_expressions
 from glamm_mini.evaluation.truth import TruthWriter, expressions, single_turns
-from glamm_mini.images import encode_mask
+from glamm_mini.processing.images import encode_mask
 
 UNTOLD = {"dtype": "float32", "quantize": None, "vision_tower": None, "drop": []}
 """What older folders were made with, whose settings do not say how the model was loaded."""
@@ -126,7 +126,7 @@ class _Answers:
         return (self.folder / f"{ids[0]}.json").is_file()
 
     def ask(self, batch: list[tuple[Sample, list]]) -> None:
-        from glamm_mini.assistant import Request
+        from glamm_mini.assistant.assistant import Request
 
         requests = [
             Request(sample.image, turn.question, boxes=turn.boxes if len(turn.boxes) else None)

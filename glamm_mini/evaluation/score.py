@@ -3,18 +3,19 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from glamm_mini import registry
 from glamm_mini.evaluation import records
+from glamm_mini.evaluation.answers import answer_accuracy
 from glamm_mini.evaluation.captioning import Captions, CaptionScores, caption_scores
 from glamm_mini.evaluation.gcg import fixed_grounding, official_grounding, prepare
 from glamm_mini.evaluation.masks import decode_masks
 from glamm_mini.evaluation.segmentation import fixed_refseg, official_refseg
 from glamm_mini.evaluation.similarity import SIMILARITIES, get_similarity
-from glamm_mini.evaluation.unseen import unseen_grounding, unseen_refseg, unseen_regions
-from glamm_mini.evaluation.words import answer_accuracy, mention_scores, region_accuracy
+from glamm_mini.evaluation.unseen import unseen_grounding, unseen_refseg
 
 PROTOCOLS = ("both", "official", "fixed")
 Scored = tuple[dict | None, dict, dict, dict | None]
-"""Official figures, fixed figures, what both stand on, and the fixed figures of unseen things."""
+"""Official figures, fixed figures, what both stand on, and the fixed figures of unseen things alone."""
 
 
 def score_folder(
@@ -70,7 +71,8 @@ def score_folder(
 def _score_grounded(task, predictions, ground_truth, split, similarity, meteor, progress) -> Scored:
     truths, coco_truth = records.read_grounded_truth(ground_truth, task, split)
     found = records.read_grounded_predictions(predictions, [truth.image_id for truth in truths])
-    name = similarity or ("storybook" if _is_storybook(coco_truth) else "bert")
+    data = _data_name(coco_truth)
+    name = similarity or (data if data in registry.names("similarity") else "bert")
     images = prepare(truths, found, get_similarity(name), progress)
     official, fixed = official_grounding(images, coco_truth), fixed_grounding(images, coco_truth)
     notes = _missing([truth.image_id for truth in truths], found)
@@ -131,8 +133,9 @@ def _score_captions(task, predictions, ground_truth, split, similarity, meteor, 
     }
     scores, notes = caption_scores(corpora, meteor=meteor)
     fixed, unseen = _words(scores["fixed"]), None
-    if _is_storybook(truth):
-        words, unseen = _storybook_words(task, truth, references, found)
+    own = _own_scores(_data_name(truth))
+    if own:
+        words, unseen = _known_words(own, task, truth, references, found)
         fixed.update(words)
     notes = _missing(list(references), found) + notes
     regions = {"regions": len(references)} if task == "regcap" else {}  # officially each region is an "image"
@@ -140,7 +143,7 @@ def _score_captions(task, predictions, ground_truth, split, similarity, meteor, 
     return _words(scores["official"]), fixed, _about(images, len(references) - len(answered), notes, **regions), unseen
 
 
-def _storybook_words(task: str, truth: dict, references: dict, found: dict) -> tuple[dict, dict | None]:
+def _known_words(own, task: str, truth: dict, references: dict, found: dict) -> tuple[dict, dict | None]:
     """What the record tells about the captions' words, of everything and of unseen things."""
     captions = [found.get(image_id, "") for image_id in references]
     if task == "regcap":
@@ -149,9 +152,9 @@ def _storybook_words(task: str, truth: dict, references: dict, found: dict) -> t
         if None in attributes:
             return {}, None
         marks = [bool(regions[image_id].get("unseen")) for image_id in references]
-        return region_accuracy(attributes, captions), unseen_regions(attributes, captions, marks)
+        return own.region_accuracy(attributes, captions), own.unseen_regions(attributes, captions, marks)
     present = {image["id"]: set(image.get("classes", ())) for image in truth["images"]}
-    return mention_scores(list(references.values()), [present[image_id] for image_id in references], captions), None
+    return own.mention_scores(list(references.values()), [present[image_id] for image_id in references], captions), None
 
 
 def _score_vqa(task, predictions, ground_truth, split, similarity, meteor, progress) -> Scored:
@@ -175,8 +178,13 @@ def _words(scores: CaptionScores) -> dict:
     return {"meteor": scores.meteor, "cider": scores.cider}
 
 
-def _is_storybook(truth: dict) -> bool:
-    return (truth.get("info") or {}).get("data") == "storybook"
+def _data_name(truth: dict) -> str:
+    return str((truth.get("info") or {}).get("data"))
+
+
+def _own_scores(data: str):
+    """The module of figures that this data set registered, or None."""
+    return registry.find("scores", data) if data in registry.names("scores") else None
 
 
 def _missing(image_ids: list, found: dict) -> list[str]:

@@ -1,18 +1,19 @@
 """Do two phrases name the same thing? Three answers: `bert`, `storybook`, `trigram`.
 
 Each is a function `(truth, phrase, attributes) -> float`; a value of THRESHOLD or more means "the phrase is right".
-`attributes` is what a data set knows beyond the words (storybook: cls, colour, pattern, size), or None.
+`attributes` is what a data set knows beyond the words (storybook: cls, color, pattern, size), or None.
 """
 
 import functools
-import re
 import zlib
 from collections.abc import Callable
 
 import numpy as np
 
+from glamm_mini import registry
+
 THRESHOLD = 0.5
-SIMILARITIES = ("bert", "trigram", "storybook")
+SIMILARITIES = ("bert", "trigram", *registry.names("similarity"))
 Similarity = Callable[[str, str, dict | None], float]
 
 
@@ -20,11 +21,11 @@ def get_similarity(name: str) -> Similarity:
     """The similarity called `name`: one of SIMILARITIES. Raises ValueError for another name, or BERT offline."""
     if name == "trigram":
         return trigram_similarity
-    if name == "storybook":
-        return storybook_similarity
     if name == "bert":
         _bert()  # fail now, not after an hour of decoding masks
         return bert_similarity
+    if name in registry.names("similarity"):
+        return registry.find("similarity", name)
     raise ValueError(f"Unknown similarity {name!r}; choose one of: {', '.join(SIMILARITIES)}.")
 
 
@@ -87,43 +88,3 @@ def bert_vector(text: str) -> np.ndarray:
 def bert_similarity(truth: str, phrase: str, attributes: dict | None = None) -> float:
     """Cosine of the two BERT embeddings. Unrelated phrases easily reach 0.5: the published threshold is lenient."""
     return cosine(bert_vector(truth), bert_vector(phrase))
-
-
-# --- storybook: exact, because the world knows its own words ------------------------------------------------------
-
-
-def storybook_similarity(truth: str, phrase: str, attributes: dict | None = None) -> float:
-    """1.0 if the phrase names the truth's class and states no wrong colour, pattern, size or count; else 0.0.
-
-    What the picture's record knows (`attributes`) counts; what it leaves open is read from the truth's own words.
-    """
-    said, meant = describe(phrase), meaning(truth, attributes)
-    if meant["cls"] is None:  # words outside the world: only the same words are right
-        return float(_words(truth) == _words(phrase) != [])
-    if said["cls"] != meant["cls"]:
-        return 0.0
-    stated = [key for key in ("colour", "pattern", "size", "count") if said[key] is not None]
-    return float(all(meant[key] is None or said[key] == meant[key] for key in stated))
-
-
-@functools.lru_cache(maxsize=65536)
-def _described(text: str) -> tuple:
-    from glamm_mini.datasets.storybook.words import parse_phrase
-
-    description = parse_phrase(text)
-    return tuple(getattr(description, key, None) for key in ("cls", "colour", "pattern", "size", "count"))
-
-
-def describe(text: str) -> dict:
-    """What a storybook phrase states: cls, colour, pattern, size, count; None where it is silent."""
-    return dict(zip(("cls", "colour", "pattern", "size", "count"), _described(text), strict=True))
-
-
-def meaning(truth: str, attributes: dict | None) -> dict:
-    """As `describe`, of a true phrase: what the record knows goes before what the words state."""
-    meant = describe(truth)
-    return meant | {key: value for key, value in (attributes or {}).items() if key in meant and value is not None}
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())

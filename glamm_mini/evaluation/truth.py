@@ -4,11 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from glamm_mini.datasets.sample import Sample, Turn
+from glamm_mini.data.sample import Sample, Turn
 from glamm_mini.evaluation.records import MASK_TASKS, check_task, truth_path, write_json
-from glamm_mini.evaluation.unseen import is_unseen, means_unseen
-from glamm_mini.images import encode_mask
-from glamm_mini.text.grounded import parse_grounded
+from glamm_mini.processing.images import encode_mask
+from glamm_mini.processing.tags import parse_grounded
 
 ATTRIBUTES = ("cls", "colour", "pattern", "size")
 
@@ -16,8 +15,8 @@ ATTRIBUTES = ("cls", "colour", "pattern", "size")
 class TruthWriter:
     """Collects the truth of one sample after another; `write` puts the files of a task into a folder.
 
-    data: the name of the data set; "storybook" adds what its record knows to the files: attributes, classes, and
-    which things training never shows.
+    data: the name of the data set. What its samples know beyond the words (`extras`: attributes, classes, which things
+    training never shows) goes into the files.
     """
 
     def __init__(self, task: str, split: str, data: str = "storybook"):
@@ -93,16 +92,15 @@ class TruthWriter:
             }
             if known:  # what the record knows of the phrase, whatever its words leave open
                 annotation["attributes"] = {key: known.get(key) for key in (*ATTRIBUTES, "count")}
-                if self.data == "storybook" and is_unseen(known):
+                if known.get("unseen"):
                     annotation["unseen"] = True
             self.annotations.append(annotation)
 
     def _marked(self, sample: Sample, said: list[dict]) -> list[dict]:
         """Expressions, those marked that mean nothing but things that training never shows."""
-        if self.data == "storybook":
-            for k, expression in enumerate(said):
-                if means_unseen(sample.extras.get("things", []), facts_of(sample, k).get("members") or ()):
-                    expression["unseen"] = True
+        for k, expression in enumerate(said):
+            if facts_of(sample, k).get("unseen"):
+                expression["unseen"] = True
         return said
 
     def _add_region(self, sample: Sample, turn: Turn, facts: dict, height: int, width: int) -> None:
@@ -119,10 +117,10 @@ class TruthWriter:
                 "area": (x1 - x0) * (y1 - y0),
             }
         )
-        if self.data == "storybook":
+        if "thing" in facts:
             thing = sample.extras["things"][facts["thing"]]
             self.annotations[-1]["attributes"] = {key: thing[key] for key in ATTRIBUTES}
-            if is_unseen(thing):
+            if thing.get("unseen"):
                 self.annotations[-1]["unseen"] = True
 
 

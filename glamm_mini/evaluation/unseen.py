@@ -1,26 +1,15 @@
-"""The figures of unseen things alone: those whose pair of class and colour training never showed.
+"""The figures of unseen things alone: those whose pair of class and color training never showed.
 
 On the split "compositional" most of a picture is still known, so that a figure over everything hides how the model
-does on what is new. Storybook's ground truth marks each unseen thing; matching is that of the fixed protocol, made
-over everything in the picture, and only then restricted: a mask that goes to a seen thing is no miss of an unseen one.
+does on what is new. Ground truth may mark each unseen thing (storybook's does); matching is that of the fixed protocol,
+made over everything in the picture, and only then restricted: a mask that goes to a seen thing is not a miss of an
+unseen one.
 """
 
 import numpy as np
 
-from glamm_mini.datasets.storybook.vocabulary import UNSEEN_PAIRS
 from glamm_mini.evaluation.gcg import GroundedImage, optimal_pairs
 from glamm_mini.evaluation.segmentation import fixed_refseg
-from glamm_mini.evaluation.words import region_accuracy
-
-
-def is_unseen(thing: dict) -> bool:
-    """Whether training never shows the pair of a record's "cls" and "colour"; an open colour is no such pair."""
-    return (thing.get("cls"), thing.get("colour")) in UNSEEN_PAIRS
-
-
-def means_unseen(things: list[dict], members: tuple[int, ...]) -> bool:
-    """Whether words that mean `members`, indices of `things`, mean unseen things alone; False for stuff."""
-    return len(members) > 0 and all(is_unseen(things[k]) for k in members)
 
 
 def unseen_grounding(images: list[GroundedImage]) -> dict | None:
@@ -48,12 +37,3 @@ def unseen_refseg(pairs: list[tuple[np.ndarray, np.ndarray]], unseen: list[bool]
     """
     kept = [pair for pair, marked in zip(pairs, unseen, strict=True) if marked]
     return {**fixed_refseg(kept), "expressions": len(kept)} if kept else None
-
-
-def unseen_regions(attributes: list[dict], descriptions: list[str], unseen: list[bool]) -> dict | None:
-    """class_accuracy, colour and exact over the regions that are marked; None where none is."""
-    marked = [k for k, mark in enumerate(unseen) if mark]
-    if not marked:
-        return None
-    figures = region_accuracy([attributes[k] for k in marked], [descriptions[k] for k in marked])
-    return {**figures, "regions": len(marked)}

@@ -7,18 +7,15 @@ from torch import nn
 from transformers import LlamaForCausalLM, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from glamm_mini.config import GlammConfig
 from glamm_mini.model import losses
-from glamm_mini.model.generation import GlammGeneration
-from glamm_mini.model.global_encoder import GlobalImageEncoder
-from glamm_mini.model.grounding_encoder import GroundingImageEncoder
-from glamm_mini.model.initialise import initialise_weights
-from glamm_mini.model.pixel_decoder import PixelDecoder, upscale_logits
-from glamm_mini.model.precision import across_types, in_type_of
-from glamm_mini.model.projector import LPProjector, VLProjector
+from glamm_mini.model.config import GlammConfig
+from glamm_mini.model.dtypes import across_types, in_type_of
+from glamm_mini.model.initialize import initialize_weights
 from glamm_mini.model.region_encoder import RegionEncoder
-from glamm_mini.model.splice import Spliced, check_rows, language_output, put_images, put_regions
-from glamm_mini.text.tokens import IGNORE_INDEX
+from glamm_mini.model.sam import GroundingImageEncoder, LPProjector, PixelDecoder, upscale_logits
+from glamm_mini.model.splice import Spliced, check_rows, language_output, last_states, pad_left, put_images, put_regions
+from glamm_mini.model.tokens import IGNORE_INDEX
+from glamm_mini.model.vision import GlobalImageEncoder, VLProjector
 
 
 @dataclass
@@ -54,7 +51,23 @@ class GlammOutput(ModelOutput):
     image_features: ImageFeatures | None = None
 
 
-class GlammForConditionalGeneration(GlammGeneration, PreTrainedModel):
+@dataclass
+class GlammGenerated:
+    """sequences: (R, new) ids of the answers, without the prompt. last_hidden: (R, T, D) of prompt and all new tokens
+    but the last. seg_steps: per row, the indices of [SEG] in its sequence that have a state. states: per row (M, D).
+    prompts: per row (M, C). low_res: per row (M, m, m). mask_logits: per row (M, H, W); the last three are None
+    where no grounding image was given."""
+
+    sequences: torch.Tensor
+    last_hidden: torch.Tensor
+    seg_steps: list
+    states: list
+    prompts: list | None = None
+    low_res: list | None = None
+    mask_logits: list | None = None
+
+
+class GlammForConditionalGeneration(PreTrainedModel):
     """Grounding Large Multimodal Model (paper section 3.1), the same class at every size."""
 
     config_class = GlammConfig
@@ -79,7 +92,7 @@ class GlammForConditionalGeneration(GlammGeneration, PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module):
-        initialise_weights(module, self.config.text.initializer_range)
+        initialize_weights(module, self.config.text.initializer_range)
 
     @property
     def device(self) -> torch.device:
@@ -103,7 +116,7 @@ class GlammForConditionalGeneration(GlammGeneration, PreTrainedModel):
     ) -> Spliced:
         """Ids (R, L), with images and boxes, to what the language model is fed.
 
-        boxes: per row (N, 4) normalised x0 y0 x1 y1, or None. image_index: per row, -1 for none; default: row = image.
+        boxes: per row (N, 4) normalized x0 y0 x1 y1, or None. image_index: per row, -1 for none; default: row = image.
         """
         if image_index is None:
             image_index = torch.arange(input_ids.shape[0]) if features is not None else [-1] * input_ids.shape[0]
@@ -162,7 +175,7 @@ class GlammForConditionalGeneration(GlammGeneration, PreTrainedModel):
         resized=None,
         original=None,
         segment_ids=None,
-        normalisers=None,
+        normalizers=None,
         image_features=None,
         return_logits=None,
         output_hidden_states=False,
@@ -170,9 +183,9 @@ class GlammForConditionalGeneration(GlammGeneration, PreTrainedModel):
         """One pass over whole rows.
 
         input_ids, attention_mask, labels, segment_ids: (R, L). image_index: (R,), -1 for a row of text alone.
-        boxes: per row (N, 4) normalised. masks: per image (M, H, W), one for each of its [SEG], in row order.
+        boxes: per row (N, 4) normalized. masks: per image (M, H, W), one for each of its [SEG], in row order.
         resized, original: per image (height, width) inside the grounding encoder's square, and of the picture.
-        normalisers: {"tokens": float, "masks": float}, what the losses are divided by; default: this batch's counts.
+        normalizers: {"tokens": float, "masks": float}, what the losses are divided by; default: this batch's counts.
         """
         if image_index is None:
             count = input_ids.shape[0]
@@ -192,7 +205,7 @@ class GlammForConditionalGeneration(GlammGeneration, PreTrainedModel):
         if self.training and (out.prompts is None or len(out.prompts) == 0):
             out.losses = {"unused": self._touch_decoder(hidden, features)}
         if labels is not None:
-            self._add_losses(out, spliced.labels, masks, normalisers or {})
+            self._add_losses(out, spliced.labels, masks, normalizers or {})
         if return_logits or (return_logits is None and labels is None):
             out.logits = self._logits(hidden)
         return out
@@ -227,17 +240,17 @@ class GlammForConditionalGeneration(GlammGeneration, PreTrainedModel):
             upscale_logits(out.low_res[images == i], size, tuple(r), tuple(o)) for i, (r, o) in enumerate(sizes)
         ]
 
-    def _add_losses(self, out: GlammOutput, labels, masks, normalisers):
+    def _add_losses(self, out: GlammOutput, labels, masks, normalizers):
         c = self.config.losses
         keep = labels[:, 1:] != IGNORE_INDEX
         target = labels[:, 1:][keep]
         logits = self._logits(out.last_hidden[:, :-1][keep])  # (K, V), supervised positions only
-        parts = {"ce": losses.cross_entropy_sum(logits, target) / max(normalisers.get("tokens", len(target)), 1)}
+        parts = {"ce": losses.cross_entropy_sum(logits, target) / max(normalizers.get("tokens", len(target)), 1)}
         total = c.cross_entropy * parts["ce"]
         losses.check_masks(masks, out.mask_logits)
         if masks is not None and out.mask_logits is not None:
             bce, dice, count = self._mask_losses(out.mask_logits, masks)
-            count = max(normalisers.get("masks", count), 1)
+            count = max(normalizers.get("masks", count), 1)
             parts |= {"mask_bce": bce / count, "mask_dice": dice / count}
             total = total + c.mask_bce * parts["mask_bce"] + c.mask_dice * parts["mask_dice"]
         if out.losses:
@@ -256,3 +269,77 @@ class GlammForConditionalGeneration(GlammGeneration, PreTrainedModel):
             dice = dice + losses.mask_dice_sum(logits, truth, c.dice_scale, c.dice_eps)
             count += len(logits)
         return bce, dice, count
+
+    # --- answers: the official code generates without a cache and computes every image, region and token again at each
+    # step, because its masks need the states of the whole sequence. With a cache each step returns the state of the new
+    # position alone; collected, they are the same numbers.
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids,
+        attention_mask=None,
+        global_images=None,
+        grounding_images=None,
+        image_index=None,
+        boxes=None,
+        resized=None,
+        original=None,
+        image_features=None,
+        **kwargs,
+    ) -> GlammGenerated:
+        """Answers for prompts (R, L), padded on the LEFT when their lengths differ.
+
+        kwargs go to transformers' generate (max_new_tokens, do_sample, temperature, logits_processor ...).
+        Pass `image_features` of an earlier `encode_images` to answer again about the same images; several rows may
+        ask about one image, by `image_index`. Raises ValueError for beams, whose rows change places at every step,
+        and for generation without a cache.
+        """
+        for name, only in (("num_beams", 1), ("num_return_sequences", 1), ("use_cache", True)):
+            if kwargs.get(name, only) != only:
+                raise ValueError(f"{name} is {kwargs[name]!r}; generation with masks takes {only!r} only: leave it out")
+        features = image_features
+        if features is None and global_images is not None:
+            features = self.encode_images(global_images, grounding_images)
+        if image_index is None:
+            rows = input_ids.shape[0]
+            image_index = torch.arange(rows) if features is not None else torch.full((rows,), -1)
+        spliced = self.splice(input_ids, attention_mask, None, features, image_index, boxes)
+        spliced = pad_left(spliced)
+        kwargs.setdefault("do_sample", False)
+        kwargs.setdefault("pad_token_id", self.config.text.pad_token_id)
+        kwargs.setdefault("eos_token_id", self.config.text.eos_token_id)
+        with last_states(self.language_model.model) as states, across_types(self.language_model):
+            sequences = self.language_model.generate(
+                inputs_embeds=spliced.embeds, attention_mask=spliced.attention.long(), **kwargs
+            )
+        result = self._collect(sequences, torch.cat(states, dim=1), spliced.embeds.shape[1])
+        if features is not None and features.grounding is not None:
+            self._decode(result, features.grounding, image_index, resized, original)
+        return result
+
+    def _collect(self, sequences, hidden, prompt_length) -> GlammGenerated:
+        """States of [SEG] by step: the state that predicted new token s stands at position prompt_length + s - 1."""
+        offset = prompt_length - (1 if self.config.seg_state == "before" else 0)
+        steps, states = [], []
+        for row, ids in enumerate(sequences):
+            found = (ids == self.config.tokens.seg).nonzero().flatten()
+            # The last new token was never fed, so that with seg_state "at" it has no state of its own.
+            found = found[found + offset < hidden.shape[1]]
+            steps.append(found)
+            states.append(hidden[row, found + offset])
+        return GlammGenerated(sequences, hidden, steps, states)
+
+    def _decode(self, result, grounding, image_index, resized, original):
+        counts = [len(s) for s in result.states]
+        images = torch.as_tensor(image_index, device=grounding.device).clamp(min=0)
+        which = torch.repeat_interleave(images, torch.tensor(counts, device=grounding.device))
+        prompts, low_res = self.decode_masks(torch.cat(result.states), grounding, which)
+        result.prompts, result.low_res = list(prompts.split(counts)), list(low_res.split(counts))
+        if resized is None:
+            return
+        size = self.config.grounding.image_size
+        result.mask_logits = [
+            upscale_logits(masks, size, tuple(resized[int(i)]), tuple(original[int(i)]))
+            for masks, i in zip(result.low_res, images, strict=True)
+        ]

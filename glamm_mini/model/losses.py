@@ -8,7 +8,7 @@ batch is cut does not change the training.
 import torch
 from torch.nn import functional as F
 
-from glamm_mini.text.tokens import IGNORE_INDEX
+from glamm_mini.model.tokens import IGNORE_INDEX
 
 
 def cross_entropy_sum(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

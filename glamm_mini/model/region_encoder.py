@@ -1,6 +1,6 @@
 """Region encoder: a box and four levels of image features become one vector, put in place of `<bbox>`.
 
-After GPT4RoI, as the official code runs it: a pyramid from four layers of one ViT, mixed across neighbouring levels,
+After GPT4RoI, as the official code runs it: a pyramid from four layers of one ViT, mixed across neighboring levels,
 cut out by RoIAlign, summed over levels, with an embedding of the box's own coordinates.
 """
 
@@ -9,13 +9,13 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
-from glamm_mini.config import GlammConfig
+from glamm_mini.model.config import GlammConfig
 
 
 class LevelMixer(nn.Module):
-    """One round of mixing. Every level keeps half of its channels and takes a quarter from each neighbour.
+    """One round of mixing. Every level keeps half of its channels and takes a quarter from each neighbor.
 
-    The convolution is shared by all levels. A level at the end of the pyramid is its own missing neighbour.
+    The convolution is shared by all levels. A level at the end of the pyramid is its own missing neighbor.
     """
 
     def __init__(self, channels: int, groups: int):
@@ -38,7 +38,7 @@ class LevelMixer(nn.Module):
 
 
 class RegionEncoder(nn.Module):
-    """Boxes (normalised x0 y0 x1 y1) and feature levels to one language-model vector a box."""
+    """Boxes (normalized x0 y0 x1 y1) and feature levels to one language-model vector a box."""
 
     def __init__(self, config: GlammConfig):
         super().__init__()
@@ -102,7 +102,7 @@ class RegionEncoder(nn.Module):
         return self.out(vectors + self.position(boxes.to(vectors.dtype)))
 
     def forward(self, levels: list[torch.Tensor], boxes: list[torch.Tensor]) -> torch.Tensor:
-        """levels: (B, C, h, w) each; boxes: per image (N_i, 4), normalised. Returns (sum of N_i, D)."""
+        """levels: (B, C, h, w) each; boxes: per image (N_i, 4), normalized. Returns (sum of N_i, D)."""
         maps = self.fuse(self.pyramid(levels))
         return self.read_out(self.cut_out(maps, boxes), torch.cat(boxes))
 

@@ -1,1 +1,1 @@
-"""Training: the recipes as data, one trainer for all sizes, its settings, optimiser, logs and checkpoints."""
+"""Training: the recipes as data, one trainer for all sizes, its settings, optimizer, logs and checkpoints."""

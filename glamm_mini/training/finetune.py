@@ -9,26 +9,22 @@ from pathlib import Path
 
 import torch
 
-from glamm_mini import paths
-from glamm_mini.assistant import Assistant
+from glamm_mini import registry
+from glamm_mini.assistant.assistant import Assistant
 from glamm_mini.checkpoints.folder import load_model, save_model
 from glamm_mini.checkpoints.lora import add_lora, merge_lora, save_lora
-from glamm_mini.datasets.collate import Collate
-from glamm_mini.datasets.sample import Sample
-from glamm_mini.datasets.storybook.dataset import StorybookDataset
+from glamm_mini.data.collate import Collate
+from glamm_mini.data.sample import Sample
+from glamm_mini.model.dtypes import AUTOCAST
 from glamm_mini.model.glamm import GlammForConditionalGeneration
-from glamm_mini.model.precision import AUTOCAST
-from glamm_mini.processor import GlammProcessor
-from glamm_mini.training.batches import COUNTS
+from glamm_mini.processing.processor import GlammProcessor
+from glamm_mini.training.data_order import COUNTS
 from glamm_mini.training.launch import join_processes, make_accelerator, resolve_precision
-from glamm_mini.training.options import number, split, truth, whole
 from glamm_mini.training.recipe import Recipe, read_recipe
 from glamm_mini.training.record import write_record
-from glamm_mini.training.settings import TrainSettings
-from glamm_mini.training.storybook import ENDLESS, VALIDATION_SCENES, load_backbones, untrained
+from glamm_mini.training.settings import TrainSettings, number, split, truth, whole
 from glamm_mini.training.trained import store_frozen_as, thaw_only
 from glamm_mini.training.trainer import Trainer
-from glamm_mini.training.validation import storybook_figures
 
 PARTS = "parts"
 RUN = "recipe.json"
@@ -54,14 +50,15 @@ def finetune(
     meant = read_recipe(name, size)
     recipe = chosen(meant, overrides, start)
     own, _ = split(overrides, RUN_OPTIONS)
-    scenes, conversations = whole(own, "scenes", VALIDATION_SCENES), whole(own, "conversations", CONVERSATIONS)
+    world = registry.find("data", "storybook")
+    scenes, conversations = whole(own, "scenes", world.VALIDATION_SCENES), whole(own, "conversations", CONVERSATIONS)
     merge = truth(own, "merge", True)
     _check_data(recipe, data)
     join_processes(recipe.settings)
     model, processor = load_start(recipe, size)
     prepare(model, processor, recipe, size)
     side = processor.config.grounding.image_size
-    dataset = StorybookDataset("train", 0, ENDLESS, side, recipe.mixture(), conversations)
+    dataset = world.training_set(side, recipe.mixture(), conversations)
     run = {"recipe": name, "size": size, "start": recipe.start, "trained": list(recipe.trained), "lora": recipe.lora}
     run |= {"data": data, "mixture": recipe.mixture(), "conversations": conversations}
     processes = make_accelerator(recipe.settings)
@@ -106,9 +103,7 @@ def load_start(recipe: Recipe, size: str) -> tuple[GlammForConditionalGeneration
     if recipe.start != PARTS:
         return load_model(recipe.start, dtype=str(kind).removeprefix("torch."))
     if size == "tiny":
-        model, processor = untrained(size)
-        load_backbones(paths.checkpoint_folder("backbones"), model)
-        return model, processor
+        return registry.find("data", "storybook").start()
     from glamm_mini.checkpoints.parts import from_parts
 
     model, processor, report = from_parts(size, dtype=str(kind).removeprefix("torch."))
@@ -206,4 +201,4 @@ def _compare_samples(recipe: Recipe, meant: Recipe, processes: int) -> None:
 
 
 def _figures(model: GlammForConditionalGeneration, processor: GlammProcessor, scenes: int) -> dict[str, float]:
-    return storybook_figures(Assistant(model, processor), scenes)
+    return registry.find("data", "storybook").figures(Assistant(model, processor), scenes)

@@ -7,7 +7,7 @@ import torch
 from accelerate.utils import send_to_device
 from torch import nn
 
-from glamm_mini.training.batches import COUNTS
+from glamm_mini.training.data_order import COUNTS
 
 
 @torch.no_grad()
@@ -29,11 +29,11 @@ def held_out_loss(
         for name, key in COUNTS.items():
             if key in batch:
                 totals[name] = totals.get(name, 0) + int(batch[key])
-    normalisers = {name: max(1, total) for name, total in totals.items()}
+    normalizers = {name: max(1, total) for name, total in totals.items()}
     loss = 0.0
     for count, batch in batches():
         batch = {key: value for key, value in batch.items() if key not in COUNTS.values()}
-        share = 1.0 if normalisers else count / len(data)
-        more = {"normalisers": normalisers} if normalisers else {}
+        share = 1.0 if normalizers else count / len(data)
+        more = {"normalizers": normalizers} if normalizers else {}
         loss += float(model(**send_to_device(batch, device), **more).loss) * share
     return loss

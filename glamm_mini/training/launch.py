@@ -11,7 +11,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 
-from glamm_mini.model.precision import half_type
+from glamm_mini.model.dtypes import half_type
 from glamm_mini.training import resume as checkpoint
 from glamm_mini.training.settings import TrainSettings
 

@@ -15,7 +15,7 @@ COEFFICIENTS = (3.4445, -4.775, 2.0315)
 ITERATIONS = 5
 
 
-def orthogonalised(matrices: torch.Tensor) -> torch.Tensor:
+def orthogonalized(matrices: torch.Tensor) -> torch.Tensor:
     """The nearest orthogonal matrices, roughly: singular values become 0.7 to 1.2.
 
     Args:
@@ -30,7 +30,7 @@ def orthogonalised(matrices: torch.Tensor) -> torch.Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalised; a tall matrix takes sqrt(rows / columns) larger steps.
+    """Nesterov momentum, orthogonalized; a tall matrix takes sqrt(rows / columns) larger steps.
 
     State and groups have the names of `torch.optim.Muon`.
 
@@ -61,7 +61,7 @@ class Muon(torch.optim.Optimizer):
         directions = torch.stack([self._direction(p, group["momentum"]) for p in parameters])
         directions = directions.to(torch.bfloat16 if device.type == "cuda" else torch.float32)
         wide = rows <= columns
-        updates = orthogonalised(directions if wide else directions.mT)
+        updates = orthogonalized(directions if wide else directions.mT)
         rate = group["lr"] * math.sqrt(max(1.0, rows / columns))
         for parameter, update in zip(parameters, updates if wide else updates.mT, strict=True):
             parameter.mul_(1 - group["lr"] * group["weight_decay"])

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from glamm_mini.config import SIZES, LossConfig
-from glamm_mini.datasets.storybook.tasks import TASKS
+from glamm_mini import registry
+from glamm_mini.model.config import SIZES, LossConfig
 from glamm_mini.training.settings import TrainSettings
 
 FOLDER = Path(__file__).parent / "recipes"
@@ -102,7 +102,7 @@ class Recipe:
 
 def recipe_names() -> list[str]:
     """All recipes that ship with the package: those of the embedded world first, then those of the paper."""
-    own = ["backbones", "storybook"]
+    own = list(registry.names("recipe"))
     files = sorted(path.stem for path in FOLDER.glob("*.toml") if path.stem != BASE)
     return own + [name for name in files if name not in own]
 
@@ -181,7 +181,7 @@ def _data(where: str, entry: dict) -> Data:
     missing = {f.name for f in fields if f.default is dataclasses.MISSING} - entry.keys()
     if missing:
         raise ValueError(f"{where} does not say {', '.join(sorted(missing))}")
-    for key, known in (("kind", KINDS), ("storybook", TASKS)):
+    for key, known in (("kind", KINDS), ("storybook", registry.find("data", "storybook").TASKS)):
         if entry[key] not in known:
             raise ValueError(f"{where}: {key} is {entry[key]!r}; expected one of {', '.join(known)}")
     return Data(**entry | {"sets": tuple(entry.get("sets", ()))})

@@ -129,7 +129,7 @@ def check_settings(out: Path, wanted: dict[str, Any]) -> None:
     """Compares with the settings that the run in `out` started with.
 
     Raises:
-        ValueError: settings differ that change what is learnt; the text names each with both values.
+        ValueError: settings differ that change what is learned; the text names each with both values.
     """
     path = out / SETTINGS
     try:

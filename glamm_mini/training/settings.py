@@ -10,7 +10,7 @@ FREE_ON_RESUME = frozenset(
     "save_every validate_every log_every workers prefetch threads find_unused tensorboard cpu shard "
     "gradient_checkpointing timeout_minutes".split()
 )
-"""Settings that a resumed run may change: they do not touch what is learnt (sharding: beyond the last digits)."""
+"""Settings that a resumed run may change: they do not touch what is learned (sharding: beyond the last digits)."""
 
 SAMPLES_PER_STEP = ("batch_size", "accumulation", "processes")
 """May change on resume too, as long as their product stays: the same samples make up each step."""
@@ -168,3 +168,34 @@ def differing(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     if products[0][0] * products[0][1] * products[0][2] != products[1][0] * products[1][1] * products[1][2]:
         names += [name for name in SAMPLES_PER_STEP if stored.get(name, 1) != wanted.get(name, 1)]
     return names
+
+
+def split(overrides: list[str], names: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
+    """The overrides that set one of `names`, as a dict, and all others, for TrainSettings."""
+    own = dict(o.split("=", 1) for o in overrides if o.split("=", 1)[0] in names and "=" in o)
+    return own, [o for o in overrides if o.split("=", 1)[0] not in own]
+
+
+def whole(own: dict[str, str], name: str, default: int) -> int:
+    """The option as a whole number. Raises ValueError that names it for anything else."""
+    text = own.get(name, str(default))
+    if not text.isdecimal():
+        raise ValueError(f"{name} is {text!r}; expected a whole number, 0 or more")
+    return int(text)
+
+
+def number(own: dict[str, str], name: str, default: float) -> float:
+    """The option as a number. Raises ValueError that names it for anything else."""
+    text = own.get(name, str(default))
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{name} is {text!r}; expected a number") from None
+
+
+def truth(own: dict[str, str], name: str, default: bool) -> bool:
+    """The option as true or false. Raises ValueError that names it for anything else."""
+    text = own.get(name, str(default)).lower()
+    if text not in ("true", "false"):
+        raise ValueError(f"{name} is {text!r}; expected true or false")
+    return text == "true"

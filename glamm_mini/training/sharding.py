@@ -207,8 +207,8 @@ def slice_like(value: object, sample: torch.Tensor) -> object:
     return distribute_tensor(value, sample.device_mesh, sample.placements, src_data_rank=None)
 
 
-def slice_state(optimiser: torch.optim.Optimizer, state: dict) -> dict:
+def slice_state(optimizer: torch.optim.Optimizer, state: dict) -> dict:
     """`state`, an optimizer's `state_dict()` of whole tensors, cut as the optimizer's own parameters are."""
-    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     held = {i: {k: slice_like(v, parameters[i]) for k, v in entry.items()} for i, entry in state["state"].items()}
     return {**state, "state": held}

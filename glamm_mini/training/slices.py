@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-WEIGHT, MOMENT, AVERAGE = "model.", "optimiser.", "average."
+WEIGHT, MOMENT, AVERAGE = "model.", "optimizer.", "average."
 """What the names of tensors begin with."""
 
 _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
@@ -29,7 +29,7 @@ def save_slices(
     folder: Path,
     model: nn.Module,
     names: set[str],
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     average: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """Writes this process's slices of the tensors `names` of the model, of the optimizer and of the moving average.
@@ -39,7 +39,7 @@ def save_slices(
     Raises:
         OSError: in every process, if one could not write.
     """
-    moments = _moments(get_optimizer_state_dict(model, optimiser, options=_FLAT))
+    moments = _moments(get_optimizer_state_dict(model, optimizer, options=_FLAT))
     tensors = _tensors(model, names, moments, average)
     try:
         dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
@@ -51,7 +51,7 @@ def load_slices(
     folder: Path,
     model: nn.Module,
     names: set[str],
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     average: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """Fills model, optimizer and moving average, in slices or whole, whatever number of processes wrote them.
@@ -60,17 +60,17 @@ def load_slices(
         ValueError: a file is damaged, or the checkpoint is of another model.
     """
     stored = {name: entry.size for name, entry in _stored(folder).items()}
-    state = get_optimizer_state_dict(model, optimiser, options=_FLAT)  # makes moments for all trained parameters
+    state = get_optimizer_state_dict(model, optimizer, options=_FLAT)  # makes moments for all trained parameters
     # A parameter that no step has used has none in the file, and must have none after.
     moved = {_owner(name.removeprefix(MOMENT)) for name in stored if name.startswith(MOMENT)}
     moments = [(name, moment) for name, moment in _moments(state) if _owner(name) in moved]
     tensors = _tensors(model, names, moments, average)
     _check(folder, stored, {name: tensor.shape for name, tensor in tensors.items()})
     _read(folder, tensors)
-    set_optimizer_state_dict(model, optimiser, state, options=_FLAT)
+    set_optimizer_state_dict(model, optimizer, state, options=_FLAT)
     for name, parameter in model.named_parameters():
         if name not in moved:
-            optimiser.state.pop(parameter, None)
+            optimizer.state.pop(parameter, None)
 
 
 def merge_slices(folder: Path, target: Path) -> int:

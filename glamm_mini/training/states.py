@@ -12,7 +12,7 @@ from torch import nn
 
 from glamm_mini.training import resume as checkpoint
 from glamm_mini.training.averaging import MovingAverage
-from glamm_mini.training.optimiser import build_optimiser
+from glamm_mini.training.optimizer import build_optimizer
 from glamm_mini.training.settings import TrainSettings
 from glamm_mini.training.sharding import Sharded, slice_like, slice_state
 from glamm_mini.training.slices import load_slices, save_slices
@@ -46,20 +46,20 @@ class RunState:
         whole = checkpoint.load_weights(model, out, self.names()) if out and stored is None else None
         precision = accelerator.mixed_precision
         self.sharded = Sharded(model, accelerator.device.type, precision) if shard else None
-        optimiser = build_optimiser(model, settings)
+        optimizer = build_optimizer(model, settings)
         if shard:
             # Accelerate adds autocast; for its other work the model is one that only this process has.
             self.wrapped = accelerator.prepare_model(model, evaluation_mode=True)
-            self.optimiser = accelerator.prepare_optimizer(optimiser)
+            self.optimizer = accelerator.prepare_optimizer(optimizer)
         else:
-            self.wrapped, self.optimiser = accelerator.prepare(model, optimiser)
+            self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
         self.average = MovingAverage(model, settings.ema) if settings.ema else None
         self.manifest = manifest
         if whole is not None:
             self._take(whole)
         elif stored == checkpoint.SHARDED:
             folder = out / checkpoint.LAST / stored
-            load_slices(folder, model, self.names(), self.optimiser.optimizer, self._averages())
+            load_slices(folder, model, self.names(), self.optimizer.optimizer, self._averages())
         elif stored:
             accelerator.load_state(str(out / checkpoint.LAST / stored))
 
@@ -70,8 +70,8 @@ class RunState:
 
     def _take(self, state: dict[str, Any]) -> None:
         """The training state of a checkpoint that one process wrote; its weights are in the model already."""
-        moments = state["optimiser"]
-        self.optimiser.load_state_dict(slice_state(self.optimiser, moments) if self.sharded else moments)
+        moments = state["optimizer"]
+        self.optimizer.load_state_dict(slice_state(self.optimizer, moments) if self.sharded else moments)
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         if self.average:
@@ -98,7 +98,7 @@ class RunState:
                 accelerator.save_state(str(out / shared))
             elif self.sharded:
                 self.sharded.slices()
-                save_slices(out / shared, self.model, self.names(), self.optimiser.optimizer, self._averages())
+                save_slices(out / shared, self.model, self.names(), self.optimizer.optimizer, self._averages())
             if accelerator.is_main_process:
                 weights, training = (None, None) if shared else (self._weights(), self._training_state())
                 checkpoint.save(out, manifest, weights, training, shared)
@@ -115,7 +115,7 @@ class RunState:
     def _training_state(self) -> dict[str, Any]:
         scaler = self.accelerator.scaler
         return {
-            "optimiser": self.optimiser.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else {},
             "average": self.average.state_dict() if self.average else {},
         }

@@ -15,11 +15,11 @@ from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from glamm_mini.training import resume as checkpoint
-from glamm_mini.training.batches import COUNTS, Batches, keyed_seed, micro_batches
+from glamm_mini.training.data_order import COUNTS, Batches, keyed_seed, micro_batches
 from glamm_mini.training.held_out import held_out_loss
 from glamm_mini.training.launch import check_whole_model, claim_folder, make_accelerator
 from glamm_mini.training.logs import LossWindow, TrainingLog
-from glamm_mini.training.optimiser import learning_rate_factor, set_learning_rate
+from glamm_mini.training.optimizer import learning_rate_factor, set_learning_rate
 from glamm_mini.training.recompute import recomputed
 from glamm_mini.training.settings import TrainSettings
 from glamm_mini.training.sharding import check_alike
@@ -35,7 +35,7 @@ class Trainer:
             for tensors in no other object) with `loss`, a scalar, and, if it has several, `losses`, a dict.
         data: `data[i]` is a sample, the same for the same i; `len(data)` may be absent (endless data).
         collate: list of samples -> the batch, a dict. The ints `num_tokens` and `num_masks` in it are taken out; the
-            model then gets `normalisers={"tokens": ..., "masks": ...}`, the totals of the whole optimizer step
+            model then gets `normalizers={"tokens": ..., "masks": ...}`, the totals of the whole optimizer step
             divided by the number of processes (whose gradients are averaged), and losses of micro-batches are summed.
             Without them, the mean over micro-batches is taken.
         settings: see TrainSettings.
@@ -97,7 +97,7 @@ class Trainer:
         resume = claim_folder(self.accelerator, self.out, settings, resume)
         self.step, self.metrics, self.window = 0, {}, LossWindow()
         self.state = RunState(self.model, settings, self.accelerator, self.out if resume else None)
-        self.wrapped, self.optimiser, self.average = self.state.wrapped, self.state.optimiser, self.state.average
+        self.wrapped, self.optimizer, self.average = self.state.wrapped, self.state.optimizer, self.state.average
         if manifest := self.state.manifest:
             self.step, self.metrics = manifest["step"], manifest["metrics"]
             self.window.load(manifest["window"], manifest["window_steps"], self.accelerator.device)
@@ -121,14 +121,14 @@ class Trainer:
         self.clock = time.perf_counter()
         while self.step < settings.steps:
             batches = [next(self.batches) for _ in range(settings.accumulation)]
-            normalisers, stopping = self._agree(batches)
+            normalizers, stopping = self._agree(batches)
             if stopping:
                 self._save()
                 raise TrainingInterrupted(
                     f"stopped after step {self.step} of {settings.steps}; saved to {self.out / checkpoint.LAST}. "
                     "Run the same again with resume=True (--resume on the command line) to go on"
                 )
-            norm, lr = self._optimise(batches, normalisers)
+            norm, lr = self._optimize(batches, normalizers)
             self.step += 1
             self.bar.update()
             finished = self.step == settings.steps
@@ -153,20 +153,20 @@ class Trainer:
         if processes > 1:
             vector = torch.tensor(totals, dtype=torch.int64, device=self.accelerator.device)
             totals = self.accelerator.reduce(vector, "sum").tolist()
-        normalisers = {name: max(1, total) / processes for name, total in zip(counts, totals[:-1], strict=True)}
-        return normalisers or None, bool(totals[-1])
+        normalizers = {name: max(1, total) / processes for name, total in zip(counts, totals[:-1], strict=True)}
+        return normalizers or None, bool(totals[-1])
 
-    def _optimise(self, batches: list[dict], normalisers: dict[str, float] | None) -> tuple[Any, float]:
+    def _optimize(self, batches: list[dict], normalizers: dict[str, float] | None) -> tuple[Any, float]:
         """One optimizer step; returns the norm of the gradient before clipping, and the learning rate."""
         accelerator, settings = self.accelerator, self.settings
-        lr = set_learning_rate(self.optimiser, learning_rate_factor(self.step, settings))
+        lr = set_learning_rate(self.optimizer, learning_rate_factor(self.step, settings))
         # Dropout depends on the step alone, so that a resumed run repeats it without a stored random state.
         set_seed(keyed_seed("dropout", settings.seed, self.step, accelerator.process_index) % 2**32)
-        scale = 1.0 if normalisers else 1.0 / len(batches)
+        scale = 1.0 if normalizers else 1.0 / len(batches)
         for i, batch in enumerate(batches):
             batch = send_to_device(batch, accelerator.device, non_blocking=True)
-            if normalisers:
-                batch["normalisers"] = normalisers
+            if normalizers:
+                batch["normalizers"] = normalizers
             accelerator.sync_gradients = i == len(batches) - 1  # DeepSpeed asks for it
             # Slices of gradients are averaged in every micro-batch: whole ones would take the memory that slices save.
             with nullcontext() if accelerator.sync_gradients else accelerator.no_sync(self.wrapped):
@@ -178,8 +178,8 @@ class Trainer:
             self.state.sharded.drop_unused()
         norm = accelerator.clip_grad_norm_(self.wrapped.parameters(), settings.clip or math.inf)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        self.optimiser.step()
-        self.optimiser.zero_grad()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
         if self.average:
             self.average.update(self.step)
         return norm, lr

@@ -1,6 +1,6 @@
-"""The answer as a piece of HTML that stands alone: picture beside sentence, phrases in the colours of their masks.
+"""The answer as a piece of HTML that stands alone: picture beside sentence, phrases in the colors of their masks.
 
-All colours are inline, for public notebook viewers strip style sheets. Where style sheets are kept, pointing at a
+All colors are inline, for public notebook viewers strip style sheets. Where style sheets are kept, pointing at a
 phrase lights up its mask and pointing at a mask lights up its phrase; no script is needed.
 """
 
@@ -11,7 +11,7 @@ from glamm_mini.visuals.answer_png import overlay_of
 from glamm_mini.visuals.encode import data_url
 from glamm_mini.visuals.outlines import mask_path
 from glamm_mini.visuals.overlay import shown_ratio
-from glamm_mini.visuals.palette import colour, hex_colour, ink_on
+from glamm_mini.visuals.palette import color, hex_color, ink_on
 from glamm_mini.visuals.sentence import Run, is_empty, loose_phrases, question_words, sentence_runs
 
 LONG_SIDE = 640
@@ -109,15 +109,15 @@ def _words(answer) -> str:
 def _run(answer, run: Run) -> str:
     if run.phrase is None:
         return escape(run.text)
-    phrase, rgb = answer.phrases[run.phrase], colour(run.phrase)
+    phrase, rgb = answer.phrases[run.phrase], color(run.phrase)
     if is_empty(phrase):
         paint, title = "", "no pixel was found for this phrase"
     else:
-        paint = f"background-color:{hex_colour(rgb)};color:{hex_colour(ink_on(rgb))};"
+        paint = f"background-color:{hex_color(rgb)};color:{hex_color(ink_on(rgb))};"
         title = f"score {phrase.score:.2f}, {phrase.mask.mean():.1%} of the picture"
     wrap = "white-space:nowrap;" if len(run.text) <= SHORT else ""
     return (
-        f'<span class="p{run.phrase}" title="{escape(title)}" style="{paint}border:2px solid {hex_colour(rgb)};'
+        f'<span class="p{run.phrase}" title="{escape(title)}" style="{paint}border:2px solid {hex_color(rgb)};'
         f"border-radius:8px;padding:2px 7px;box-decoration-break:clone;-webkit-box-decoration-break:clone;"
         f'{wrap}cursor:default">{escape(run.text)}</span>'
     )

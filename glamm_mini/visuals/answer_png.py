@@ -1,5 +1,6 @@
-"""The answer as one picture: the image with its masks, and the sentence whose phrases wear the masks' colours."""
+"""The answer as one picture: the image with its masks, and the sentence whose phrases wear the masks' colors."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from glamm_mini.visuals.sentence import Run, is_empty, loose_phrases, question_w
 from glamm_mini.visuals.typeset import Style, draw_lines, set_lines
 
 PAPER = (255, 255, 255)
+SHEET = (238, 240, 243)
 INK = (26, 29, 33)
 QUIET = (104, 111, 120)
 EDGE = (226, 229, 233)
@@ -21,7 +23,7 @@ NARROW = 900
 
 @dataclass
 class _Block:
-    """Set text: its lines, its type, its colour, and the space in pixels above it."""
+    """Set text: its lines, its type, its color, and the space in pixels above it."""
 
     lines: list
     style: Style
@@ -130,3 +132,27 @@ def _paste_rounded(card: Image.Image, picture: Image.Image, corner: tuple[int, i
     soft = shape.resize((w, h), Image.Resampling.LANCZOS)
     framed = Image.composite(picture, Image.fromarray(np.full((h, w, 3), EDGE, np.uint8)), soft)
     card.paste(framed, corner, soft)
+
+
+def compose(cards: Sequence[Image.Image], columns: int = 2, gap: int = 24) -> Image.Image:
+    """Lay cards of one width in columns, each below the shortest column so far.
+
+    Raises:
+        ValueError: no cards, cards of different widths, or less than one column.
+    """
+    widths = {card.width for card in cards}
+    if not cards or len(widths) != 1 or columns < 1:
+        raise ValueError(
+            f"got {len(cards)} cards of the widths {sorted(widths)} for {columns} columns; "
+            "expected at least one card, equal widths and at least one column"
+        )
+    width, columns = widths.pop(), min(columns, len(cards))
+    ends, places = [gap] * columns, []
+    for card in cards:
+        column = ends.index(min(ends))
+        places.append((gap + column * (width + gap), ends[column]))
+        ends[column] += card.height + gap
+    sheet = Image.new("RGB", (gap + columns * (width + gap), max(ends)), SHEET)
+    for card, place in zip(cards, places, strict=True):
+        sheet.paste(card, place)
+    return sheet

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from PIL import Image
 
-from glamm_mini.answer import GroundedAnswer
+from glamm_mini.assistant.answer import GroundedAnswer
 from glamm_mini.visuals.answer_html import answer_html
 from glamm_mini.visuals.answer_png import PAPER, answer_png
 

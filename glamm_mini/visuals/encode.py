@@ -6,19 +6,19 @@ from io import BytesIO
 from PIL import Image
 
 BYTES = 50_000
-"""PNGs larger than this are reduced to 256 colours, then in size."""
+"""PNGs larger than this are reduced to 256 colors, then in size."""
 
 
 def png_bytes(picture: Image.Image, limit: int = BYTES) -> bytes:
-    """An RGB picture as PNG of at most `limit` bytes: at first as it is, then with 256 colours, then smaller."""
+    """An RGB picture as PNG of at most `limit` bytes: at first as it is, then with 256 colors, then smaller."""
     data = _encode(picture)
     if len(data) > limit:
-        data = _encode(_few_colours(picture))
+        data = _encode(_few_colors(picture))
     while len(data) > limit and max(picture.size) > 1:
         # The file shrinks with the area, a little less than in proportion.
         scale = min(0.9, 0.95 * (limit / len(data)) ** 0.5)
         picture = picture.resize([max(1, int(side * scale)) for side in picture.size], Image.Resampling.LANCZOS)
-        data = _encode(_few_colours(picture))
+        data = _encode(_few_colors(picture))
     return data
 
 
@@ -34,8 +34,8 @@ def data_url(picture: Image.Image, limit: int = 2 * BYTES) -> str:
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def _few_colours(picture: Image.Image) -> Image.Image:
-    """256 colours that keep the hue of thin outlines (Pillow's default palette does not), with skies dithered."""
+def _few_colors(picture: Image.Image) -> Image.Image:
+    """256 colors that keep the hue of thin outlines (Pillow's default palette does not), with skies dithered."""
     palette = picture.quantize(256, method=Image.Quantize.FASTOCTREE)
     return picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
 

@@ -34,7 +34,7 @@ def mask_path(mask: np.ndarray) -> str:
 
 
 def _corners(loop: np.ndarray) -> np.ndarray:
-    """Leave out the points (N, 2) that lie on a straight line between their neighbours."""
+    """Leave out the points (N, 2) that lie on a straight line between their neighbors."""
     before, after = loop - np.roll(loop, 1, axis=0), np.roll(loop, -1, axis=0) - loop
     turns = np.abs(before[:, 0] * after[:, 1] - before[:, 1] * after[:, 0]) > 1e-9
     return loop[turns] if turns.sum() >= 3 else loop

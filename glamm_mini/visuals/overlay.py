@@ -1,4 +1,4 @@
-"""Masks over a picture: each a tint and a crisp outline in its own colour."""
+"""Masks over a picture: each a tint and a crisp outline in its own color."""
 
 from collections.abc import Sequence
 
@@ -6,13 +6,13 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 
-from glamm_mini.visuals.palette import RGB, colours
+from glamm_mini.visuals.palette import RGB, colors
 
 TINT = 0.2
 LONGEST_RATIO = 8.0
 """A picture that is longer than this many times its short side is shown stretched: else one would see a line."""
 HALO = 0.75
-"""Opacity of the white line around each outline, which keeps it visible on a background of its own colour."""
+"""Opacity of the white line around each outline, which keeps it visible on a background of its own color."""
 
 
 def shown_ratio(image: np.ndarray) -> float:
@@ -23,7 +23,7 @@ def shown_ratio(image: np.ndarray) -> float:
 def overlay_masks(
     image: np.ndarray,
     masks: Sequence[np.ndarray] | np.ndarray,
-    colours_of_masks: Sequence[RGB] | None = None,
+    colors_of_masks: Sequence[RGB] | None = None,
     alpha: float = TINT,
     outline: float | None = None,
 ) -> np.ndarray:
@@ -32,7 +32,7 @@ def overlay_masks(
     Args:
         image: (H, W, 3) uint8 RGB.
         masks: M masks (H, W) bool; an empty mask draws nothing.
-        colours_of_masks: M colours; the palette's order if left out.
+        colors_of_masks: M colors; the palette's order if left out.
         alpha: opacity of the tint, 0..1.
         outline: width of the outline in pixels; grows with the picture if left out; 0 draws none.
 
@@ -40,10 +40,10 @@ def overlay_masks(
         (H, W, 3) uint8, a new array.
 
     Raises:
-        ValueError: a shape, the number of colours or alpha does not fit.
+        ValueError: a shape, the number of colors or alpha does not fit.
     """
     masks = [np.asarray(mask).astype(bool) for mask in masks]
-    chosen = colours(len(masks)) if colours_of_masks is None else list(colours_of_masks)
+    chosen = colors(len(masks)) if colors_of_masks is None else list(colors_of_masks)
     _check(image, masks, chosen, alpha)
     width = outline_width(*image.shape[:2]) if outline is None else outline
     picture = image.astype(np.float32)
@@ -121,12 +121,12 @@ def _check(image: np.ndarray, masks: list[np.ndarray], chosen: list[RGB], alpha:
         if mask.shape != image.shape[:2]:
             raise ValueError(f"mask {index} has shape {mask.shape}, the picture {image.shape[:2]}; they must be equal")
     if len(chosen) != len(masks):
-        raise ValueError(f"{len(chosen)} colours for {len(masks)} masks; give one colour a mask")
+        raise ValueError(f"{len(chosen)} colors for {len(masks)} masks; give one color a mask")
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha is {alpha}; expected an opacity between 0 and 1")
 
 
-def _draw_outline(painted: np.ndarray, mask: np.ndarray, colour: np.ndarray, width: float) -> None:
+def _draw_outline(painted: np.ndarray, mask: np.ndarray, color: np.ndarray, width: float) -> None:
     """Draw along the border of the mask, half inside and half outside, with soft edges of one pixel."""
     if not mask.any():
         return
@@ -145,7 +145,7 @@ def _draw_outline(painted: np.ndarray, mask: np.ndarray, colour: np.ndarray, wid
     halo = HALO * np.clip(width * 1.1 + 0.5 - distance, 0, 1)[..., None]
     view = painted[window]
     view[:] = view * (1 - halo) + 255 * halo
-    view[:] = view * (1 - line) + colour * line
+    view[:] = view * (1 - line) + color * line
 
 
 def _resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:

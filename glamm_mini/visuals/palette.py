@@ -1,6 +1,6 @@
-"""The one palette of the project: twelve colours that stay apart for colour-blind readers.
+"""The one palette of the project: twelve colors that stay apart for color-blind readers.
 
-The first colours and their neighbours are Okabe and Ito's (https://jfly.uni-koeln.de/color/), the others were chosen
+The first colors and their neighbors are Okabe and Ito's (https://jfly.uni-koeln.de/color/), the others were chosen
 for the largest distance to them in CIELAB, as seen by normal eyes and with protanopia, deuteranopia and tritanopia.
 """
 
@@ -18,36 +18,36 @@ PALETTE: tuple[RGB, ...] = (
     (204, 121, 167),  # pink
     (102, 17, 0),  # brown
     (255, 170, 187),  # rose
-    (68, 68, 68),  # grey
+    (68, 68, 68),  # gray
 )
 
 DARK_INK: RGB = (0, 0, 0)
 LIGHT_INK: RGB = (255, 255, 255)
 
 
-def colour(index: int) -> RGB:
-    """The colour of phrase or mask number `index`, from 0; after twelve the colours begin again."""
+def color(index: int) -> RGB:
+    """The color of phrase or mask number `index`, from 0; after twelve the colors begin again."""
     return PALETTE[index % len(PALETTE)]
 
 
-def colours(count: int) -> list[RGB]:
-    """The colours of `count` phrases or masks, in order."""
-    return [colour(index) for index in range(count)]
+def colors(count: int) -> list[RGB]:
+    """The colors of `count` phrases or masks, in order."""
+    return [color(index) for index in range(count)]
 
 
-def hex_colour(rgb: RGB) -> str:
+def hex_color(rgb: RGB) -> str:
     """(0, 114, 178) to "#0072b2"."""
     return "#{:02x}{:02x}{:02x}".format(*rgb)
 
 
 def luminance(rgb: RGB) -> float:
-    """Relative luminance 0..1 of an sRGB colour, as WCAG 2 defines it."""
+    """Relative luminance 0..1 of an sRGB color, as WCAG 2 defines it."""
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (v / 255 for v in rgb)]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 def contrast(first: RGB, second: RGB) -> float:
-    """WCAG contrast ratio of two colours, 1 (same) to 21 (black on white); text needs 4.5."""
+    """WCAG contrast ratio of two colors, 1 (same) to 21 (black on white); text needs 4.5."""
     low, high = sorted((luminance(first), luminance(second)))
     return (high + 0.05) / (low + 0.05)
 

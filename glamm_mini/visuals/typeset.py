@@ -1,4 +1,4 @@
-"""Sets a sentence in lines, its phrases in coloured rounded pills, with Pillow."""
+"""Sets a sentence in lines, its phrases in colored rounded pills, with Pillow."""
 
 import re
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont
 
 from glamm_mini.visuals.overlay import font_file
-from glamm_mini.visuals.palette import colour, ink_on
+from glamm_mini.visuals.palette import color, ink_on
 from glamm_mini.visuals.sentence import Run
 
 LATE = 0.6
@@ -87,7 +87,7 @@ def draw_lines(
 ) -> float:
     """Draw lines into `card` from the top left `corner`; returns the y of their lower end.
 
-    ink: colour of plain words. hollow(phrase): whether its pill is only a frame, as for an empty mask.
+    ink: color of plain words. hollow(phrase): whether its pill is only a frame, as for an empty mask.
     """
     left, top = corner
     font, draw = style.font, ImageDraw.Draw(card)
@@ -101,7 +101,7 @@ def draw_lines(
                 draw.text((x, baseline), piece.text, fill=ink, font=font, anchor="ls")
             else:
                 _draw_pill(card, piece, style, x, middle, hollow(piece.phrase))
-                own_ink = ink if hollow(piece.phrase) else ink_on(colour(piece.phrase))
+                own_ink = ink if hollow(piece.phrase) else ink_on(color(piece.phrase))
                 draw.text((x + style.pad, baseline), piece.text, fill=own_ink, font=font, anchor="ls")
     return top + style.line * len(lines)
 
@@ -120,7 +120,7 @@ def _draw_pill(card: Image.Image, piece: Piece, style: Style, x: float, middle: 
         width=times * max(2, round(style.size / 12)),
         corners=(piece.starts, piece.ends, piece.ends, piece.starts),
     )
-    card.paste(colour(piece.phrase), (left, top), shape.resize((w, h), Image.Resampling.LANCZOS))
+    card.paste(color(piece.phrase), (left, top), shape.resize((w, h), Image.Resampling.LANCZOS))
 
 
 def _words(runs: list[Run], length: Callable[[str], float], width: float) -> list[list[Run]]:

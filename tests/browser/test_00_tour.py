@@ -3,15 +3,15 @@
 SCENE = """
 import numpy as np
 from glamm_mini import GroundedAnswer, GroundedPhrase
-from glamm_mini.datasets.storybook.render import render
-from glamm_mini.datasets.storybook.scene import sample_scene
-from glamm_mini.visuals.widgets import PhraseExplorer
+from glamm_mini.storybook.world.render import render
+from glamm_mini.storybook.world.scene import sample_scene
+from glamm_mini.course.drawing.widgets import PhraseExplorer
 
 scene = sample_scene("test", seed=0, index=8)
 page = render(scene, long_side=320)
 phrases, caption = [], ""
 for k, thing in enumerate(scene.things):
-    words = f"{thing.colour} {thing.cls}"
+    words = f"{thing.color} {thing.cls}"
     phrases.append(GroundedPhrase(words, (len(caption), len(caption) + len(words)), page.thing_masks[k], None, 0.9))
     caption += words + ", "
 answer = GroundedAnswer("", caption, phrases, image=page.image, question="What is there?")

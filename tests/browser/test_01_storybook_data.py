@@ -1,8 +1,8 @@
 """The scene browser of notebook 01 in JupyterLab: a place and a seed bring another scene."""
 
 CELL = """
-from glamm_mini.visuals.data_views import first_of_place
-from glamm_mini.visuals.explorer import PictureExplorer
+from glamm_mini.course.room_01.pictures import first_of_place
+from glamm_mini.course.drawing.explorer import PictureExplorer
 
 PictureExplorer(first_of_place, {"seed": list(range(20)), "place": ["countryside", "winter"]}, width=480)
 """

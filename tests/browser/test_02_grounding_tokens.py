@@ -4,9 +4,9 @@ from widget_words import wait_for
 
 CELL = """
 from glamm_mini.paths import checkpoint_folder
-from glamm_mini.processor import GlammProcessor
-from glamm_mini.visuals.explorer import PictureExplorer
-from glamm_mini.visuals.token_strip import TYPED, typed_tokens
+from glamm_mini.processing.processor import GlammProcessor
+from glamm_mini.course.drawing.explorer import PictureExplorer
+from glamm_mini.course.room_02.pictures import TYPED, typed_tokens
 
 processor = GlammProcessor.from_pretrained(checkpoint_folder("tiny"))
 PictureExplorer(typed_tokens(processor), {"as": list(TYPED)}, text="Where is [SEG]?", width=620)

@@ -5,8 +5,8 @@ from widget_words import wait_for
 CELL = """
 import torch
 from PIL import Image
-from glamm_mini.visuals.explorer import PictureExplorer
-from glamm_mini.visuals.patch_views import attention_view
+from glamm_mini.course.drawing.explorer import PictureExplorer
+from glamm_mini.course.room_03.pictures import attention_view
 
 torch.manual_seed(0)
 looks = torch.rand(4, 144, 144).softmax(-1)

@@ -4,9 +4,9 @@ CELL = """
 from PIL import Image
 
 import glamm_mini
-from glamm_mini.datasets.storybook.render import render
-from glamm_mini.datasets.storybook.scene import sample_scene
-from glamm_mini.visuals.region_views import region_explorer
+from glamm_mini.storybook.world.render import render
+from glamm_mini.storybook.world.scene import sample_scene
+from glamm_mini.course.room_04.pictures import region_explorer
 
 page = render(sample_scene("test", seed=0, index=8), long_side=256)
 region_explorer(glamm_mini.load("tiny"), Image.fromarray(page.image))

@@ -6,8 +6,8 @@ CELL = """
 import numpy as np
 from PIL import Image
 from glamm_mini import GlammConfig
-from glamm_mini.visuals.explorer import PictureExplorer
-from glamm_mini.visuals.window_views import windows_view
+from glamm_mini.course.drawing.explorer import PictureExplorer
+from glamm_mini.course.room_05.pictures import windows_view
 
 shades = np.linspace(0, 255, 300 * 300 * 3).reshape(300, 300, 3).astype(np.uint8)
 draw = windows_view(Image.fromarray(shades), GlammConfig.of_size("7b").grounding)

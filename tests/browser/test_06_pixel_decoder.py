@@ -3,8 +3,8 @@
 CELL = """
 from glamm_mini.paths import checkpoint_folder
 from glamm_mini.training.recipes import load_backbones, untrained
-from glamm_mini.visuals.decoder_views import ClickToMask
-from glamm_mini.visuals.explorer import PictureExplorer
+from glamm_mini.course.room_06.pictures import ClickToMask
+from glamm_mini.course.drawing.explorer import PictureExplorer
 
 glamm, processor = untrained("tiny")
 load_backbones(checkpoint_folder("backbones"), glamm)

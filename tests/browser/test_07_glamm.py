@@ -4,9 +4,9 @@ CELL = """
 import numpy as np
 import torch
 from glamm_mini import GlammConfig
-from glamm_mini.model.pixel_decoder import PixelDecoder
-from glamm_mini.visuals.explorer import PictureExplorer
-from glamm_mini.visuals.flow import SegQueries
+from glamm_mini.model.sam import PixelDecoder
+from glamm_mini.course.drawing.explorer import PictureExplorer
+from glamm_mini.course.room_07.pictures import SegQueries
 
 torch.manual_seed(0)
 c = GlammConfig.of_size("tiny")

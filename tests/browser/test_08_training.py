@@ -4,9 +4,9 @@ from widget_words import wait_for
 
 CELL = """
 import torch
-from glamm_mini.datasets.storybook.dataset import evaluation_samples
-from glamm_mini.lessons.official_run import HeldOut
-from glamm_mini.visuals.training_views import training_explorer
+from glamm_mini.storybook.dataset import evaluation_samples
+from glamm_mini.course.room_08.lesson import HeldOut
+from glamm_mini.course.room_08.pictures import training_explorer
 
 samples = list(evaluation_samples("gcg", "val", seed=5, limit=2, long_side=96))
 truth = [torch.from_numpy(sample.conversations[0][0].masks) for sample in samples]

@@ -6,8 +6,8 @@ CELL = """
 import numpy as np
 from glamm_mini.evaluation.gcg import GroundedImage
 from glamm_mini.evaluation.records import GroundedPrediction, GroundedTruth
-from glamm_mini.images import encode_mask
-from glamm_mini.visuals.protocol_views import bar_explorer
+from glamm_mini.processing.images import encode_mask
+from glamm_mini.course.room_09.pictures import bar_explorer
 
 def scene(shift):
     truth, said = np.zeros((2, 60, 80), bool)

@@ -4,10 +4,10 @@ from widget_words import wait_for
 
 CELL = """
 from torch import nn
-from glamm_mini.parity.case import ReferenceCase
+from glamm_mini.checks.parity.case import ReferenceCase
 from glamm_mini.paths import parity_folder
-from glamm_mini.visuals.explorer import PictureExplorer
-from glamm_mini.visuals.weight_views import broken_flow
+from glamm_mini.course.drawing.explorer import PictureExplorer
+from glamm_mini.course.room_13.pictures import broken_flow
 
 breaks = {
     "nothing": lambda model: None,

@@ -3,7 +3,7 @@
 from widget_words import wait_for
 
 CELL = """
-from glamm_mini.visuals.memory_views import memory_calculator
+from glamm_mini.course.room_14.pictures import memory_calculator
 
 memory_calculator()
 """

@@ -4,7 +4,7 @@ from widget_words import wait_for
 
 CELL = """
 from PIL import Image, ImageDraw
-from glamm_mini.visuals.explorer import PictureExplorer
+from glamm_mini.course.drawing.explorer import PictureExplorer
 
 def draw(choice):
     picture = Image.new("RGB", (400, 200), (40 * choice["level"], 90, 90))

@@ -9,11 +9,11 @@ import torch
 from rich.console import Console
 
 from glamm_mini import paths
-from glamm_mini.parity.case import PARTS, ReferenceCase
-from glamm_mini.parity.compare import Row
-from glamm_mini.parity.inputs import PICTURES, WORDS
-from glamm_mini.parity.outputs import Outputs
-from glamm_mini.parity.table import full_table, summary_table, verdict
+from glamm_mini.checks.parity.case import PARTS, ReferenceCase
+from glamm_mini.checks.parity.compare import Row
+from glamm_mini.checks.parity.inputs import PICTURES, WORDS
+from glamm_mini.checks.parity.outputs import Outputs
+from glamm_mini.checks.parity.table import full_table, summary_table, verdict
 
 ROWS = "parity rows"
 

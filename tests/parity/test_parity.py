@@ -2,9 +2,9 @@
 
 import pytest
 
-from glamm_mini.parity.case import PARTS
-from glamm_mini.parity.compare import compare_stage
-from glamm_mini.parity.inputs import compare_inputs
+from glamm_mini.checks.parity.case import PARTS
+from glamm_mini.checks.parity.compare import compare_stage
+from glamm_mini.checks.parity.inputs import compare_inputs
 
 
 @pytest.mark.parametrize("part", PARTS)

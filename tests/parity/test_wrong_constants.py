@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from glamm_mini.checks.parity import weights
 from glamm_mini.model import region_encoder
 from glamm_mini.model.region_encoder import LevelMixer
-from glamm_mini.parity import weights
 
 TOLERANCE = 1e-4
 
@@ -64,7 +64,7 @@ def test_box_coordinates_swapped(agrees):
 
 def test_coarser_and_finer_swapped(computed, agrees, monkeypatch):
     original = LevelMixer.forward
-    # On the reversed pyramid the coarser neighbour is the one before; the result is put back in order.
+    # On the reversed pyramid the coarser neighbor is the one before; the result is put back in order.
     monkeypatch.setattr(LevelMixer, "forward", lambda self, levels: original(self, levels[::-1])[::-1])
     assert not agrees(computed.features.levels)
 

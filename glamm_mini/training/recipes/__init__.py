@@ -2,14 +2,12 @@
 
 from pathlib import Path
 
+from glamm_mini import registry
 from glamm_mini.training.finetune import chosen, finetune
 from glamm_mini.training.recipe import Recipe, read_recipe, recipe_names
 from glamm_mini.training.record import write_record
-from glamm_mini.training.storybook import load_backbones, train_backbones, train_storybook, untrained
 
-__all__ = ["Recipe", "describe", "load_backbones", "read_recipe", "recipe_names", "run", "untrained", "write_record"]
-
-_OWN = {"backbones": train_backbones, "storybook": train_storybook}
+__all__ = ["Recipe", "describe", "read_recipe", "recipe_names", "run", "write_record"]
 
 
 def run(
@@ -27,13 +25,13 @@ def run(
         that size. Raises ValueError for an unknown recipe or data, and for a start that a recipe does not take.
     """
     read_recipe(recipe, size)
-    if recipe not in _OWN:
+    if recipe not in registry.names("recipe"):
         return finetune(recipe, size, data, Path(out), resume, list(overrides or []), start)
     if data != "storybook":
         raise ValueError(f"data {data!r} is unknown to recipe {recipe!r}; it trains on storybook")
     if start is not None:
         raise ValueError(f"recipe {recipe!r} takes no --from: its models start from nothing, or from the backbones")
-    return _OWN[recipe](size, data, Path(out), resume, list(overrides or []))
+    return registry.find("recipe", recipe)(size, data, Path(out), resume, list(overrides or []))
 
 
 def describe(recipe: str, size: str, overrides: list[str] | None = None, start: str | None = None) -> str:

@@ -1,0 +1,1 @@
+"""Ask a trained GLaMM about a picture: load, questions, chat, answers."""

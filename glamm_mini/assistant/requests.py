@@ -1,0 +1,172 @@
+"""What people ask, checked and put into words that the conversation template takes."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from tokenizers import models
+
+from glamm_mini.model.tokens import BBOX, PHRASE_END, PHRASE_START, SEG
+from glamm_mini.processing.boxes import checked_boxes
+from glamm_mini.processing.processor import GlammProcessor
+from glamm_mini.processing.prompts import plain_words
+
+LISTED = 12
+"""A note names at most this many unknown words."""
+
+
+@dataclass(frozen=True)
+class Wording:
+    """How a model is asked for each task; `{x}` stands for the words of the user."""
+
+    describe: str
+    segment: str
+    describe_region: str
+    caption: str
+    ground: str
+
+
+WORDINGS = {
+    "official": Wording(
+        # The five blanks stand in the official evaluation, and the published numbers were measured with them.
+        describe="Could you please give me a detailed description of the image? Please respond with interleaved     "
+        "segmentation masks for the corresponding parts of the answer.",
+        segment="Please segment {x} in this image.",
+        describe_region="Can you provide me with a detailed description of the region in the picture marked by <bbox>?",
+        caption="Please describe in detail the contents of the image.",
+        # The official model was never trained to ground a given sentence; this comes closest to what it was asked.
+        ground="{x} Please respond with interleaved segmentation masks for the corresponding phrases.",
+    ),
+    "fixed": Wording(
+        describe="Describe the image with masks.",
+        segment="Segment {x}.",
+        describe_region="Describe the region <bbox>.",
+        caption="Describe the image.",
+        ground="Ground this sentence: {x}",
+    ),
+}
+"""By `config.mode`: questions that the weights have met in training or, where there is one, in the evaluation."""
+
+
+@dataclass
+class Request:
+    """One question about one image.
+
+    boxes: (N, 4) pixels of the upright picture, fractions of its sides if `normalised`, or None.
+    history: earlier turns, oldest first: (question, answer text), or (question, answer text, boxes in pixels).
+    """
+
+    image: object
+    question: str
+    boxes: object = None
+    history: list[tuple] | None = None
+    normalised: bool = False
+
+
+@dataclass
+class Prepared:
+    """A checked request: turns for the template, the last one open; boxes (N, 4) pixels of the question or None;
+    all_boxes: those of the history's turns before them; notes for the reader."""
+
+    turns: list[tuple[str, str | None]]
+    boxes: np.ndarray | None
+    all_boxes: np.ndarray | None
+    notes: list[str]
+
+
+@dataclass
+class _Turn:
+    """A turn in words that are safe to encode, and the boxes (N, 4) that its `<bbox>` stand for."""
+
+    question: str
+    answer: str | None
+    boxes: np.ndarray | None
+
+
+def expression_words(text: str, what: str) -> str:
+    """Words of a user to put into a question: without blanks around them, and with a small letter at an article.
+
+    Raises ValueError that names `what` if there are none.
+    """
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"{what} is {text!r}; expected words such as 'the red balloon'")
+    words = " ".join(text.split())
+    first, _, rest = words.partition(" ")
+    return f"{first.lower()} {rest}" if rest and first in ("The", "A", "An") else words
+
+
+def prepare(request: Request, size: tuple[int, int], processor: GlammProcessor) -> Prepared:
+    """Check one request about a picture of `size` (height, width); ValueError names what is wrong with it."""
+    if request.question is not None and not isinstance(request.question, str):
+        raise ValueError(f"the question is a {type(request.question).__name__}; expected text")
+    if not request.question or not request.question.strip():
+        raise ValueError("the question is empty; ask something such as 'What is in the picture?'")
+    boxes = checked_boxes(request.boxes, size, request.normalised)
+    open_turn = _Turn(_with_boxes(request.question, boxes), None, boxes)
+    notes = _note_on_words(open_turn.question, processor) + _notes_on_boxes(boxes)
+    turns, left_out = _fitting([*_history(request.history, size), open_turn], processor)
+    if left_out:
+        notes.append(f"the history was too long; its first {left_out} turns were left out")
+    every = [turn.boxes for turn in turns if turn.boxes is not None]
+    return Prepared(
+        [(turn.question, turn.answer) for turn in turns], boxes, np.concatenate(every) if every else None, notes
+    )
+
+
+def _with_boxes(text: str, boxes: np.ndarray | None) -> str:
+    """A question in plain words in which every box has its `<bbox>`; ValueError if their numbers differ."""
+    question = plain_words(text.strip())
+    named, given = question.count(BBOX), 0 if boxes is None else len(boxes)
+    if named == 0 and given:
+        return f"{question} {' '.join([BBOX] * given)}"
+    if named != given:
+        raise ValueError(f"the text names {named} <bbox> but {given} boxes were given; give one box for each <bbox>")
+    return question
+
+
+def _note_on_words(question: str, processor: GlammProcessor) -> list[str]:
+    words = unknown_words(processor.tokenizer, question.replace(BBOX, " "))
+    more = f" and {len(words) - LISTED} more" if len(words) > LISTED else ""
+    return [f"the model was never taught the words: {', '.join(words[:LISTED])}{more}"] if words else []
+
+
+def _notes_on_boxes(boxes: np.ndarray | None) -> list[str]:
+    """A box within one pixel is most often a box of fractions whose `normalised=True` was forgotten."""
+    small = [] if boxes is None else [k for k, (x0, y0, x1, y1) in enumerate(boxes) if x1 - x0 < 1 and y1 - y0 < 1]
+    return [f"box {k} is smaller than a pixel; boxes in fractions need normalised=True" for k in small]
+
+
+def _fitting(turns: list[_Turn], processor: GlammProcessor) -> tuple[list[_Turn], int]:
+    """The latest turns that fit into the model's longest row, and how many were left out before them."""
+    c = processor.config
+    room = c.prompt.max_length - c.image_tokens + 1
+    for left_out in range(len(turns)):
+        kept = turns[left_out:]
+        length = len(processor.encode([(turn.question, turn.answer) for turn in kept])[0])
+        if length <= room:
+            return kept, left_out
+    raise ValueError(f"the question takes {length} tokens, the model reads at most {room}; ask a shorter one")
+
+
+def _history(history, size: tuple[int, int]) -> list[_Turn]:
+    """Earlier turns. Where their boxes are not given, `<bbox>` is a word there; the tags of answers stay tags."""
+    turns = []
+    for k, turn in enumerate(history or []):
+        fits = isinstance(turn, (tuple, list)) and len(turn) in (2, 3)
+        if not fits or not all(isinstance(text, str) for text in turn[:2]):
+            raise ValueError(f"history[{k}] is {turn!r}; expected a pair (question, answer text), or boxes as a third")
+        boxes = checked_boxes(turn[2], size) if len(turn) == 3 else None
+        question = plain_words(turn[0], keep=()) if boxes is None else _with_boxes(turn[0], boxes)
+        turns.append(_Turn(question, plain_words(turn[1], keep=(PHRASE_START, PHRASE_END, SEG)), boxes))
+    return turns
+
+
+def unknown_words(tokenizer, text: str) -> list[str]:
+    """Words of the text that the tokenizer can only spell, or not even that; the model has hardly ever seen them.
+
+    A tokenizer that cuts all words into pieces, as those of the big models do, was taught them all: none are listed.
+    """
+    if not isinstance(tokenizer.backend_tokenizer.model, models.WordPiece):
+        return []
+    words = dict.fromkeys(w for w, _ in tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text))
+    vocabulary = tokenizer.get_vocab()
+    return [w for w in words if (w.isalpha() or not w.isascii()) and w not in vocabulary]

@@ -1,0 +1,1 @@
+"""Our numbers beside the official ones, and how fast they come."""

@@ -1,0 +1,1 @@
+"""What the notebooks build, grade and draw, one folder a room."""

@@ -1,0 +1,1 @@
+"""Diagrams, maps and widgets of the notebooks."""

@@ -1,0 +1,1 @@
+"""The memory calculator: what a configuration needs to run and to train."""

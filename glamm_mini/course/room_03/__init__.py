@@ -1,0 +1,1 @@
+"""Notebook 03: what it builds, its graders and its pictures."""

@@ -1,0 +1,1 @@
+"""Notebook 08: what it builds, its graders and its pictures."""

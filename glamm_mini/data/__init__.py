@@ -1,0 +1,1 @@
+"""The one typed record that all tasks share, and batches of it."""

@@ -1,1 +1,0 @@
-"""Graders of the course's exercises, one module a notebook: they tell whether your function does what was asked."""

@@ -1,0 +1,49 @@
+"""What the language model sees: the global image encoder (CLIP) with its feature levels, and the V-L projector."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import CLIPVisionModel
+
+from glamm_mini.model.config import GlammConfig
+
+
+@dataclass
+class GlobalFeatures:
+    """tokens: (B, P, C), what the language model reads. levels: four (B, C, h, w), shallowest first, for regions."""
+
+    tokens: torch.Tensor
+    levels: list[torch.Tensor]
+
+
+class GlobalImageEncoder(nn.Module):
+    """Encodes the whole image (paper section 3.1); the class token is dropped, as in the official code."""
+
+    def __init__(self, config: GlammConfig):
+        super().__init__()
+        self.grid = config.image_grid
+        self.feature_layer = config.feature_layer
+        self.region_layers = config.region_layers
+        self.clip = CLIPVisionModel(config.vision)
+
+    def forward(self, images: torch.Tensor) -> GlobalFeatures:
+        """images: (B, 3, S, S) normalized as CLIP wants, S the config's image size."""
+        side = self.clip.config.image_size
+        if images.ndim != 4 or images.shape[1:] != (3, side, side):
+            raise ValueError(f"global images have shape {tuple(images.shape)}; expected (B, 3, {side}, {side})")
+        states = self.clip(images, output_hidden_states=True).hidden_states
+        tokens = states[self.feature_layer][:, 1:]
+        levels = [self._as_map(states[layer][:, 1:]) for layer in self.region_layers]
+        return GlobalFeatures(tokens, levels)
+
+    def _as_map(self, tokens: torch.Tensor) -> torch.Tensor:
+        # (B, P, C) -> (B, C, P) -> (B, C, h, w)
+        return tokens.transpose(1, 2).unflatten(2, (self.grid, self.grid))
+
+
+class VLProjector(nn.Sequential):
+    """Vision to language: Linear, GELU, Linear, from the global encoder's width to the language model's."""
+
+    def __init__(self, vision_width: int, language_width: int):
+        super().__init__(nn.Linear(vision_width, language_width), nn.GELU(), nn.Linear(language_width, language_width))

@@ -1,0 +1,1 @@
+"""Pictures, words and boxes to one batch, and back."""

@@ -1,0 +1,261 @@
+"""GlammProcessor: images, conversations, boxes and masks to one batch, and mask logits back to masks."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import PreTrainedTokenizerFast
+
+from glamm_mini.model.config import GlammConfig
+from glamm_mini.model.sam import upscale_logits
+from glamm_mini.model.tokens import ADDED_TOKENS, IGNORE_INDEX, IMAGE, IMAGE_TOKEN_INDEX
+from glamm_mini.processing.images import load_image
+from glamm_mini.processing.llama_tokenizer import official_decode, strips_blanks
+from glamm_mini.processing.prompts import Prompt, render
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+TOKEN_FIELDS = ("im_start", "im_end", "bbox", "point", "seg", "phrase_start", "phrase_end")
+
+
+class GlammProcessor:
+    """Everything between people's data and the model's tensors.
+
+    In `fixed` mode both encoders see the whole picture, padded to a square, and boxes are fractions of that square.
+    In `official` mode the global encoder sees the center crop while boxes are fractions of the full picture.
+    """
+
+    def __init__(self, config: GlammConfig, tokenizer: PreTrainedTokenizerFast):
+        self.config = config
+        self.tokenizer = tokenizer
+        ids = [tokenizer.convert_tokens_to_ids(token) for token in ADDED_TOKENS]
+        if len(set(ids)) < len(ids) or any(i is None or i == tokenizer.unk_token_id for i in ids):
+            raise ValueError(
+                f"the tokenizer gives {dict(zip(ADDED_TOKENS, ids, strict=True))} for GLaMM's added tokens; each needs "
+                "an id of its own: add them with tokenizer.add_tokens before making a processor"
+            )
+        for field, i in zip(TOKEN_FIELDS, ids, strict=True):
+            setattr(config.tokens, field, i)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "GlammProcessor":
+        """Read what `save_pretrained` wrote."""
+        return cls(GlammConfig.from_pretrained(folder), PreTrainedTokenizerFast.from_pretrained(folder))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the tokenizer and the configuration."""
+        self.tokenizer.save_pretrained(folder)
+        self.config.save_pretrained(folder)
+
+    # --- images -----------------------------------------------------------------------------------------------------
+
+    def images(self, pictures: list) -> dict:
+        """Pictures (paths, PIL images or uint8 arrays) to `global_images`, `grounding_images`, `resized`, `original`.
+
+        resized and original are lists of (height, width).
+        """
+        if len(pictures) == 0:
+            raise ValueError("no picture was given; expected at least one path, PIL image or uint8 array")
+        arrays = [load_image(p) for p in pictures]
+        grounding, resized = zip(*(self._grounding_image(a) for a in arrays), strict=True)
+        return {
+            "global_images": torch.stack([self._global_image(a) for a in arrays]),
+            "grounding_images": torch.stack(grounding),
+            "resized": list(resized),
+            "original": [a.shape[:2] for a in arrays],
+        }
+
+    def _global_image(self, array: np.ndarray) -> torch.Tensor:
+        side = self.config.vision.image_size
+        if self.config.mode == "official":
+            return _normalize(_center_crop(array, side), CLIP_MEAN, CLIP_STD)
+        fitted = _normalize(_fit(array, side, Image.Resampling.BICUBIC), CLIP_MEAN, CLIP_STD)
+        return _pad(fitted, side)
+
+    def _grounding_image(self, array: np.ndarray):
+        c = self.config.grounding
+        fitted = _fit(array, c.image_size, Image.Resampling.BILINEAR)
+        if self.config.mode == "official":  # same numbers but for the last bit, which official ones agree with
+            normalised = _normalize(fitted, c.pixel_mean, c.pixel_std, scale=1)
+        else:
+            normalised = _normalize(fitted, np.array(c.pixel_mean) / 255, np.array(c.pixel_std) / 255)
+        return _pad(normalised, c.image_size), fitted.shape[:2]
+
+    def normalize_boxes(self, boxes, size: tuple[int, int]) -> torch.Tensor:
+        """Boxes (N, 4) in pixels of a picture of `size` (height, width) to fractions, as the region encoder wants."""
+        h, w = size
+        x, y = (w, h) if self.config.mode == "official" else (max(h, w), max(h, w))
+        boxes = torch.as_tensor(np.asarray(boxes, np.float32).reshape(-1, 4))
+        return boxes / torch.tensor([x, y, x, y], dtype=torch.float32)
+
+    # --- words ------------------------------------------------------------------------------------------------------
+
+    @property
+    def room(self) -> int:
+        """Most ids that a row with one image may have, the image counting as one id (official 1536 - 575 = 961)."""
+        return self.config.prompt.max_length - self.config.image_tokens + 1
+
+    def encode(
+        self, turns: list[tuple[str, str | None]], has_image: bool = True, truncate: bool = False
+    ) -> tuple[list[int], list[int]]:
+        """Ids and labels of one conversation; see `text.prompts.render`. `<image>` becomes one id of -200.
+
+        truncate: cut the row to `room` ids, as the released code does in training, but not when it answers.
+        """
+        ids, labels, _ = self._encode(render(self.config.prompt, turns, has_image))
+        return (ids[: self.room], labels[: self.room]) if truncate else (ids, labels)
+
+    def encode_packed(self, conversations: list[list[tuple[str, str]]]) -> tuple[list[int], list[int], list[int]]:
+        """Ids, labels and segments of several conversations about one image, their common beginning stored once.
+
+        A conversation that does not fit into the longest row any more is left out; the caller learns how many fit
+        from the highest segment.
+        """
+        ids, labels, segments = [], [], []
+        for k, turns in enumerate(conversations, 1):
+            own, own_labels, shared = self._encode(render(self.config.prompt, turns, True))
+            if k == 1:
+                ids, labels, segments = own[:shared], own_labels[:shared], [0] * shared
+            if len(ids) + len(own) - shared > self.room and k > 1:
+                break
+            ids, labels = ids + own[shared:], labels + own_labels[shared:]
+            segments += [k] * (len(own) - shared)
+        return ids, labels, segments
+
+    def _encode(self, prompt: Prompt):
+        """Ids, labels, and how many ids the shared beginning has.
+
+        Labels follow character offsets: no re-counting. The blank before an answer is learned too, by a tokenizer that
+        has a piece for it or lets the next piece swallow it, as Llama's does.
+        """
+        ids, labels, shared, at = [], [], 0, 0
+        for k, chunk in enumerate(prompt.text.split(IMAGE)):
+            if k:
+                ids.append(IMAGE_TOKEN_INDEX)
+                labels.append(IGNORE_INDEX)
+                at += len(IMAGE)
+            encoded = self.tokenizer(chunk, add_special_tokens=k == 0, return_offsets_mapping=True)
+            for token, (start, end) in zip(encoded.input_ids, encoded.offset_mapping, strict=True):
+                learned = end > start and any(a - 1 <= at + start and at + end <= b for a, b in prompt.supervised)
+                ids.append(token)
+                labels.append(token if learned else IGNORE_INDEX)
+                shared = len(ids) if at + end <= prompt.shared else shared
+            at += len(chunk)
+        return ids, labels, shared
+
+    def decode(self, ids) -> str:
+        """Ids of an answer to text, tags kept, begin, end and padding dropped."""
+        t = self.tokenizer
+        drop = {t.bos_token_id, t.eos_token_id, t.pad_token_id}
+        kept = [int(i) for i in ids if int(i) not in drop and int(i) >= 0]
+        if strips_blanks(t):
+            return official_decode(t, kept)
+        return t.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    # --- both -------------------------------------------------------------------------------------------------------
+
+    def prompts(self, rows: list[list[tuple[str, str | None]]], has_image: bool = True) -> dict:
+        """Open conversations to `input_ids` and `attention_mask`, padded on the left, for `generate`."""
+        encoded = [self.encode(turns, has_image)[0] for turns in rows]
+        return _padded({"input_ids": (encoded, self.tokenizer.pad_token_id)}, encoded, left=True)
+
+    def __call__(self, images=None, conversations=None, boxes=None, masks=None, truncate=False) -> dict:
+        """A batch of closed conversations, one a row, each about its own image.
+
+        images: R pictures or None. conversations: R lists of (question, answer). boxes: per row (N, 4) pixels of the
+        picture or None. masks: per row (M, H, W) bool or None. truncate: see `encode`. Returns what the model's forward
+        takes.
+        """
+        if not conversations:
+            raise ValueError("no conversation was given; expected a list of lists of (question, answer)")
+        if images is not None and len(images) != len(conversations):
+            raise ValueError(f"{len(images)} images for {len(conversations)} conversations; give one image a row")
+        for name, given in (("boxes", boxes), ("masks", masks)):
+            if given is not None and images is None:
+                raise ValueError(f"{name} were given without images; give the images that they lie in")
+            if given is not None and len(given) != len(conversations):
+                raise ValueError(
+                    f"{name} has {len(given)} entries for {len(conversations)} conversations; give one a row, or None"
+                )
+        rows = [self.encode(turns, images is not None, truncate) for turns in conversations]
+        batch = pad_rows([r[0] for r in rows], [r[1] for r in rows], None, self.tokenizer.pad_token_id)
+        if images is not None:
+            batch |= self.images(images)
+        if boxes is not None:
+            sizes = batch["original"]
+            batch["boxes"] = [
+                None if b is None else self.normalize_boxes(b, s) for b, s in zip(boxes, sizes, strict=True)
+            ]
+        if masks is not None:
+            empty = [np.zeros((0, *s), bool) for s in batch["original"]]
+            batch["masks"] = [torch.as_tensor(e if m is None else m) for m, e in zip(masks, empty, strict=True)]
+        return batch
+
+    def post_process_masks(self, low_res: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Low-resolution logits (M, m, m) of one picture of `size` (height, width) to masks and logits (M, H, W)."""
+        side = self.config.grounding.image_size
+        logits = upscale_logits(low_res, side, fitted_size(size, side), size)
+        return logits > 0, logits
+
+
+def pad_rows(ids: list, labels: list, segments: list | None, pad_id: int) -> dict:
+    """Rows of different lengths to tensors (R, L), padded on the right."""
+    columns = {"input_ids": (ids, pad_id), "labels": (labels, IGNORE_INDEX)}
+    if segments is not None:
+        columns["segment_ids"] = (segments, 0)
+    return _padded(columns, ids, left=False)
+
+
+def _padded(columns: dict, rows: list, left: bool) -> dict:
+    length = max(map(len, rows))
+    out = {"attention_mask": torch.zeros(len(rows), length, dtype=torch.bool)}
+    for name, (_, value) in columns.items():
+        out[name] = torch.full((len(rows), length), value)
+    for r, row in enumerate(rows):
+        where = slice(length - len(row), length) if left else slice(0, len(row))
+        out["attention_mask"][r, where] = True
+        for name, (values, _) in columns.items():
+            out[name][r, where] = torch.tensor(values[r])
+    return out
+
+
+def fitted_size(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """(height, width) scaled so that the longer is `side`, rounded half up, at least 1 (official rounding)."""
+    scale = side / max(size)
+    return tuple(max(1, int(n * scale + 0.5)) for n in size)
+
+
+def _fit(array: np.ndarray, side: int, resample) -> np.ndarray:
+    h, w = fitted_size(array.shape[:2], side)
+    if (h, w) == array.shape[:2]:
+        return array
+    return np.asarray(Image.fromarray(array).resize((w, h), resample))
+
+
+def _center_crop(array: np.ndarray, side: int) -> np.ndarray:
+    """CLIP's own: shorter side to `side`, then the middle."""
+    h, w = array.shape[:2]
+    short = min(h, w)
+    if max(h, w) > 64 * short:
+        # Resized whole, a strip of 1 x 4000 pixels would take gigabytes; the ends are cut off below in any case.
+        top, left = max(0, h - 64 * short) // 2, max(0, w - 64 * short) // 2
+        array = array[top : top + 64 * short, left : left + 64 * short]
+        h, w = array.shape[:2]
+    new_h, new_w = (side, int(side * w / short)) if h <= w else (int(side * h / short), side)
+    resized = np.asarray(Image.fromarray(array).resize((new_w, new_h), Image.Resampling.BICUBIC))
+    top, left = (new_h - side) // 2, (new_w - side) // 2
+    return resized[top : top + side, left : left + side]
+
+
+def _normalize(array: np.ndarray, mean, std, scale: int = 255) -> torch.Tensor:
+    """(H, W, 3) uint8 to (3, H, W) float32; mean and std are those of pixels over `scale`."""
+    x = (array.astype(np.float32) / scale - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
+    return torch.from_numpy(np.ascontiguousarray(x.transpose(2, 0, 1)))
+
+
+def _pad(image: torch.Tensor, side: int) -> torch.Tensor:
+    """Zeros below and to the right, up to a square; zero is the mean color."""
+    out = torch.zeros(3, side, side)
+    out[:, : image.shape[1], : image.shape[2]] = image
+    return out

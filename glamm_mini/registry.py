@@ -1,0 +1,49 @@
+"""What others bring to the library, by name: it is imported when it is first asked for.
+
+The rooms of the library import nothing of the annexes (storybook, checks, course). Where a name of theirs can be
+chosen, such as `--data storybook`, the library looks it up here; `register` adds names of your own.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_PLACES: dict[str, dict[str, Any]] = {
+    # A data set: see the functions of glamm_mini.storybook.source.
+    "data": {"storybook": "glamm_mini.storybook.source"},
+    # (size, data, out, resume, overrides) -> folder of the trained weights.
+    "recipe": {
+        "backbones": "glamm_mini.storybook.pretrain.run:train_backbones",
+        "storybook": "glamm_mini.storybook.pretrain.run:train_storybook",
+    },
+    # (truth, phrase, attributes) -> 0..1, see glamm_mini.evaluation.similarity.
+    "similarity": {"storybook": "glamm_mini.storybook.scores.similarity:storybook_similarity"},
+    # Figures beyond the protocol's, from what a data set's ground truth knows.
+    "scores": {"storybook": "glamm_mini.storybook.scores"},
+}
+
+
+def names(kind: str) -> tuple[str, ...]:
+    """All registered names of a kind: "data", "recipe", "similarity" or "scores"."""
+    return tuple(_PLACES[kind])
+
+
+def register(kind: str, name: str, value: Any) -> None:
+    """Add `name`: an object, or "module" or "module:attribute" to import when it is first asked for.
+
+    Raises ValueError for a name that is taken.
+    """
+    if name in _PLACES[kind]:
+        raise ValueError(f"the {kind} {name!r} is registered already; choose another name")
+    _PLACES[kind][name] = value
+
+
+def find(kind: str, name: str) -> Any:
+    """The registered object. Raises ValueError that lists the names for an unknown one."""
+    if name not in _PLACES[kind]:
+        raise ValueError(f"{kind} {name!r} is unknown; expected one of {', '.join(_PLACES[kind])}")
+    value = _PLACES[kind][name]
+    if not isinstance(value, str):
+        return value
+    module, _, attribute = value.partition(":")
+    found = import_module(module)
+    return getattr(found, attribute) if attribute else found

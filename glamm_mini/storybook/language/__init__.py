@@ -1,0 +1,1 @@
+"""What is said about a scene: words, captions, expressions, questions, conversations."""

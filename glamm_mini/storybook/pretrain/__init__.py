@@ -1,0 +1,1 @@
+"""The tiny model's own training: three backbones from nothing, then GLaMM from them."""

@@ -1,0 +1,1 @@
+"""Scenes: what is where, how it is drawn, which pixels are whose."""

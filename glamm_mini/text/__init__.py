@@ -1,1 +1,0 @@
-"""Words and tokens: the special tokens, the conversation template and its labels, tagged answers."""

@@ -1,0 +1,248 @@
+"""LoRA by peft: equal to the official trained and frozen sets, exact when merged, safe against the wrong model."""
+
+import builtins
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_models import answer_labels, box_set, images, padded, row, small_model, truths
+
+from glamm_mini import GlammForConditionalGeneration, paths
+from glamm_mini.checkpoints.find import check_no_pickle
+from glamm_mini.checkpoints.lora import add_lora, has_lora, load_lora, lora_settings, merge_lora, save_lora
+from glamm_mini.checkpoints.official import official_to_ours, ours_to_official
+from glamm_mini.checks.parity.case import ReferenceCase
+from glamm_mini.training.trained import store_frozen_as, thaw_only
+
+OFFICIAL = ("lora_", "embed_tokens", "lm_head", "region_encoder", "lp_projector", "pixel_decoder.mask_decoder")
+SETUP = json.loads((Path(__file__).parents[1] / "files" / "training_setup.json").read_text())
+
+
+def rows():
+    return padded([row(5, 6, 7, 8, image=False), row(9, 10, image=False)])[0]
+
+
+def stirred(model, seed: int = 5):
+    """The model with its LoRA as after training: B no longer zero."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+def official_small_model() -> GlammForConditionalGeneration:
+    """The small case's shapes on the meta device."""
+    config = ReferenceCase(paths.parity_folder() / "case_small").config()
+    with torch.device("meta"):
+        return GlammForConditionalGeneration(config)
+
+
+def official_names(model) -> dict[str, torch.nn.Parameter]:
+    names = ((n.replace(".base_layer", ""), p) for n, p in model.named_parameters())
+    return {ours_to_official(name): p for name, p in names}
+
+
+def group(name: str) -> str:
+    """The heading under which the official list counts a tensor."""
+    if ".lora_" in name:
+        return "model.layers.* LoRA"
+    if name.startswith("model.layers."):
+        return "model.layers.* base"
+    known = SETUP["trainable_groups_ntensors_nparams"] | SETUP["frozen_groups_ntensors_nparams"]
+    return next(heading for heading in known if name.startswith(heading))
+
+
+def test_what_is_trained_and_frozen_is_what_the_official_run_trains_and_freezes():
+    model = official_small_model()
+    assert add_lora(model) == 4
+    thaw_only(model, OFFICIAL)
+    named = official_names(model)
+    lora = {n: list(p.shape) for n, p in named.items() if ".lora_" in n}
+    assert lora == dict(SETUP["lora"])
+    assert {n for n, p in named.items() if p.requires_grad} == set(SETUP["trainable_names_case_S"])
+    for trained, key in ((True, "trainable"), (False, "frozen")):
+        tensors, numbers = Counter(), Counter()
+        for name, p in named.items():
+            if p.requires_grad == trained:
+                tensors[group(name)] += 1
+                numbers[group(name)] += p.numel()
+        counted = {g: [tensors[g], numbers[g]] for g in tensors}
+        expected = SETUP[f"{key}_groups_ntensors_nparams"]
+        assert counted == expected
+    first = next(iter(lora))
+    assert official_to_ours(first) == "language_model." + first
+    layer = model.language_model.model.layers[0].self_attn.q_proj
+    assert layer.scaling == {"default": SETUP["lora_scaling"]}
+
+
+def test_nothing_changes_at_first_and_only_the_language_model_is_touched():
+    model, plain, ids = small_model(), small_model(), rows()
+    assert not has_lora(model) and add_lora(model, rank=3, alpha=6, dropout=0.0, targets=("k_proj",)) == 2
+    assert has_lora(model)
+    assert lora_settings(model) == {"rank": 3, "alpha": 6, "dropout": 0.0, "targets": ["k_proj"]}
+    assert torch.equal(model(ids).logits, plain(ids).logits)
+    assert {n for n, p in model.language_model.named_parameters() if p.requires_grad} == {
+        n for n, _ in model.language_model.named_parameters() if ".lora_" in n
+    }
+    outside = [(n, p) for n, p in model.named_parameters() if not n.startswith("language_model.")]
+    assert [n for n, _ in outside] == [n for n, _ in plain.named_parameters() if not n.startswith("language_model.")]
+    assert all(p.requires_grad for _, p in outside)
+
+
+def test_merging_keeps_the_answers_and_gives_a_plain_model_back():
+    model, plain, ids = small_model(), small_model(), rows()
+    add_lora(model)
+    stirred(model)
+    before = model(ids).logits
+    assert (before - plain(ids).logits).abs().max() > 0.1
+    assert merge_lora(model) == 4 and not has_lora(model)
+    torch.testing.assert_close(model(ids).logits, before, rtol=0, atol=1e-5)
+    assert list(model.state_dict()) == list(plain.state_dict())
+    moved = {n for n, v in model.state_dict().items() if not torch.equal(v, plain.state_dict()[n])}
+    assert moved == {f"language_model.model.layers.{k}.self_attn.{q}_proj.weight" for k in (0, 1) for q in "qv"}
+    assert add_lora(model) == 4
+
+
+def test_saved_lora_is_small_and_loads_onto_its_base_alone(tmp_path):
+    model, ids = small_model(), rows()
+    add_lora(model, rank=2)
+    thaw_only(model, ("lora_", "lm_head"))
+    stirred(model).language_model.lm_head.weight.data += 0.1
+    save_lora(tmp_path, model, base="tiny")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["lora.json", "lora.safetensors"]
+    stored = load_file(tmp_path / "lora.safetensors")
+    assert set(stored) == {n for n, p in model.named_parameters() if p.requires_grad} and len(stored) == 9
+    again = small_model()
+    assert load_lora(again, tmp_path)["base"] == "tiny"
+    assert torch.equal(again(ids).logits, model(ids).logits)
+    assert {n for n, p in again.named_parameters() if p.requires_grad} == set(stored)
+    half = small_model().bfloat16()
+    load_lora(half, tmp_path)  # the same base in half precision is the same base
+    assert {p.dtype for n, p in half.named_parameters() if ".lora_" in n} == {torch.float32}
+    stirred(again, seed=9)
+    load_lora(again, tmp_path)  # into the LoRA that is there already
+    assert torch.equal(again(ids).logits, model(ids).logits)
+
+
+def asked() -> dict:
+    """A batch of one picture with a box and two masks, whose answer begins behind the box."""
+    ids, mask = padded([row(5, "bbox", 6, "seg", 7, "seg", 2)])
+    batch = dict(input_ids=ids, attention_mask=mask, labels=answer_labels(ids, mask, 6), boxes=[box_set(1)])
+    pictures = images(1)
+    return batch | pictures | {"masks": truths([2], pictures["original"])}
+
+
+@pytest.mark.parametrize("trained", [OFFICIAL, ("lora_", "lm_head"), ("lora_", "embed_tokens", "mask_decoder")])
+def test_trained_parts_stay_float32_in_a_model_of_half_precision(tmp_path, trained):
+    model = small_model()
+    add_lora(model)
+    thaw_only(model, trained)
+    for name, parameter in stirred(model).named_parameters():
+        if parameter.requires_grad and ".lora_" not in name:
+            parameter.data *= 1 + 1e-4  # lost in bfloat16
+    stored = {n: p.clone() for n, p in model.named_parameters() if p.requires_grad}
+    save_lora(tmp_path, model)
+    half, batch = small_model().bfloat16(), asked()
+    load_lora(half, tmp_path)
+    for name, parameter in half.named_parameters():
+        assert parameter.requires_grad == (name in stored), name
+        assert parameter.dtype == (torch.float32 if name in stored else torch.bfloat16), name
+        assert name not in stored or torch.equal(parameter, stored[name]), name
+    exact, near = model(**batch, return_logits=True), half(**batch, return_logits=True)
+    torch.testing.assert_close(near.logits.float(), exact.logits, rtol=0, atol=0.15)
+    torch.testing.assert_close(near.low_res.float(), exact.low_res, rtol=0, atol=0.15)
+    question = {k: v for k, v in batch.items() if k not in ("labels", "masks")}
+    answer = half.generate(**question, max_new_tokens=4, min_new_tokens=4)
+    assert answer.sequences.shape == (1, 4) and answer.last_hidden.isfinite().all()
+    half.train()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = half(**batch).loss
+    loss.backward()
+    torch.optim.SGD([p for p in half.parameters() if p.requires_grad], 1e-2).step()
+    assert loss.isfinite() and all(p.isfinite().all() for p in half.parameters())
+    moved = {n for n, p in half.named_parameters() if n in stored and not torch.equal(p, stored[n])}
+    assert all(any(piece in name for name in moved) for piece in trained)
+    merge_lora(half)
+    assert half.eval()(**question).low_res.isfinite().all()
+
+
+def test_wrong_adapters_are_refused_and_leave_the_model_as_it_was(tmp_path):
+    model = small_model()
+    with pytest.raises(ValueError, match="no LoRA"):
+        save_lora(tmp_path, model)
+    with pytest.raises(FileNotFoundError, match="no lora.json"):
+        load_lora(model, tmp_path)
+    add_lora(model, rank=4)
+    save_lora(tmp_path, model, base="tiny")
+    other = small_model()
+    add_lora(other, rank=2)
+    with pytest.raises(ValueError, match="rank 4, the model has 2"):
+        load_lora(other, tmp_path)
+    text = small_model().config.text.to_dict()
+    wider = small_model(text=text | {"hidden_size": 64, "num_attention_heads": 8})
+    deeper = small_model(text=text | {"num_hidden_layers": 3})
+    for wrong, words in ((wider, "of another model"), (deeper, "of another model"), (small_model(1), "other weights")):
+        names = list(wrong.state_dict())
+        with pytest.raises(ValueError, match=f"{words}.*tiny"):
+            load_lora(wrong, tmp_path)
+        assert list(wrong.state_dict()) == names and all(p.requires_grad for p in wrong.parameters())
+    (tmp_path / "lora.json").write_text('{"rank": 4}')
+    with pytest.raises(ValueError, match="does not say alpha, base, dropout, probe, targets"):
+        load_lora(small_model(), tmp_path)
+    (tmp_path / "lora.safetensors").write_bytes(b"\x80\x04")
+    with pytest.raises(ValueError, match="pickle"):
+        load_lora(small_model(), tmp_path)
+
+
+def test_mistakes_are_named(monkeypatch):
+    model = small_model()
+    with pytest.raises(ValueError, match="no LoRA"):
+        merge_lora(model)
+    with pytest.raises(ValueError, match="rank 0"):
+        add_lora(model, rank=0)
+    with pytest.raises(ValueError, match="no linear layer called query"):
+        add_lora(model, targets=("q_proj", "query"))
+    assert not has_lora(model)
+    add_lora(model)
+    with pytest.raises(ValueError, match="already"):
+        add_lora(model)
+    with pytest.raises(ValueError, match="never.*no parameter"):
+        thaw_only(model, ("lora_", "never"))
+    quantized = small_model()
+    layer = quantized.language_model.model.layers[0].mlp.up_proj
+    layer.__class__ = type("Linear4bit", (torch.nn.Linear,), {"__module__": "bitsandbytes.nn.modules"})
+    with pytest.raises(ValueError, match="quantized"):
+        add_lora(quantized)
+    real = builtins.__import__
+
+    def without_peft(name, *more, **options):
+        if name == "peft":
+            raise ModuleNotFoundError("No module named 'peft'", name="peft")
+        return real(name, *more, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without_peft)
+    with pytest.raises(ModuleNotFoundError, match=r"glamm-mini\[train\]"):
+        add_lora(small_model())
+
+
+def test_frozen_parts_in_half_precision_trained_parts_in_float32():
+    model, plain = small_model(), small_model()
+    whole = sum(4 * p.numel() for p in plain.parameters())
+    add_lora(model)
+    thaw_only(model, OFFICIAL)
+    assert store_frozen_as(model, torch.bfloat16) < whole
+    for name, parameter in model.named_parameters():
+        float32 = parameter.requires_grad or "prompt_encoder" in name
+        assert parameter.dtype == (torch.float32 if float32 else torch.bfloat16), name
+    assert all(b.dtype != torch.bfloat16 for b in model.buffers())
+
+
+def test_a_header_whose_length_looks_like_a_pickle_is_none(tmp_path):
+    header = b'{"__metadata__":{"format":"pt"}}'.ljust(0x0380)
+    (tmp_path / "odd.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    check_no_pickle(tmp_path / "odd.safetensors")
+    assert load_file(tmp_path / "odd.safetensors") == {}
