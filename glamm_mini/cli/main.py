@@ -72,6 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run `glamm-mini` with `arguments` (default: the process's own); ends the process with its exit status."""
     arguments = join_boxes(sys.argv[1:] if arguments is None else arguments)
     wanted = next((word for word in arguments if not word.startswith("-")), None)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # an answer may hold words that the terminal's encoding lacks
     try:
         build_app(wanted)(args=arguments, prog_name="glamm-mini")
     except ModuleNotFoundError as error:
@@ -107,7 +109,7 @@ def _missing_module(command: str | None, error: ModuleNotFoundError) -> str:
         return f"{error}. This install of glamm-mini is incomplete: install it again."
     extra = MODULES_OF_EXTRAS.get(module)
     package = f"glamm-mini[{extra}]" if extra else "glamm-mini"
-    return f"`glamm-mini {command}` needs the module {module!r}, which is not installed: pip install '{package}'"
+    return f'`glamm-mini {command}` needs the module {module!r}, which is not installed: pip install "{package}"'
 
 
 def _stop(message: str, error: Exception) -> None:
