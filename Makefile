@@ -52,7 +52,7 @@ test-all: $(VENV)/.dev.stamp ## run what `make test` leaves out: notebooks 10 to
 	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) -m late tests/test_notebooks.py
 
 $(LOWEST)/.stamp: pyproject.toml
-	$(PYTHON) -m venv $(LOWEST)
+	$(PYTHON) -m venv --clear $(LOWEST)
 	$(LOWEST)/bin/python -m pip install uv
 	$(LOWEST)/bin/uv pip install --python $(LOWEST) --resolution lowest-direct -e '.[train,eval,dev]'
 	@touch $@
