@@ -24,12 +24,13 @@ RESERVED = {"con", "prn", "aux", "nul"}
 
 
 def habits(text: str) -> list[str]:
-    """Lines of a source that work on POSIX alone: text files in the system's own encoding, modules of Unix."""
-    found = []
-    for node in ast.walk(ast.parse(text)):
+    """Lines of a source that work on POSIX alone: texts in the system's own encoding, modules of Unix at its head."""
+    tree, found = ast.parse(text), []
+    for node in tree.body:
         if isinstance(node, ast.Import | ast.ImportFrom):
             module = node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
             found += [f"{node.lineno}: {module}"] if module in POSIX else []
+    for node in ast.walk(tree):
         if not isinstance(node, ast.Call) or any(word.arg == "encoding" for word in node.keywords):
             continue
         name = getattr(node.func, "attr", getattr(node.func, "id", ""))
@@ -43,6 +44,7 @@ def habits(text: str) -> list[str]:
 
 def test_the_search_for_habits_finds_them():
     assert len(habits("import fcntl\nfrom resource import getrlimit\np.read_text()\np.write_text(t)\nopen(p)")) == 5
+    assert not habits("if nt:\n    pass\nelse:\n    import fcntl")
     assert not habits("p.read_text('utf-8')\np.write_text(t, encoding='utf-8')\nopen(p, 'rb')\nimage.open(p)")
 
 
