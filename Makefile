@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+LOWEST := .venv-lowest
 BIN := $(VENV)/bin
 OUT ?= outputs/demo
 WORKERS ?= 2
@@ -22,7 +23,7 @@ PAIR := $(THREADS) $(KEEP) $(BIN)/python -m torch.distributed.run --standalone -
 TWO := $(PAIR) -m glamm_mini.cli.main
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint lab notebooks badges bands classroom samples figures contact-sheet backbones tiny five-minutes card table clean
+.PHONY: help demo test test-all test-lowest lint lab notebooks badges bands classroom samples figures contact-sheet backbones tiny five-minutes card table clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +50,15 @@ test: $(VENV)/.dev.stamp ## lint, then all tests with coverage
 
 test-all: $(VENV)/.dev.stamp ## run what `make test` leaves out: notebooks 10 to 15, from top to bottom
 	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) -m late tests/course/test_notebooks.py
+
+$(LOWEST)/.stamp: pyproject.toml
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install uv
+	$(LOWEST)/bin/uv pip install --python $(LOWEST) --resolution lowest-direct -e '.[train,eval,dev]'
+	@touch $@
+
+test-lowest: $(LOWEST)/.stamp ## run the quick tests with the lowest releases that pyproject.toml allows, in .venv-lowest
+	$(THREADS) $(LOWEST)/bin/python -m pytest -n $(WORKERS) -m "not slow and not late and not browser"
 
 lint: $(VENV)/.dev.stamp ## lint alone
 	$(BIN)/ruff check .
@@ -102,4 +112,4 @@ table: $(VENV)/.base.stamp ## write the README's table of results again from the
 	$(BIN)/python figures/results_table.py
 
 clean: ## remove the environment, caches and outputs (trained checkpoints stay)
-	rm -rf $(VENV) outputs dist build .pytest_cache .ruff_cache .coverage
+	rm -rf $(VENV) $(LOWEST) outputs dist build .pytest_cache .ruff_cache .coverage

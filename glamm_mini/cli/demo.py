@@ -133,12 +133,13 @@ def check_boxes(boxes: Sequence[str] | None) -> list[tuple[float, ...]] | None:
 def names_of(paths: Sequence[Path]) -> list[str]:
     """One file name without ending for each picture; pictures of the same name get a number."""
     names: list[str] = []
+    taken = {"overview"}  # the name of the sheet with all answers
     for path in paths:
         name, number = path.stem, 2
-        # "overview" is the name of the sheet with all answers.
-        while name in names or name == "overview":
+        while name.casefold() in taken:  # Windows and macOS take "A" and "a" for one file
             name, number = f"{path.stem}-{number}", number + 1
         names.append(name)
+        taken.add(name.casefold())
     return names
 
 

@@ -24,10 +24,7 @@ TRACEBACK = "GLAMM_MINI_TRACEBACK"
 MODULES_OF_EXTRAS = {
     "tensorboard": "train",
     "peft": "train",
-    "datasets": "train",
     "pycocoevalcap": "eval",
-    "gradio": "app",
-    "ray": "ray",
     "bitsandbytes": "quantize",
 }
 """Which extra brings a module that the base install lacks."""
@@ -99,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(1) from None
     except KeyboardInterrupt as error:
         _stop(error, "stopped", status=130)
-    except (ValueError, OSError) as error:
+    except (ImportError, ValueError, OSError) as error:  # ImportError: a library is too old
         _stop(error, str(error) or type(error).__name__)
     except Exception as error:
         if _is_out_of_memory(error):
@@ -136,7 +133,7 @@ def _missing_module(command: str | None, error: ModuleNotFoundError) -> str:
         return f"{error}. This install of glamm-mini is incomplete: install it again."
     extra = MODULES_OF_EXTRAS.get(module)
     package = f"glamm-mini[{extra}]" if extra else "glamm-mini"
-    return f"`glamm-mini {command}` needs the module {module!r}, which is not installed: pip install '{package}'"
+    return f'`glamm-mini {command}` needs the module {module!r}, which is not installed: pip install "{package}"'
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -16,3 +16,8 @@ any batch, with boxes, padding, packing and losses:
 
 B batch, R rows, I images, N boxes, M masks, T positions, C and D channels, H W pixels, h w grid, P patches, V words.
 """
+
+from transformers.utils.versions import require_version
+
+# Up to 5.12 transformers drew SAM's own parameters anew after loading them: answers would be wrong without a word.
+require_version("transformers>=5.17.0", 'Older ones load wrong weights silently: pip install -U "transformers>=5.17"')

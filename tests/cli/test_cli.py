@@ -204,7 +204,16 @@ def test_a_missing_extra_is_named(monkeypatch, capsys):
 
     monkeypatch.setattr(cli, "load_command", lambda name: command)
     status, _, err = run("train", capsys=capsys)
-    assert status == 1 and "`glamm-mini train` needs the module 'peft'" in err and "'glamm-mini[train]'" in err
+    assert status == 1 and "`glamm-mini train` needs the module 'peft'" in err and '"glamm-mini[train]"' in err
+
+
+def test_a_library_that_is_too_old_is_named(monkeypatch, capsys):
+    def command():
+        raise ImportError("transformers>=5.17.0 is required, but found transformers==5.12.0")
+
+    monkeypatch.setattr(cli, "load_command", lambda name: command)
+    status, _, err = run("train", capsys=capsys)
+    assert status == 1 and "transformers==5.12.0" in err and "Traceback" not in err
 
 
 def test_a_broken_install_is_named(monkeypatch, capsys):

@@ -225,7 +225,7 @@ def test_the_cache_is_transformers_own(config, batch):
     with torch.no_grad():
         for count in (length, *[1] * (new - 1)):
             embeds = torch.zeros(ROWS, count, config.text.hidden_size)
-            model.language_model.model(inputs_embeds=embeds, cache=cache, use_cache=True)
+            model.language_model.model(None, None, None, cache, embeds, use_cache=True)  # its name has changed
     stored = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     report = config.memory_report("float32", "none", new_tokens=new, **words)
     assert report["language_model"]["cache"] * 1e6 == stored

@@ -39,7 +39,7 @@ def _names(count: int) -> Iterator[tuple]:
     yield ("old.lm_head.weight", NAMES), None  # in the middle, and not at the beginning
     yield ("a.a.weight", [("a.", "b.")]), "b.a.weight"
     yield ("model.norm.weight", [("model.norm.weight", "x"), ("model.", "y.")]), "x"
-    tensors = json.loads((parity_folder() / "manifest_7b.json").read_text())["tensors"]
+    tensors = json.loads((parity_folder() / "manifest_7b.json").read_text("utf-8"))["tensors"]
     for name in np.random.default_rng(51).choice(sorted(tensors), count):
         yield (str(name), NAMES), _renamed(str(name), NAMES)
 
