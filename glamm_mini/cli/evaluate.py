@@ -6,7 +6,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -17,9 +17,11 @@ from glamm_mini import registry
 from glamm_mini.cli.loading import Device, Drop, Dtype, Loading, Model, OffloadFolder, Quantize, VisionTower
 from glamm_mini.evaluation import SIMILARITIES, TASKS, predict_samples, score_folder
 from glamm_mini.evaluation.predict import fingerprint
-from glamm_mini.evaluation.processes import Processes, choose_device, find_processes
 from glamm_mini.evaluation.records import check_task
 from glamm_mini.evaluation.score import PROTOCOLS
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 Task = Annotated[str, typer.Argument(help=f"One of: {', '.join(TASKS)}.")]
 Data = Annotated[str, typer.Option(help="The data set: storybook.")]
@@ -63,6 +65,8 @@ def predict(
     Several processes, each with a GPU of its own: torchrun --nproc-per-node N -m glamm_mini.cli.main predict ...
     """
     check_arguments(task, data, split)
+    from glamm_mini.evaluation.processes import choose_device, find_processes
+
     processes = find_processes()
     device = choose_device(device, processes)
     loading = Loading(model, device, dtype, quantize, vision_tower, offload_folder, drop)
@@ -111,16 +115,20 @@ def evaluate(
 ) -> None:
     """Predict and score in one go."""
     check_arguments(task, data, split, protocol, similarity)
+    from accelerate.utils import broadcast_object_list
+
+    from glamm_mini.evaluation.processes import choose_device, find_processes
+
     processes = find_processes()
     device = choose_device(device, processes)
     loading = Loading(model, device, dtype, quantize, vision_tower, offload_folder, drop)
     figures = None
     with _clean_stdout(json_file), contextlib.ExitStack() as stack:
-        if out is None and processes.is_first:
+        if out is None and processes.is_main_process:
             out = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="glamm-mini-")))
-        out = processes.share(out)
+        [out] = broadcast_object_list([out])
         _predict(processes, task, out, loading, data, split, seed, limit, long_side, batch_size)
-        if processes.is_first:
+        if processes.is_main_process:
             figures = _score(task, out, out / "ground_truth", split, protocol, similarity, no_meteor)
     if figures is not None:
         report(figures, json_file)
@@ -144,7 +152,7 @@ def check_arguments(task: str, data: str, split: str, protocol: str = "both", si
 
 
 def _predict(
-    processes: Processes, task: str, out: Path, loading: Loading, data: str, split: str, seed: int, limit: int,
+    processes: "PartialState", task: str, out: Path, loading: Loading, data: str, split: str, seed: int, limit: int,
     long_side: int, batch_size: int,
 ) -> None:  # fmt: skip
     source = registry.find("data", data)
@@ -152,12 +160,13 @@ def _predict(
     settings |= {"limit": limit, "long_side": long_side}
     glamm = loading.load()
     settings["weights"] = fingerprint(glamm)
-    own = len(range(processes.rank, limit, processes.world))
-    with _progress(f"predict {task}", own, processes.is_first) as advance:
+    own = len(range(processes.process_index, limit, processes.num_processes))
+    with _progress(f"predict {task}", own, processes.is_main_process) as advance:
         samples = source.evaluation_samples(task, split, seed, limit, long_side=long_side)
         predict_samples(
             task, glamm, samples, out, split, settings, seed=seed, batch_size=batch_size,
-            rank=processes.rank, world=processes.world, wait=processes.wait, advance=advance,
+            rank=processes.process_index, world=processes.num_processes, wait=processes.wait_for_everyone,
+            advance=advance,
         )  # fmt: skip
 
 

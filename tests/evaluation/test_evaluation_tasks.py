@@ -8,7 +8,7 @@ import pytest
 from evaluation_fakes import Careless, FakeAnswer, H, Oracle, StorybookOracle, W, figures, run
 
 from glamm_mini.evaluation import TASKS, get_similarity, predict_samples, score_folder, similarity
-from glamm_mini.evaluation.answers import answer_accuracy
+from glamm_mini.evaluation.score import answer_accuracy
 from glamm_mini.evaluation.segmentation import draw_expressions
 from glamm_mini.processing.images import encode_mask
 from glamm_mini.storybook.dataset import evaluation_samples

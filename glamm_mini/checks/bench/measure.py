@@ -35,7 +35,7 @@ class Setting:
 
 
 @dataclass
-class Row:
+class Measured:
     """One measured thing: `ours` and, where there are two ways, `plain`, a value for each repeat; and how far apart the
     results were at most. Of times the ratio is plain / ours: how many times faster ours is."""
 
@@ -61,7 +61,7 @@ class Report:
 
     name: str
     setting: dict[str, Any]
-    rows: dict[str, Row] = field(default_factory=dict)
+    rows: dict[str, Measured] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
