@@ -115,16 +115,17 @@ def read_truth(folder: Path, task: str, split: str, kind: str = "") -> Any:
         images = by_id(content, "image_id", str(path))
     else:
         images = by_id(field_of(content, "images", "list", str(path)), "id", f"{path}: images")
-        field_of(content, "info", "object", str(path), {})
-        for k, annotation in enumerate(field_of(content, "annotations", "list", str(path))):
-            image_id = field_of(annotation, "image_id", "id", f"{path}: annotations[{k}]")
-            if str(image_id) not in images:
-                raise ValueError(f"{path}: annotations[{k}]: 'image_id' {image_id!r} is not an id of its images")
     if not images:
         raise ValueError(f"{path} holds no image; there is nothing to score")
     for image_id in images:
         if Path(image_id).is_absolute() or {"..", "~"} & set(image_id.replace("\\", "/").split("/")):
             raise ValueError(f"{path}: the image id {image_id!r} would lead out of the folder of predictions")
+    if isinstance(content, dict):
+        field_of(content, "info", "object", str(path), {})
+        for k, annotation in enumerate(field_of(content, "annotations", "list", str(path))):
+            image_id = field_of(annotation, "image_id", "id", f"{path}: annotations[{k}]")
+            if str(image_id) not in images:
+                raise ValueError(f"{path}: annotations[{k}]: 'image_id' {image_id!r} is not an id of its images")
     return content
 
 
