@@ -44,12 +44,12 @@ def predict_samples(
     check_task(task)
     folder = Path(folder)
     compare_settings(folder, settings)
-    wait()  # nobody writes settings before everybody has compared them
+    wait()  # no process writes settings before all have compared them
     if rank == 0:
         write_json(folder / SETTINGS, settings)
     answers = _Answers(task, glamm, folder, seed, rank)
     truth = TruthWriter(task, split, settings.get("data", ""))
-    wait()  # nobody writes results before everybody knows which were there
+    wait()  # no process writes results before all have read what is there
     batch: list[tuple[Sample, list]] = []
     regions = 0
     for number, sample in enumerate(samples):

@@ -117,7 +117,7 @@ def _on_neighbour(image: GroundedImage, k: int, used: set[int]) -> tuple[int, in
     for j in range(min(ious.shape[1], image.similarities.shape[1])):
         other = int(np.argmax(ious[:, j]))
         strays = other != k and ious[other, j] >= FOUND and ious[k, j] < SAME
-        # Words that fit the other thing too, such as those of its twin, are no stray words.
+        # Words that fit the other thing too, such as those of its twin, are not stray words.
         if j not in used and strays and image.similarities[k, j] >= THRESHOLD > image.similarities[other, j]:
             return j, other
     return None
