@@ -15,6 +15,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from glamm_mini.evaluation.fields import LARGEST
 from glamm_mini.evaluation.gcg import GroundedImage, fixed_grounding, official_grounding, optimal_pairs
 from glamm_mini.evaluation.masks import coco_stats, decode_masks, iou_matrix, run_lengths
 from glamm_mini.evaluation.records import (
@@ -60,6 +61,12 @@ def test_long_runs_are_read_as_written(lengths):
     height = sum(lengths)
     text = coco_mask.frPyObjects({"size": [height, 1], "counts": lengths}, height, 1)
     assert run_lengths(text, "mask").tolist() == lengths
+
+
+def test_the_largest_picture_has_a_run_length():
+    side = 2**14
+    text = coco_mask.frPyObjects({"size": [side, side], "counts": [side * side - 1, 1]}, side, side)
+    assert run_lengths(text, "mask").tolist() == [side * side - 1, 1] and side * side == LARGEST
 
 
 @given(masks, st.integers(0, 3), st.integers(1, 5))
