@@ -281,6 +281,30 @@ def test_what_may_be_left_out_or_written_otherwise(task, file, steps, value, goo
         assert scores == figures(task, good / task)
 
 
+def test_an_expression_without_a_mask_is_an_empty_one(good, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(good / "refseg", folder)
+    whole = figures("refseg", folder)
+    assert not any("official covers" in note for note in whole["notes"])
+    edited(folder, ONE, ("expressions", 2, "mask"), None)
+    edited(folder, "picture_002.json", ("teacher_forced",), GONE)
+    scores = figures("refseg", folder)
+    count = scores["expressions"]
+    assert scores["giou"] == pytest.approx((count - 1) / count) and scores["p50"] == pytest.approx((count - 1) / count)
+    assert any("official covers the 2 images" in note for note in scores["notes"])
+
+
+def test_a_caption_that_is_missing_is_left_out_officially_and_empty_when_fixed(good, tmp_path):
+    pytest.importorskip("pycocoevalcap", reason="needs the extra eval")
+    folder = tmp_path / "run"
+    shutil.copytree(good / "regcap", folder)
+    edited(folder, "results_0.json", (0,), GONE)
+    scores = figures("regcap", folder)
+    assert scores["missing_predictions"] == 1 and scores["regions"] == 6
+    assert scores["class_accuracy"] == scores["exact"] == pytest.approx(5 / 6)
+    assert scores["cider"] < scores["official"]["cider"]
+
+
 def test_run_lengths_may_be_lists(good, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(good / "gcg", folder)

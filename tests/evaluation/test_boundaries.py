@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from evaluation_fakes import H, Oracle, W, figures, run
+from evaluation_fakes import FakeAnswer, H, Oracle, W, figures, run
+from evaluation_fakes import samples as samples_of
 
 from glamm_mini.evaluation.gcg import (
     compare_images,
@@ -13,7 +14,7 @@ from glamm_mini.evaluation.gcg import (
     optimal_pairs,
 )
 from glamm_mini.evaluation.masks import decode_masks, iou_matrix
-from glamm_mini.evaluation.predict import compare_settings
+from glamm_mini.evaluation.predict import compare_settings, predict_samples
 from glamm_mini.evaluation.records import GroundedPrediction, GroundedTruth, read_json, strangers, write_json
 from glamm_mini.evaluation.score import normalize_answer
 from glamm_mini.evaluation.segmentation import draw_expressions, fixed_refseg, official_refseg
@@ -239,3 +240,29 @@ def test_a_carelessly_drawn_mask_costs_what_it_should(tmp_path):
     run("gcg", Late("gcg"), tmp_path, count=1)
     assert figures("gcg", tmp_path)["fixed"]["miou"] == pytest.approx((1 / 3 + 1) / 2)
     assert (H, W) == (48, 64)
+
+
+def test_the_masks_of_one_answer_are_put_together(tmp_path):
+    """An answer may name the parts of what was asked for one by one."""
+
+    class InParts(Oracle):
+        def answer(self, turn):
+            columns = np.arange(W) % 2 == 0
+            masks = np.stack([turn.masks[0] & columns, turn.masks[0] & ~columns])
+            return FakeAnswer("<p> one part </p> [SEG] and <p> the other </p> [SEG].", masks)
+
+    run("refseg", InParts("refseg"), tmp_path, count=2)
+    assert figures("refseg", tmp_path)["giou"] == 1.0
+
+
+@pytest.mark.parametrize(("size", "asked"), [(3, [4, 4, 4]), (4, [4, 4, 4]), (5, [8, 4])])
+def test_questions_of_one_image_are_asked_together(size, asked, tmp_path):
+    class Counted(Oracle):
+        def answer_batch(self, requests):
+            self.sizes.append(len(requests))
+            return super().answer_batch(requests)
+
+    oracle = Counted("refseg")
+    oracle.sizes = []
+    predict_samples("refseg", oracle, samples_of("refseg", 3), tmp_path, "test", {}, batch_size=size)
+    assert oracle.sizes == asked
