@@ -25,7 +25,7 @@ from glamm_mini.assistant.requests import (
     requests_for,
 )
 from glamm_mini.checkpoints.load import load_model
-from glamm_mini.model.dtypes import TYPES
+from glamm_mini.dtypes import TYPES
 from glamm_mini.model.glamm import GlammForConditionalGeneration, ImageFeatures
 from glamm_mini.processing.boxes import box_array
 from glamm_mini.processing.images import load_image

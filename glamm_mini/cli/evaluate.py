@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -18,9 +18,11 @@ from glamm_mini.cli.loading import Loading, with_options
 from glamm_mini.cli.screen import progress
 from glamm_mini.evaluation import SIMILARITIES, TASKS, predict_samples, score_folder
 from glamm_mini.evaluation.predict import fingerprint
-from glamm_mini.evaluation.processes import Processes, choose_device, find_processes
 from glamm_mini.evaluation.records import check_task
 from glamm_mini.evaluation.score import PROTOCOLS
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 Task = Annotated[str, typer.Argument(help=f"One of: {', '.join(TASKS)}.")]
 Split = Annotated[str, typer.Option(help="The split, such as val, test or compositional.")]
@@ -72,6 +74,8 @@ def predict(
     Several processes, each with a GPU of its own: torchrun --nproc-per-node N -m glamm_mini.cli.main predict ...
     """
     check_arguments(task, questions.data, questions.split)
+    from glamm_mini.evaluation.processes import find_processes
+
     _predict(find_processes(), task, out, questions, loading)
 
 
@@ -101,14 +105,18 @@ def evaluate(
 ) -> None:
     """Predict and score in one go."""
     check_arguments(task, questions.data, questions.split, scoring.protocol, scoring.similarity)
+    from accelerate.utils import broadcast_object_list
+
+    from glamm_mini.evaluation.processes import find_processes
+
     processes = find_processes()
     figures = None
     with _clean_stdout(scoring.json_file), contextlib.ExitStack() as stack:
-        if out is None and processes.is_first:
+        if out is None and processes.is_main_process:
             out = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="glamm-mini-")))
-        out = processes.share(out)
+        [out] = broadcast_object_list([out])
         _predict(processes, task, out, questions, loading)
-        if processes.is_first:
+        if processes.is_main_process:
             figures = _score(task, out, out / "ground_truth", questions.split, scoring)
     if figures is not None:
         report(figures, scoring.json_file)
@@ -131,18 +139,21 @@ def check_arguments(task: str, data: str, split: str, protocol: str = "both", si
         raise ValueError(f"Unknown similarity {similarity!r}; choose one of: {', '.join(SIMILARITIES)}.")
 
 
-def _predict(processes: Processes, task: str, out: Path, questions: Questions, loading: Loading) -> None:
+def _predict(processes: "PartialState", task: str, out: Path, questions: Questions, loading: Loading) -> None:
+    from glamm_mini.evaluation.processes import choose_device
+
     q, source = questions, registry.find("data", questions.data)
     settings = {"task": task, **loading.settings(), "data": q.data, "world": source.VERSION, "split": q.split}
     settings |= {"seed": q.seed, "limit": q.limit, "long_side": q.long_side}
     glamm = replace(loading, device=choose_device(loading.device, processes)).load()
     settings["weights"] = fingerprint(glamm)
-    own = len(range(processes.rank, q.limit, processes.world))
-    with progress(f"predict {task}", own, processes.is_first) as advance:
+    rank, world = processes.process_index, processes.num_processes
+    own = len(range(rank, q.limit, world))
+    with progress(f"predict {task}", own, processes.is_main_process) as advance:
         samples = source.evaluation_samples(task, q.split, q.seed, q.limit, long_side=q.long_side)
         predict_samples(
             task, glamm, samples, out, q.split, settings, seed=q.seed, batch_size=q.batch_size,
-            rank=processes.rank, world=processes.world, wait=processes.wait, advance=advance,
+            rank=rank, world=world, wait=processes.wait_for_everyone, advance=advance,
         )  # fmt: skip
 
 

@@ -43,10 +43,10 @@ COMMANDS = {
     "predict": Command("glamm_mini.cli.evaluate", "Write a model's predictions for a task."),
     "score": Command("glamm_mini.cli.evaluate", "Score written predictions."),
     "evaluate": Command("glamm_mini.cli.evaluate", "Predict and score in one go."),
-    "parity": Command("glamm_mini.checks.parity.command", "Compare our numbers with the official model's."),
+    "parity": Command("glamm_mini.checks.parity.parity_command", "Compare our numbers with the official model's."),
     "convert": Command("glamm_mini.cli.convert", "Convert official checkpoints to ours and back; merge LoRA."),
     "memory": Command("glamm_mini.course.memory.command", "Count the memory a size needs to answer and to train."),
-    "bench": Command("glamm_mini.checks.bench.command", "Measure caching, fused attention, the 7B size."),
+    "bench": Command("glamm_mini.checks.bench.bench_command", "Measure caching, fused attention, the 7B size."),
 }
 
 

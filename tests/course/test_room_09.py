@@ -21,7 +21,7 @@ from glamm_mini.course.room_09.lesson import (
 )
 from glamm_mini.evaluation import records
 from glamm_mini.evaluation.captioning import python_tokenize
-from glamm_mini.evaluation.gcg import official_grounding, official_matches, official_miou, prepare
+from glamm_mini.evaluation.gcg import compare_images, official_grounding, official_matches, official_miou
 from glamm_mini.evaluation.masks import coco_stats
 from glamm_mini.evaluation.similarity import THRESHOLD, get_similarity
 from glamm_mini.processing.images import encode_mask
@@ -35,7 +35,7 @@ EXPECTED = json.loads((CASE / "expected.json").read_text())["gcg"]
 def case():
     truths, coco_truth = records.read_grounded_truth(CASE / "gcg" / "gt", "gcg", "val")
     predictions = records.read_grounded_predictions(CASE / "gcg" / "pred", [truth.image_id for truth in truths])
-    return prepare(truths, predictions, get_similarity("trigram")), coco_truth
+    return compare_images(truths, predictions, get_similarity("trigram")), coco_truth
 
 
 # ---- what the notebook builds ----
