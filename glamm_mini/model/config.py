@@ -1,0 +1,260 @@
+"""One configuration tree for every size of GLaMM, from two CPU cores to the official 7B weights."""
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedConfig
+
+SIZES = ("tiny", "colab", "7b")
+MODES = ("official", "fixed")
+SEG_STATES = ("before", "at")
+
+
+@dataclass
+class RegionConfig:
+    """The region encoder: one token per box from four feature levels of the global image encoder.
+
+    scales: side of each level's map over the side of the feature grid, shallowest level first (official 8 4 2 1).
+    box_image_size: pixels that a box of the whole picture spans before RoIAlign. None means the global encoder's
+        image size; official weights were trained with 224 although the encoder runs at 336.
+    """
+
+    channels: int = 1024
+    scales: tuple[int, ...] = (8, 4, 2, 1)
+    rounds: int = 5
+    groups: int = 64
+    roi_size: int = 14
+    sampling_ratio: int = 2
+    position_hidden: int = 256
+    hidden: int = 1024
+    box_image_size: int | None = None
+
+
+@dataclass
+class GroundingConfig:
+    """The grounding image encoder and the pixel decoder, in the terms of segment-anything."""
+
+    image_size: int = 1024
+    patch_size: int = 16
+    hidden: int = 1280
+    depth: int = 32
+    heads: int = 16
+    global_attention: tuple[int, ...] = (7, 15, 23, 31)
+    window: int = 14
+    relative_positions: bool = True
+    prompt_dim: int = 256
+    mask_in_channels: int = 16
+    decoder_depth: int = 2
+    decoder_hidden: int = 2048
+    decoder_heads: int = 8
+    iou_hidden: int = 256
+    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+
+    @property
+    def grid(self) -> int:
+        """Side of the image embedding, in patches."""
+        return self.image_size // self.patch_size
+
+
+@dataclass
+class LossConfig:
+    """Weights of the losses; `dice_scale` and `dice_eps` are the constants inside the official dice loss."""
+
+    cross_entropy: float = 1.0
+    mask_bce: float = 2.0
+    mask_dice: float = 0.5
+    dice_scale: float = 1000.0
+    dice_eps: float = 1e-6
+
+
+@dataclass
+class PromptConfig:
+    """How questions and answers become one text. `system` may be empty; `image_line` introduces the image."""
+
+    system: str = ""
+    user: str = "USER"
+    assistant: str = "ASSISTANT"
+    image_line: str = "The <image> provides an overview of the picture.\n"
+    max_length: int = 1536
+    """Longest row, in tokens, image features included."""
+
+
+@dataclass
+class TokenIds:
+    """Ids of the added tokens; filled from the tokenizer, never by encoding their text."""
+
+    im_start: int = 32000
+    im_end: int = 32001
+    bbox: int = 32002
+    point: int = 32003
+    seg: int = 32004
+    phrase_start: int = 32005
+    phrase_end: int = 32006
+
+
+PARTS = {
+    "region": RegionConfig,
+    "grounding": GroundingConfig,
+    "losses": LossConfig,
+    "prompt": PromptConfig,
+    "tokens": TokenIds,
+}
+
+OFFICIAL_SYSTEM = (
+    "A chat between a curious human and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the human's questions."
+)
+
+
+class GlammConfig(PreTrainedConfig):
+    """Everything that decides the shape and the behavior of a GLaMM.
+
+    Args:
+        vision, text: transformers' CLIPVisionConfig and LlamaConfig, or their settings.
+        region, grounding, losses, prompt, tokens: the dataclasses above, or their settings.
+        feature_layer: hidden state of the vision tower that the language model reads, from the end (-2 official).
+        level_step: distance between the hidden states that the region encoder reads, back from `feature_layer`.
+        mode: "official" reproduces the released code's behavior, "fixed" is what we train (see `losses`, `processor`).
+        seg_state: "before" (official): a mask comes from the state that predicts [SEG]; "at": from [SEG]'s own.
+        size_name: one of SIZES, or "custom".
+        kwargs: what every transformers configuration has.
+
+    Raises ValueError for a setting that there is not, and for language models other than Llama.
+    """
+
+    model_type = "glamm_mini"
+    sub_configs = {"vision": CLIPVisionConfig, "text": LlamaConfig}
+
+    def __init__(
+        self,
+        vision: CLIPVisionConfig | dict | None = None,
+        text: LlamaConfig | dict | None = None,
+        region: RegionConfig | dict | None = None,
+        grounding: GroundingConfig | dict | None = None,
+        losses: LossConfig | dict | None = None,
+        prompt: PromptConfig | dict | None = None,
+        tokens: TokenIds | dict | None = None,
+        feature_layer: int = -2,
+        level_step: int = 3,
+        mode: str = "fixed",
+        seg_state: str = "before",
+        size_name: str = "custom",
+        **kwargs: Any,
+    ):
+        if mode not in MODES:
+            raise ValueError(f"mode is {mode!r}; expected one of {MODES}")
+        if seg_state not in SEG_STATES:
+            raise ValueError(f"seg_state is {seg_state!r}; expected one of {SEG_STATES}")
+        unknown = [] if "transformers_version" in kwargs else sorted(set(kwargs) - _common_settings())
+        if unknown:
+            raise ValueError(f"GlammConfig has no setting {unknown}; sizes are those of its parts, such as text=...")
+        self.vision = _nested(CLIPVisionConfig, vision)
+        self.text = _nested(LlamaConfig, text)
+        given = dict(region=region, grounding=grounding, losses=losses, prompt=prompt, tokens=tokens)
+        for name, cls in PARTS.items():
+            setattr(self, name, _part(cls, given[name]))
+        self.feature_layer = feature_layer
+        self.level_step = level_step
+        self.mode = mode
+        self.seg_state = seg_state
+        self.size_name = size_name
+        kwargs.setdefault("tie_word_embeddings", self.text.tie_word_embeddings)
+        super().__init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "GlammConfig":
+        """As transformers'; ValueError for settings of another kind of model, which would become the default ones."""
+        kind = config_dict.get("model_type", cls.model_type)
+        if kind != cls.model_type:
+            raise ValueError(
+                f"settings of the type {kind!r} were given; expected {cls.model_type!r}. Official checkpoints are read "
+                "by glamm_mini.load and by from_pretrained of GlammForConditionalGeneration and GlammProcessor"
+            )
+        return super().from_dict(config_dict, **kwargs)
+
+    @classmethod
+    def of_size(cls, size: str, **changes: Any) -> "GlammConfig":
+        """The configuration of a named size: "tiny", "colab" or "7b"; `changes` override top-level settings."""
+        if size not in SIZES:
+            raise ValueError(f"size {size!r} is unknown; expected one of {', '.join(SIZES)}")
+        stored = tomllib.loads((Path(__file__).parent / "sizes.toml").read_text("utf-8"))
+        own = {"prompt": {"system": OFFICIAL_SYSTEM}, "size_name": size} | stored[size]
+        if isinstance(own["vision"], str):
+            own["vision"] = stored[own["vision"]]
+        return cls(**(own | changes))
+
+    @property
+    def image_grid(self) -> int:
+        """Side of the global encoder's feature grid, in patches."""
+        return self.vision.image_size // self.vision.patch_size
+
+    @property
+    def image_tokens(self) -> int:
+        """How many positions one image takes in the language model's row."""
+        return self.image_grid**2
+
+    @property
+    def region_layers(self) -> tuple[int, ...]:
+        """Hidden states (0 = embeddings) that the region encoder reads, shallowest first; 14 17 20 23 officially."""
+        last = self.vision.num_hidden_layers + 1 + self.feature_layer
+        layers = tuple(last - self.level_step * k for k in reversed(range(len(self.region.scales))))
+        if layers[0] < 0:
+            raise ValueError(
+                f"the region encoder needs hidden states {layers}, but the vision tower has only "
+                f"{self.vision.num_hidden_layers} layers; lower level_step or the number of region scales"
+            )
+        return layers
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> LlamaConfig:
+        """The language model's, wherever transformers asks for words."""
+        return self.text
+
+    def memory_report(
+        self, dtype: str = "float32", trained: str | Sequence[str] = "all", **more: Any
+    ) -> dict[str, dict[str, float]]:
+        """Memory of every part on one device, in megabytes, counted without allocating it; `print` it for a table.
+
+        trained: "all", "none" (to answer), "official" (LoRA and the parts the released recipe trains), or pieces of
+        parameters' names. more: `lora`, `quantize`, `sharding`, `devices`, `checkpointing`, `batch`, `text_tokens` ...,
+        see `glamm_mini.course.memory.report.memory_report`.
+        """
+        from glamm_mini.course.memory.report import memory_report
+
+        return memory_report(self, dtype=dtype, trained=trained, **more)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As transformers' to_dict, with the nested dataclasses as plain dictionaries."""
+        out = super().to_dict()
+        for name in PARTS:
+            out[name] = asdict(getattr(self, name))
+        for name in ("vision", "text"):
+            out[name] = getattr(self, name).to_dict()
+        return out
+
+
+def _common_settings() -> set[str]:
+    """What every transformers configuration knows; those of generation and of quantization are not among its own."""
+    return {*dir(PreTrainedConfig()), "dtype", "torch_dtype", "quantization_config", "auto_map"}
+
+
+def _nested(cls: type[PreTrainedConfig], value: PreTrainedConfig | dict | None) -> PreTrainedConfig:
+    if isinstance(value, cls):
+        return value
+    kind = value.model_type if isinstance(value, PreTrainedConfig) else (value or {}).get("model_type", cls.model_type)
+    if kind != cls.model_type:
+        raise ValueError(f"a configuration of kind {kind!r} was given; GLaMM is made of {cls.__name__} here")
+    return cls(**(value or {}))
+
+
+def _part(cls: type, value: object) -> object:
+    if isinstance(value, cls):
+        return value
+    value = dict(value or {})
+    unknown = set(value) - {f.name for f in fields(cls)}
+    if unknown:
+        raise ValueError(f"{cls.__name__} has no setting {sorted(unknown)}; it has {[f.name for f in fields(cls)]}")
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
