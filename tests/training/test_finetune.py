@@ -15,8 +15,8 @@ from glamm_mini.checkpoints.lora import has_lora, load_lora, merge_lora
 from glamm_mini.training import finetune, recipes
 from glamm_mini.training.data_order import COUNTS
 from glamm_mini.training.logs import read_log
-from glamm_mini.training.recipe import read_recipe
-from glamm_mini.training.stopping import TrainingInterrupted
+from glamm_mini.training.recipes import read_recipe
+from glamm_mini.training.trainer import TrainingInterrupted
 
 QUICK = ["batch_size=2", "workers=0", "threads=1", "tensorboard=false", "log_every=1", "scenes=0"]
 QUICK += ["precision=no", "conversations=2"]

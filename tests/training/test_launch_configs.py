@@ -22,7 +22,7 @@ from glamm_mini.training import trainer as trainer_module
 from glamm_mini.training.finetune import _check_data
 from glamm_mini.training.launch import check_whole_model, deepspeed_config
 from glamm_mini.training.optimizer import build_optimizer
-from glamm_mini.training.recipe import read_recipe, recipe_names
+from glamm_mini.training.recipes import read_recipe, recipe_names
 from glamm_mini.training.settings import TrainSettings
 from glamm_mini.training.trainer import Trainer
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from glamm_mini.cli.main import build_app
 from glamm_mini.model.config import SIZES, GlammConfig, LossConfig
 from glamm_mini.training import recipes
-from glamm_mini.training.recipe import FOLDER, read_recipe, recipe_names
+from glamm_mini.training.recipes import FOLDER, read_recipe, recipe_names
 
 OFFICIAL = json.loads((Path(__file__).parents[1] / "files" / "training_setup.json").read_text())["args"]
 PAPER = ["combined", "gcg", "grand_pretraining", "refseg", "regcap_refcocog", "regcap_vg"]

@@ -16,9 +16,8 @@ from torch import nn
 from glamm_mini.storybook.pretrain.joint_stage import JointTraining
 from glamm_mini.training.data_order import Batches
 from glamm_mini.training.logs import read_log
-from glamm_mini.training.recompute import recomputed
 from glamm_mini.training.sharding import policy, units
-from glamm_mini.training.trainer import Trainer
+from glamm_mini.training.trainer import Trainer, layers_recomputed
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
 CASES = ["everything", "lora"]
@@ -166,7 +165,7 @@ def test_recomputation_runs_layers_again_where_gradients_flow_and_nowhere_else()
     for name in ("language_model.model.layers.0.mlp", "global_encoder.clip.encoder.layers.0.mlp"):
         model.get_submodule(name).register_forward_pre_hook(count(name))
     model.grounding_encoder.vit.blocks[0].mlp.register_forward_pre_hook(count("sam"))
-    with recomputed(model, True):
+    with layers_recomputed(model, True):
         model(**batch).loss.backward()
     assert calls == {
         "language_model.model.layers.0.mlp": 2,
@@ -178,4 +177,4 @@ def test_recomputation_runs_layers_again_where_gradients_flow_and_nowhere_else()
 
 def test_recomputation_needs_layers():
     with pytest.raises(ValueError, match="_no_split_modules"):
-        recomputed(nn.Linear(2, 2), True).__enter__()
+        layers_recomputed(nn.Linear(2, 2), True).__enter__()

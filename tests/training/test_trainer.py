@@ -3,16 +3,16 @@
 import pytest
 import torch
 import training_toy
+from glamm_mini.training.held_out import held_out_loss
 from safetensors.torch import load_file
 from training_toy import BASE, Toy, ToyData, losses, trainer, weights_of
 from typer.testing import CliRunner
 
-from glamm_mini.training import resume as checkpoint
+from glamm_mini.training import checkpoint
 from glamm_mini.training.data_order import Batches, permuted
-from glamm_mini.training.held_out import held_out_loss
 from glamm_mini.training.logs import TrainingLog, read_log
 from glamm_mini.training.settings import TrainSettings
-from glamm_mini.training.stopping import TrainingInterrupted
+from glamm_mini.training.trainer import TrainingInterrupted
 
 
 @pytest.fixture(autouse=True)

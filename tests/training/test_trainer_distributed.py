@@ -15,16 +15,16 @@ import pytest
 import torch
 import training_toy
 from accelerate.utils import DistributedType
+from glamm_mini.training.slices import merge_slices
 from once import once
 from safetensors.torch import load_file
 from training_toy import BASE, Toy, ToyData, trainer, weights_of
 
-from glamm_mini.training import resume as checkpoint
+from glamm_mini.training import checkpoint
+from glamm_mini.training.checkpoint import RunState
 from glamm_mini.training.launch import make_accelerator
 from glamm_mini.training.logs import read_log
-from glamm_mini.training.slices import merge_slices
-from glamm_mini.training.states import RunState
-from glamm_mini.training.stopping import TrainingInterrupted
+from glamm_mini.training.trainer import TrainingInterrupted
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
 

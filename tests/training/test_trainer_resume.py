@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from torch import nn
 from training_toy import BASE, Toy, ToyData, losses, trainer, weights_of
 
-from glamm_mini.training import resume as checkpoint
+from glamm_mini.training import checkpoint
 from glamm_mini.training.logs import read_log
-from glamm_mini.training.stopping import TrainingInterrupted
+from glamm_mini.training.trainer import TrainingInterrupted
 
 EVERYTHING = ["accumulation=2", "workers=1", "muon_lr=0.01", "ema=0.9", "weight_decay=0.1"]
 

@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 import training_toy
+from glamm_mini.training.muon import Muon, orthogonalized
 from torch import nn
 from training_toy import BASE, Toy, ToyData, weights_of
 
 from glamm_mini.training import optimizer as optimizers
-from glamm_mini.training.muon import Muon, orthogonalized
 from glamm_mini.training.settings import TrainSettings, differing
 
 
