@@ -159,7 +159,8 @@ class Trainer:
             saving = finished or self.step % settings.save_every == 0
             if saving:
                 self._save()
-            if finished or (settings.validate_every and self.step % settings.validate_every == 0):
+            validating = finished or (settings.validate_every and self.step % settings.validate_every == 0)
+            if validating and self.validate is not None:
                 self._validate()
                 if saving:
                     self._save()  # again, with the figures: an error in measuring has cost no step
@@ -247,8 +248,6 @@ class Trainer:
     # ---- validation and saving ----
 
     def _validate(self) -> None:
-        if self.validate is None:
-            return
         started = time.perf_counter()
         if self.accelerator.is_main_process or self.state.sharded:
             model = self.accelerator.unwrap_model(self.wrapped)
