@@ -30,7 +30,7 @@ def rectangle(box) -> np.ndarray:
 def make_sample(task: str, number: int) -> Sample:
     things = [THINGS[(number + k) % 4] for k in range(4 if task == "refseg" else 2)]
     masks = np.stack([rectangle(thing["box"]) for thing in things])
-    names = [f"the {thing['color']} {thing['cls']}" for thing in things]
+    names = [f"the {thing['colour']} {thing['cls']}" for thing in things]
     boxes = np.array([thing["box"] for thing in things], np.float32)
     none = np.zeros((0, H, W), bool)
     if task in ("gcg", "grounding"):
@@ -42,7 +42,7 @@ def make_sample(task: str, number: int) -> Sample:
         ]
     elif task == "regcap":
         turns = [
-            Turn("What is <bbox>?", f"A {t['size']} {t['color']} {t['pattern']} {t['cls']}.", boxes[k : k + 1], none)
+            Turn("What is <bbox>?", f"A {t['size']} {t['colour']} {t['pattern']} {t['cls']}.", boxes[k : k + 1], none)
             for k, t in enumerate(things)
         ]
     elif task == "caption":

@@ -11,7 +11,7 @@ scene = sample_scene("test", seed=0, index=8)
 page = render(scene, long_side=320)
 phrases, caption = [], ""
 for k, thing in enumerate(scene.things):
-    words = f"{thing.color} {thing.cls}"
+    words = f"{thing.colour} {thing.cls}"
     phrases.append(GroundedPhrase(words, (len(caption), len(caption) + len(words)), page.thing_masks[k], None, 0.9))
     caption += words + ", "
 answer = GroundedAnswer("", caption, phrases, image=page.image, question="What is there?")

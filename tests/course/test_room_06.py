@@ -98,11 +98,11 @@ def test_everything_that_can_be_asked_has_its_mask():
     first = asked.samples[0].extras
     kinds = {text for text, k in zip(asked.texts, asked.image_index.tolist(), strict=True) if k == 0}
     assert kinds <= {t["cls"] for t in first["things"]} | set(first["stuff"]) | {
-        f"{t['color']} {t['cls']}" for t in first["things"]
+        f"{t['colour']} {t['cls']}" for t in first["things"]
     }
     for text, mask, k in zip(asked.texts, asked.masks, asked.image_index.tolist(), strict=True):
         truth = asked.samples[k].extras
-        rows = [t["mask"] for t in truth["things"] if text in (t["cls"], f"{t['color']} {t['cls']}") and t["visible"]]
+        rows = [t["mask"] for t in truth["things"] if text in (t["cls"], f"{t['colour']} {t['cls']}") and t["visible"]]
         whole = [
             *truth["thing_masks"][rows],
             *(m for m, s in zip(truth["stuff_masks"], truth["stuff"], strict=True) if s == text),

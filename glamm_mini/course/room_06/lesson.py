@@ -215,7 +215,7 @@ def named_masks(extras: dict) -> dict[str, np.ndarray]:
     """Every text that means something in a scene (see `truth_of`), with the mask (H, W) of all that it means."""
     found = {}
     for thing in extras["things"]:
-        for text in (thing["cls"], f"{thing['color']} {thing['cls']}") if thing["visible"] else ():
+        for text in (thing["cls"], f"{thing['colour']} {thing['cls']}") if thing["visible"] else ():
             found[text] = found.get(text, False) | extras["thing_masks"][thing["mask"]]
     for kind, mask in zip(extras["stuff"], extras["stuff_masks"], strict=True):
         found[kind] = found.get(kind, False) | mask
@@ -247,7 +247,7 @@ def single_things(asked: AskedFor, side: int) -> SingleThings:
         for thing in sample.extras["things"]:
             mask = sample.extras["thing_masks"][thing["mask"]]
             if thing["visible"] and mask.mean() >= SMALLEST:
-                names.append(f"{thing['color']} {thing['cls']}")
+                names.append(f"{thing['colour']} {thing['cls']}")
                 points.append(deepest(mask))
                 boxes.append(thing["box"])
                 masks.append(decoder_size(mask, side, asked.masks.shape[-1]))
