@@ -56,7 +56,8 @@ def check_free(out: Path | str, resume: bool) -> None:
             "Resume it (resume=True, --resume), choose another folder, or delete this one"
         )
     for product in PRODUCTS:
-        foreign = [p for p in sorted((out / product).rglob("*")) if not any(fnmatch(p.name, kind) for kind in PRODUCED)]
+        held = sorted(path for path in (out / product).rglob("*") if not path.name.startswith("."))
+        foreign = [path for path in held if not any(fnmatch(path.name, kind) for kind in PRODUCED)]
         if foreign or (out / product).is_file():
             raise ValueError(
                 f"{(foreign or [out / product])[0]} would be deleted at the end of the training, which replaces "

@@ -292,13 +292,17 @@ def layers_recomputed(model: nn.Module, wanted: bool = True) -> Iterator[None]:
         found = [able[""]]
     if wanted and not found:
         raise ValueError("gradient_checkpointing needs a transformers model with supports_gradient_checkpointing")
+    # transformers renames these methods; floors have the old names alone.
+    kind = "activation" if all(hasattr(m, "activation_checkpointing_enable") for m in found) else "gradient"
     for module in found if wanted else []:
-        module.gradient_checkpointing_enable({"use_reentrant": False})
+        getattr(module, f"{kind}_checkpointing_enable")({"use_reentrant": False})
+        if hasattr(module, "disable_input_require_grads"):  # else frozen encoders would run twice, for nothing
+            module.disable_input_require_grads()
     try:
         yield
     finally:
         for module in found if wanted else []:
-            module.gradient_checkpointing_disable()
+            getattr(module, f"{kind}_checkpointing_disable")()
 
 
 class StopRequest:

@@ -132,11 +132,11 @@ def test_untrained_models_are_equal_and_match_their_tokenizer():
         ("backbones", "tiny", "storybook", ["only=eyes"], "only=eyes names no backbone; expected one of encoder"),
         ("backbones", "tiny", "storybook", ["only"], "cannot read the setting 'only'"),
         ("backbones", "tiny", "storybook", ["stepz=3"], "unknown setting 'stepz'. Did you mean steps"),
-        ("backbones", "tiny", "storybook", ["only=encoder", "language.lr=fast"], "the setting lr is 'fast'"),
+        ("backbones", "tiny", "storybook", ["only=encoder", "language.lr=fast"], "language.lr is 'fast'"),
         ("backbones", "tiny", "storybook", ["eyes.steps=3"], "unknown setting 'eyes.steps'"),
         ("storybook", "tiny", "storybook", ["scenes=many"], "scenes is 'many'"),
         ("storybook", "tiny", "storybook", ["tasks=gcg,dance"], "unknown|among"),
-        ("storybook", "tiny", "storybook", ["conversations=0"], "draw at least 1"),
+        ("storybook", "tiny", "storybook", ["conversations=0"], "conversations is 0"),
     ],
 )
 def test_mistakes_are_named_before_anything_is_trained(recipe, size, data, overrides, words, tmp_path):

@@ -61,11 +61,11 @@ def _hand_on(folder: Path) -> None:
     In the processes that finish it, three more trainings: `two`, with whole models, to compare with `one`; `bad`, where
     the second process reads a sample that is not a number, whole and in shards."""
     torch.set_num_threads(1)
-    whole = trainer(folder / "whole", BASE.with_overrides(SINGLE), validate=training_toy.square)
+    whole = trainer(folder / "whole", BASE.with_overrides(SINGLE), validate=training_toy.held_out_loss)
     whole.fit()
     torch.save(weights_of(whole.model), folder / "whole.pt")
     with pytest.raises(TrainingInterrupted):
-        trainer(folder / "run", BASE.with_overrides(SINGLE), Stopping(), validate=training_toy.square).fit()
+        trainer(folder / "run", BASE.with_overrides(SINGLE), Stopping(), validate=training_toy.held_out_loss).fit()
     assert checkpoint.read_manifest(folder / "run")["step"] == 1
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command = [*launcher, training_toy.__file__, str(folder / "run"), "--resume", "--at", "10", "SIGKILL", *DOUBLE]
@@ -99,7 +99,7 @@ def test_a_killed_worker_ends_the_launcher_and_keeps_the_checkpoint(handed_on):
 def test_handed_from_one_process_to_two_and_resumed_after_a_kill_it_equals_an_unbroken_run(handed_on):
     expected = torch.load(handed_on / "whole.pt", weights_only=True)
     assert_same_training(handed_on / "whole", handed_on / "run")
-    last = [read_log(handed_on / name / "log.jsonl")[-1]["validation"]["square"] for name in ("whole", "run")]
+    last = [read_log(handed_on / name / "log.jsonl")[-1]["validation"]["loss"] for name in ("whole", "run")]
     assert last[1] == pytest.approx(last[0], rel=1e-5)
     for rank in (0, 1):
         weights = torch.load(handed_on / "run" / f"weights_{rank}.pt", weights_only=True)

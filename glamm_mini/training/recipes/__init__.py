@@ -164,10 +164,14 @@ def _chosen(name: str, size: str, overrides: list[str] | None, start: str | None
         raise ValueError(f"recipe {name!r} takes no --from: its models start from nothing, or from the backbones")
     tables = registry.find("recipe", name).tables(recipe)
     stages = tuple(f"{stage}." for stage in recipe.stages)
-    common = {f.name for f in dataclasses.fields(TrainSettings)}
+    own = {f.name for _, table in tables if not isinstance(table, TrainSettings) for f in dataclasses.fields(table)}
     each: list[str] = []
-    for text in overrides or ():  # one without a stage is meant for all of them
-        each += [stage + text for stage in stages] if stages and text.partition("=")[0].strip() in common else [text]
+    for text in overrides or ():
+        if not stages or text.startswith(stages) or text.partition("=")[0].strip() in own:
+            each.append(text)
+        else:  # one without a stage is meant for all of them
+            TrainSettings().with_overrides([text])  # an error names the key as it was given
+            each += [stage + text for stage in stages]
     return recipe, list(zip((prefix for prefix, _ in tables), override(tables, each), strict=True))
 
 
