@@ -48,7 +48,7 @@ test: $(VENV)/.dev.stamp ## lint, then all tests with coverage
 		--cov=glamm_mini --cov-report=term --cov-fail-under=$(COVERAGE)
 
 test-all: $(VENV)/.dev.stamp ## run what `make test` leaves out: notebooks 10 to 15, from top to bottom
-	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) -m late tests/test_notebooks.py
+	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) -m late tests/course/test_notebooks.py
 
 lint: $(VENV)/.dev.stamp ## lint alone
 	$(BIN)/ruff check .
@@ -88,6 +88,7 @@ tiny: $(VENV)/.dev.stamp ## train the tiny GLaMM from the backbones into data/ch
 	$(TWO) train storybook --size tiny --out runs/storybook --resume --set batch_size=8 --set threads=1
 	mkdir -p data/checkpoints/tiny
 	cp -r runs/storybook/model/. data/checkpoints/tiny/
+	$(THREADS) $(BIN)/python figures/familiar.py
 
 five-minutes: $(VENV)/.dev.stamp ## five minutes of training from the backbones, on grounded captions alone, into runs/five-minutes-SEED
 	$(TWO) train storybook --size tiny --out runs/five-minutes-$(SEED) --resume --set batch_size=8 --set threads=1 \

@@ -9,7 +9,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 
-from glamm_mini.model.dtypes import half_type
+from glamm_mini.dtypes import half_type
 from glamm_mini.training.settings import TrainSettings
 
 

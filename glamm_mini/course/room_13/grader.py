@@ -65,6 +65,7 @@ def _flows(count: int) -> Iterator[tuple]:
     yield ({"a": np.ones((2, 1))}, {"a": np.ones((1, 2))}, 1e-3), "a"  # these would broadcast
     yield ({"a": np.ones(2), "b": np.ones(2)}, {"a": np.ones(2)}, 1e-3), "b"
     yield ({"a": np.array([1000.0])}, {"a": np.array([1000.5])}, 1e-3), None
+    yield ({"a": np.array([1000.0])}, {"a": np.array([1001.0015])}, 1e-3), "a"  # would pass by 1 + |ours|
     for number in range(count):
         theirs = {name: rng.standard_normal(tuple(rng.integers(1, 5, 2))) for name in names}
         ours = {name: array + 1e-6 * rng.standard_normal(array.shape) for name, array in theirs.items()}
