@@ -206,6 +206,7 @@ def together(processes: int, *words: str, program: str = __file__, timeout: floa
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     group = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "WORLD_SIZE": str(processes)}
+    group |= {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
     group |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     command = [sys.executable, program, *words]
     ranks = [{**group, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]

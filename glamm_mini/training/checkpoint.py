@@ -82,7 +82,8 @@ class RunState:
     def is_finite(self) -> bool:
         """Whether all that is trained, and the optimizer's moments, are finite numbers, in every process."""
         tensors = [p for p in self.model.parameters() if p.requires_grad]
-        tensors += [v for entry in self.optimizer.state.values() for v in entry.values() if torch.is_tensor(v)]
+        if not self.engine:  # DeepSpeed's optimizer keeps its state in forms of its own
+            tensors += [v for entry in self.optimizer.state.values() for v in entry.values() if torch.is_tensor(v)]
         here = [t.detach().to_local() if isinstance(t, DTensor) else t.detach() for t in tensors]
         odd = [(~torch.isfinite(t)).any().to(self.accelerator.device) for t in here]
         return not self._anywhere(torch.stack(odd).any())

@@ -201,8 +201,8 @@ class Trainer:
             self.state.sharded.drop_unused()
         norm = self._clip()
         scaler = accelerator.scaler
-        if norm is not None and not math.isfinite(norm):
-            # Loss scaling in fp16 leaves such a step out and scales less in the next.
+        if norm is not None and not math.isfinite(norm) and not self.state.engine:
+            # Loss scaling in fp16, DeepSpeed's own too, leaves such a step out and scales less in the next.
             if scaler is None or scaler.get_scale() <= SMALLEST_LOSS_SCALE:
                 raise self._not_finite(f"the norm of the gradient is {norm} at step {self.step + 1}")
         self.optimizer.step()
