@@ -17,13 +17,19 @@ _PLACES: dict[str, dict[str, Any]] = {
     },
     # (truth, phrase, attributes) -> 0..1, see glamm_mini.evaluation.similarity.
     "similarity": {"storybook": "glamm_mini.storybook.scores.same_phrase:storybook_similarity"},
+    # What the model and the processor call to read and write folders; rooms import downwards alone.
+    "checkpoint": {
+        "model": "glamm_mini.checkpoints.load:model_from",
+        "processor": "glamm_mini.checkpoints.load:processor_from",
+        "rights": "glamm_mini.checkpoints.save:open_to_all",
+    },
     # Figures beyond the protocol's, from what a data set's ground truth knows.
     "scores": {"storybook": "glamm_mini.storybook.scores"},
 }
 
 
 def names(kind: str) -> tuple[str, ...]:
-    """All registered names of a kind: "data", "recipe", "similarity" or "scores"."""
+    """All registered names of a kind: "data", "recipe", "checkpoint", "similarity" or "scores"."""
     return tuple(_PLACES[kind])
 
 

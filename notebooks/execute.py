@@ -104,9 +104,9 @@ def _usage(process: Path) -> tuple[float | None, float | None]:
     if not (process / "stat").exists():
         return None, None
     # The name in the second field may hold blanks; utime and stime are the 12th and 13th field behind it.
-    fields = (process / "stat").read_text().rpartition(")")[2].split()
+    fields = (process / "stat").read_text("utf-8").rpartition(")")[2].split()
     ticks = int(fields[11]) + int(fields[12])
-    peak = re.search(r"VmHWM:\s+(\d+) kB", (process / "status").read_text())
+    peak = re.search(r"VmHWM:\s+(\d+) kB", (process / "status").read_text("utf-8"))
     return ticks / os.sysconf("SC_CLK_TCK"), int(peak[1]) * 1024 / 1e9
 
 

@@ -126,3 +126,86 @@ def assert_holds(model, state, dtype=torch.float32):
     assert {official_to_ours(name) for name in state} - {None} == own.keys()
     for name, tensor in own.items():
         assert torch.equal(tensor, state[ours_to_official(name)].to(dtype)), name
+
+
+def released_config(kind: str) -> dict:
+    """config.json as the hub's pages show it, of GLaMM-GranD-Pretrained or of GLaMM-GCG."""
+    given = {
+        "_name_or_path": "./trained_checkpoints/exp1_grand_pretrain_v15_gs4488_ckpt_25000_hf",
+        "architectures": ["LISAForCausalLM"],
+        "bbox_token_idx": 32002,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "freeze_mm_mlp_adapter": True,
+        "freeze_mm_vision_resampler": False,
+        "hidden_act": "silu",
+        "hidden_size": 4096,
+        "image_aspect_ratio": "square",
+        "image_grid_pinpoints": None,
+        "initializer_range": 0.02,
+        "intermediate_size": 11008,
+        "max_length": 4096,
+        "max_position_embeddings": 4096,
+        "mm_hidden_size": 1024,
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_resampler_type": None,
+        "mm_use_im_patch_token": False,
+        "mm_use_im_start_end": True,
+        "mm_vision_select_feature": "patch",
+        "mm_vision_select_layer": -2,
+        "mm_vision_tower": "openai/clip-vit-large-patch14-336",
+        "model_type": "llava",
+        "num_attention_heads": 32,
+        "num_hidden_layers": 32,
+        "num_key_value_heads": 32,
+        "num_level_reg_features": 4,
+        "out_dim": 256,
+        "pad_token_id": 0,
+        "pretrain_mm_mlp_adapter": None,
+        "pretraining_tp": 1,
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": None,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "train_mask_decoder": True,
+        "transformers_version": "4.28.0.dev0",
+        "tune_mm_mlp_adapter": False,
+        "tune_mm_vision_resampler": False,
+        "unfreeze_mm_vision_tower": False,
+        "use_cache": False,
+        "use_mm_proj": True,
+        "vision_tower": "openai/clip-vit-large-patch14-336",
+    }
+    if kind == "pretrained":
+        return given
+    newer = dict(freeze_mlp_adapter=True, image_aspect="square", image_grid_points=None, mm_use_image_start_end=True)
+    newer |= dict(mm_vision_module=given["vision_tower"], num_reg_features=4, select_feature_type="patch")
+    return given | newer | {"architectures": ["GLaMMForCausalLM"], "freeze_mm_mlp_adapter": False}
+
+
+def released_files(folder: Path, kind: str) -> None:
+    """Bring the small json files of a folder into the released form, the sizes aside."""
+    own = json.loads((folder / "config.json").read_text())
+    sizes = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "num_key_value_heads")
+    kept = {name: own[name] for name in (*sizes, "mm_hidden_size", "vocab_size", "glamm_mini") if name in own}
+    kept.setdefault("num_key_value_heads", own["num_attention_heads"])
+    (folder / "config.json").write_text(json.dumps(released_config(kind) | kept, indent=2))
+    token = {"__type": "AddedToken", "lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
+    tokenizer = {
+        "bos_token": token | {"content": "<s>"},
+        "clean_up_tokenization_spaces": False,
+        "eos_token": token | {"content": "</s>"},
+        "legacy": False,
+        "model_max_length": 1536,
+        "pad_token": None,
+        "padding_side": "right",
+        "special_tokens_map_file": "./checkpoints/llava-v1.5-7b/special_tokens_map.json",
+        "tokenizer_class": "LlamaTokenizer",
+        "unk_token": token | {"content": "<unk>"},
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer, indent=2))
+    generation = {"_from_model_config": True, "bos_token_id": 1, "eos_token_id": 2, "max_length": 4096}
+    generation |= {"pad_token_id": 0, "transformers_version": "4.28.0.dev0", "use_cache": False}
+    (folder / "generation_config.json").write_text(json.dumps(generation, indent=2))
+    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>", "unk_token": "<unk>"}
+    (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2))

@@ -1,26 +1,35 @@
 """From an official checkpoint to ours and back, tensor by tensor: no model is built and no value changes.
 
 What an official checkpoint leaves out (CLIP) or stores in vain (rotary frequencies) is added or dropped on the way to
-ours, and dropped or added on the way back.
+ours, and dropped or added on the way back. An image encoder that the hub does not have goes into a folder of its own.
 """
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from glamm_mini.checkpoints.folder import load_model
+from glamm_mini.checkpoints.files import Stored
+from glamm_mini.checkpoints.load import load_model
 from glamm_mini.checkpoints.lora import load_lora, merge_lora
-from glamm_mini.checkpoints.official import computed_buffers, merged_dtype, ours_to_official, saved_officially
-from glamm_mini.checkpoints.official_config import CLIP, write_official_config
+from glamm_mini.checkpoints.official import (
+    CLIP,
+    TOWER_FOLDER,
+    VISION_TOWER,
+    computed_buffers,
+    is_released_clip,
+    merged_dtype,
+    ours_to_official,
+    write_official_config,
+)
 from glamm_mini.checkpoints.report import LoadReport, type_name
-from glamm_mini.checkpoints.shards import Entry
+from glamm_mini.checkpoints.save import MAX_SHARD_SIZE, shard_plan, whole_folder, write_weights
 from glamm_mini.checkpoints.source import Source, open_checkpoint
-from glamm_mini.checkpoints.write import MAX_SHARD_SIZE, bytes_of, whole_folder, write_weights
-from glamm_mini.model.dtypes import TYPES
+from glamm_mini.dtypes import TYPES
 
 FORMATS = ("ours", "official")
 MERGE_SCRIPT = "official"
@@ -32,21 +41,22 @@ KEPT = ("tokenizer.model", "added_tokens.json", "generation_config.json")
 
 @dataclass
 class Conversion:
-    """Everything decided and checked, nothing read. sizes: the new name of each tensor -> shape and type, in order."""
+    """Everything decided and checked, nothing read. weights: new name -> the tensor as it is stored, in order; types:
+    new name -> its new type. tower: CLIP's weights, where they go into a folder of their own."""
 
     source: Source
     to: str
-    sizes: dict[str, tuple[tuple[int, ...], torch.dtype]]
+    weights: dict[str, Any]
+    types: dict[str, torch.dtype]
+    tower: dict[str, Any]
     report: LoadReport
-    model: torch.nn.Module | None = None
 
     @property
     def bytes(self) -> int:
         """Bytes of all tensors as they will be written."""
-        return sum(self._bytes().values())
-
-    def _bytes(self) -> dict[str, int]:
-        return {name: torch.Size(shape).numel() * dtype.itemsize for name, (shape, dtype) in self.sizes.items()}
+        named = [(self.weights[name].shape, self.types[name]) for name in self.weights]
+        named += [(tensor.shape, tensor.dtype) for tensor in self.tower.values()]
+        return sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in named if shape is not None)
 
     def write(
         self,
@@ -58,9 +68,9 @@ class Conversion:
         """Write the new folder, whole or not at all; one shard is in memory at a time.
 
         torch_files: `pytorch_model*.bin` in place of safetensors, for an official target. Raises OSError if the place
-        is taken, too small or cannot be written, ValueError for what is no size of a shard.
+        is taken, too small or cannot be written, ValueError for what is not a size of a shard.
         """
-        bytes_of(max_shard_size)  # refused before anything is made
+        shard_plan({}, "{suffix}", max_shard_size)  # refused before anything is made
         target = Path(target)
         if target.exists() and (target.is_file() or any(target.iterdir())):
             raise FileExistsError(f"{target} holds something already; give a new folder, or remove it first")
@@ -71,38 +81,34 @@ class Conversion:
             free = shutil.disk_usage(fresh).free
             if free < self.bytes:
                 raise OSError(f"{self.bytes / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
-            if self.to == "official":
-                self._write_official_files(fresh, processor)
-            else:
-                processor.save_pretrained(fresh)
-                self.source.config.save_pretrained(fresh)
             for name in KEPT:
                 if (self.source.folder / name).is_file():
                     shutil.copy2(self.source.folder / name, fresh / name)
-            write_weights(fresh, self._bytes(), self._tensors(), max_shard_size, torch_files, advance)
+            if self.to == "official":
+                self._write_official_files(fresh, processor, advance)
+            else:
+                processor.save_pretrained(fresh)
+                (fresh / "generation_config.json").unlink(missing_ok=True) if self.source.official else None
+            write_weights(fresh, self.weights, self.types, max_shard_size, torch_files, advance)
         return self.report
 
-    def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        values = self.source.tensors() if self.model is None else self.model.state_dict().items()
-        for ours, tensor, *_ in values:
-            name = _new_name(ours, self.to)
-            if name in self.sizes:
-                # A copy even where nothing changes: a view of the file would keep the file mapped.
-                yield name, tensor.to(self.sizes[name][1], copy=self.model is None)
-        if self.to == "official":
-            yield from computed_buffers(self.source.config).items()
-
-    def _write_official_files(self, fresh: Path, processor) -> None:
-        tokenizer, types = processor.tokenizer, {dtype for _, dtype in self.sizes.values()}
+    def _write_official_files(self, fresh: Path, processor, advance) -> None:
+        tokenizer, types = processor.tokenizer, set(self.types.values())
         tokenizer.save_pretrained(fresh)
         added = {str(token): i for i, token in tokenizer.added_tokens_decoder.items() if i >= tokenizer.vocab_size}
         (fresh / "added_tokens.json").write_text(json.dumps(added, indent=1) + "\n", "utf-8")
         dtype = type_name(torch.bfloat16 if torch.bfloat16 in types else next(iter(types)))
-        config = write_official_config(self.source.config, self.source.tower or CLIP, dtype)
+        config = self.source.config
+        given = write_official_config(config, TOWER_FOLDER if self.tower else self.source.tower or CLIP, dtype)
         if self.source.official:
-            given = json.loads((self.source.folder / "config.json").read_text("utf-8"))
-            config |= given | {"torch_dtype": dtype, "vocab_size": self.source.config.text.vocab_size}
-        (fresh / "config.json").write_text(json.dumps(config, indent=1) + "\n", "utf-8")
+            stored = json.loads((self.source.folder / "config.json").read_text("utf-8"))
+            given |= stored | {"torch_dtype": dtype, "vocab_size": config.text.vocab_size}
+        (fresh / "config.json").write_text(json.dumps(given, indent=1) + "\n", "utf-8")
+        if self.tower:
+            (fresh / TOWER_FOLDER).mkdir()
+            config.vision.save_pretrained(fresh / TOWER_FOLDER)
+            own = {name: tensor.dtype for name, tensor in self.tower.items()}
+            write_weights(fresh / TOWER_FOLDER, self.tower, own, advance=advance)
 
 
 def prepare(
@@ -113,13 +119,14 @@ def prepare(
     lora: str | Path | None = None,
     need_tower: bool | None = None,
     drop: Iterable[str] = (),
+    weights: str = "all",
 ) -> Conversion:
     """Open a checkpoint of either kind and check every name and shape; nothing is read, unless `lora` is merged.
 
     dtype: "float32", "bfloat16", "float16", or "official" for the types that the official merge script leaves; default:
         each tensor as it is stored. vision_tower: folder or hub id of CLIP, for official weights that are to become
-        ours; default what their config.json names. lora: a folder of `save_lora`, merged on the way (in memory).
-    drop: beginnings of official names to leave out; see `load_model`.
+        ours; default what their config.json names. lora: an adapter's folder, merged on the way (in memory).
+    drop: beginnings of official names to leave out; see `load_model`. weights: "names" to fetch none from the hub.
     Raises FileNotFoundError for what is missing, ValueError for what does not fit.
     """
     if to not in FORMATS:
@@ -127,47 +134,43 @@ def prepare(
     if dtype not in (None, MERGE_SCRIPT, *TYPES):
         raise ValueError(f"dtype {dtype!r} is unknown; expected {', '.join(TYPES)} or {MERGE_SCRIPT}")
     need_tower = (to == "ours" or lora is not None) if need_tower is None else need_tower
-    source = open_checkpoint(name, vision_tower, need_tower=need_tower, drop=drop)
+    source = open_checkpoint(name, vision_tower, need_tower=need_tower, drop=drop, weights=weights)
     model = source.empty_model()
     source.check(model, without_tower=not need_tower)
-    entries = {ours: entry for ours, (_, entry) in source.places.items()}
-    merged = None
+    places: dict[str, Any] = dict(source.places)
     if lora is not None:
         merged, _ = load_model(name, "stored", vision_tower=vision_tower, drop=drop)
         load_lora(merged, lora)
         source.notes.append(f"LoRA of {lora} merged into {merge_lora(merged)} layers")
-        entries = {n: Entry(tuple(t.shape), entries[n].dtype, entries[n].file) for n, t in merged.state_dict().items()}
-    report = source.report()
-    sizes, left_out = {}, 0
-    for ours, entry in entries.items():
-        new = _new_name(ours, to)
-        if to == "official" and not saved_officially(new):
-            left_out += 1
-            continue
-        sizes[new] = entry.shape, _new_dtype(ours, entry.dtype, dtype)
-        report.add(ours, entry.shape, entry.dtype, type_name(sizes[new][1]), entry.file)
-    if left_out:
-        report.notes.append(f"{left_out} weights of CLIP are left out: official code loads CLIP's own checkpoint")
+        places = merged.state_dict()
+    made = {ours: _new_dtype(ours, entry, dtype) for ours, entry in source.places.items()}
+    aside = {ours for ours in places if to == "official" and ours.startswith(VISION_TOWER)}
+    tower = {} if is_released_clip(source.config.vision) else {n.removeprefix(VISION_TOWER): places[n] for n in aside}
+    report = source.report({ours: type_name(new) for ours, new in made.items() if ours not in aside})
+    new_name = ours_to_official if to == "official" else str
+    new = {new_name(ours): places[ours] for ours in made if ours not in aside}
+    types = {new_name(ours): made[ours] for ours in made if ours not in aside}
     if to == "ours":
-        report.kept = sorted(model.state_dict().keys() - sizes.keys() - set(model.all_tied_weights_keys))
-    else:
-        sizes |= {n: (tuple(t.shape), t.dtype) for n, t in computed_buffers(source.config).items()}
-        report.notes += _remarks(source)
-    return Conversion(source, to, sizes, report, merged)
+        report.kept = sorted(model.state_dict().keys() - new.keys() - set(model.all_tied_weights_keys))
+        return Conversion(source, to, new, types, {}, report)
+    buffers = computed_buffers(source.config)
+    report.notes += _remarks(source, len(aside), bool(tower))
+    types |= {name: tensor.dtype for name, tensor in buffers.items()}
+    return Conversion(source, to, new | buffers, types, tower, report)
 
 
-def _new_name(ours: str, to: str) -> str:
-    return ours if to == "ours" else ours_to_official(ours)
+def _new_dtype(ours: str, entry: Stored, dtype: str | None) -> torch.dtype:
+    if dtype is None or not entry.dtype.is_floating_point:
+        return entry.dtype
+    return merged_dtype(ours_to_official(ours)) if dtype == MERGE_SCRIPT else TYPES[dtype]
 
 
-def _new_dtype(ours: str, stored: torch.dtype, dtype: str | None) -> torch.dtype:
-    if dtype is None or not stored.is_floating_point:
-        return stored
-    return merged_dtype(ours_to_official(ours)) if dtype == MERGE_SCRIPT else getattr(torch, dtype)
-
-
-def _remarks(source: Source) -> list[str]:
+def _remarks(source: Source, aside: int, tower: bool) -> list[str]:
     remarks = []
+    if tower:
+        remarks.append(f"{aside} weights of the image encoder go into the folder {TOWER_FOLDER}: the hub has none such")
+    elif aside:
+        remarks.append(f"{aside} weights of CLIP are left out: official code loads CLIP's own checkpoint")
     if source.config.mode != "official":
         remarks.append("the model was trained in mode 'fixed': official code will answer otherwise than ours")
     if not (source.folder / "tokenizer.model").is_file():

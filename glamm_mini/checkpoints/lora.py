@@ -1,29 +1,31 @@
-"""LoRA on the language model, by peft: put in, saved, loaded to go on, and merged, in one call each.
+"""LoRA by peft: put in, saved, loaded to go on, and merged, in one call each; folders are peft's own.
 
 Hu et al., LoRA, 2021. The official fine-tuning takes rank 8, alpha 16, dropout 0.05 on queries and values. Converted to
 official names the matrices are `model.layers.N.self_attn.q_proj.lora_A.default.weight`, as official runs save them.
+
+A model with LoRA stays a GLaMM: peft's layers stand in its language model, and no wrapper around it. So the official
+choice of trained parts beside LoRA trains in place, which `modules_to_save` would wrap and rename.
 """
 
 import json
 import logging
-import os
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
-from glamm_mini.checkpoints.find import check_no_pickle
+from glamm_mini.checkpoints.files import Stored, list_tensors
+from glamm_mini.checkpoints.save import is_quantized, recover, whole_folder
 
 ADAPTER = "default"
 """What peft calls the only adapter; part of the official names."""
 
 TARGETS = ("q_proj", "v_proj")
-WEIGHTS, SETTINGS = "lora.safetensors", "lora.json"
-SAME = ("rank", "alpha", "targets")
-"""Settings in which an adapter on disk and one in a model must agree; dropout may change from run to run."""
-
+WEIGHTS, SETTINGS, PREFIX = "adapter_model.safetensors", "adapter_config.json", "base_model.model."
 _PROBE = 16
 
 
@@ -38,84 +40,95 @@ def add_lora(model, rank: int = 8, alpha: float = 16, dropout: float = 0.05, tar
             of these names, or a setting is out of range.
     """
     peft = _peft()
-    layers = _check(model, rank, alpha, dropout, targets)
-    settings = peft.LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(layers))
-    peft.inject_adapter_in_model(settings, model.language_model, ADAPTER)
-    for name, parameter in model.language_model.named_parameters():
-        if ".lora_" in name:
-            parameter.data = parameter.data.float()  # peft takes the base's type; half precision loses small steps
-    model.language_model.train(model.language_model.training)  # new layers begin in training mode, dropout on
-    return len(layers)
+    _check_free(model)
+    if rank < 1 or alpha <= 0 or not 0 <= dropout < 1:
+        raise ValueError(f"rank {rank}, alpha {alpha}, dropout {dropout}; expected at least 1, above 0, and 0 to 1")
+    linear = [n for n, m in model.language_model.named_modules() if isinstance(m, nn.Linear)]
+    absent = set(targets) - {name.rpartition(".")[2] for name in linear}
+    if absent or not targets:
+        raise ValueError(f"the language model has no linear layer called {' or '.join(sorted(absent)) or targets}")
+    settings = peft.LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=rf"language_model\.(.*\.)?({'|'.join(sorted(targets))})",
+    )
+    trains = {name: p.requires_grad for name, p in model.named_parameters()}
+    _put_in(model, settings)
+    for name, parameter in model.named_parameters():
+        if name in trains and not name.startswith("language_model."):
+            parameter.requires_grad = trains[name]
+    return len(_layers(model))
 
 
 def has_lora(model) -> bool:
-    """Whether LoRA stands beside layers of the language model."""
-    return any(".lora_" in name for name, _ in model.language_model.named_parameters())
+    """Whether LoRA stands beside layers of the model."""
+    return any(".lora_" in name for name, _ in model.named_parameters())
 
 
-def lora_settings(model) -> dict:
+def lora_settings(model) -> dict[str, Any]:
     """rank, alpha, dropout and targets of the model's LoRA. Raises ValueError if it has none."""
     if not has_lora(model):
         raise ValueError("the model has no LoRA; put it in with add_lora, or load one with load_lora")
-    own = model.language_model.peft_config[ADAPTER]
-    targets = sorted({path.rpartition(".")[2] for path in own.target_modules})
+    own = model.peft_config[ADAPTER]
+    targets = sorted({path.rpartition(".")[2] for path in _layers(model)})
     return {"rank": own.r, "alpha": own.lora_alpha, "dropout": own.lora_dropout, "targets": targets}
 
 
 def save_lora(folder: str | Path, model, base: str | None = None) -> Path:
-    """Write what a run trains, LoRA and the other trained parts, without the frozen weights.
+    """Write what a run trains, LoRA and the other trained parts, without the frozen weights, as peft would.
 
-    base: which model it belongs on, for the reader of `lora.json`: a bundled name, a folder or a hub id.
+    base: which model it belongs on: a bundled name, a folder or a hub id.
     Raises ValueError if the model has no LoRA, OSError if it cannot be written; older files are untouched then.
     """
-    folder = Path(folder)
+    lora_settings(model)
+    folder, settings = Path(folder), deepcopy(model.peft_config[ADAPTER])
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad or ".lora_" in n}
+    others = {_plain(name).rpartition(".")[0] for name in trained if ".lora_" not in name}
+    settings.base_model_name_or_path, settings.modules_to_save = base, sorted(others) or None
+    settings.inference_mode = True
+    state = {PREFIX + _plain(n).replace(f".{ADAPTER}.", "."): p.detach().cpu() for n, p in trained.items()}
     probe = [] if _first_query(model).requires_grad else _probe(model)
-    record = {"base": base, **lora_settings(model), "probe": probe}
-    state = {n: p.detach().cpu().contiguous() for n, p in model.named_parameters() if p.requires_grad or ".lora_" in n}
-    fresh = folder / f".{WEIGHTS}.writing", folder / f".{SETTINGS}.writing"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(state, fresh[0], metadata={"format": "pt"})
-        fresh[1].write_text(json.dumps(record, indent=1) + "\n", "utf-8")
-    except (OSError, SafetensorError) as error:
-        for path in fresh:
-            path.unlink(missing_ok=True)
-        raise OSError(f"LoRA could not be written to {folder} ({error}); free some room, or name another") from error
-    os.replace(fresh[0], folder / WEIGHTS)
-    os.replace(fresh[1], folder / SETTINGS)
+    with whole_folder(folder, mine=(folder / SETTINGS).is_file()) as fresh:
+        settings.save_pretrained(fresh)
+        state = {name: tensor.contiguous() for name, tensor in state.items()}
+        save_file(state, fresh / WEIGHTS, metadata={"format": "pt", "probe": json.dumps(probe)})
     return folder
 
 
-def load_lora(model, folder: str | Path) -> dict:
-    """Put saved LoRA and the parts trained with it into the model that it was trained on, ready to train on.
+def load_lora(model, folder: str | Path) -> dict[str, Any]:
+    """Put a saved adapter, of `save_lora` or of peft itself, into the model that it was trained on, ready to train on.
 
     LoRA is added where the model has none. What the file holds is trained from now on, all else is frozen. Trained
     parts become float32 in a model kept in half precision too: rounded, they would lose small steps of training.
-    Such a model answers as it is and trains under autocast. Returns the settings in `lora.json`.
+    Such a model answers as it is and trains under autocast. Returns the LoRA's settings and its `base`.
 
     Raises:
         FileNotFoundError: a file is missing. ValueError: a file is damaged, the adapter has another rank or other
             targets than the model's, or was trained on another model; the model is as it was then.
     """
-    record, state = _read(Path(folder))
-    given = {name: record[name] for name in ("rank", "alpha", "dropout", "targets")}
-    fresh = not has_lora(model)
+    folder = Path(folder)
+    settings, state, folder = _read(folder)
+    _check_fit(model, settings, state, folder)
+    fresh, trains = not has_lora(model), {name: p.requires_grad for name, p in model.named_parameters()}
     if fresh:
-        _check(model, **given)
-    elif any(record[name] != lora_settings(model)[name] for name in SAME):
-        own = lora_settings(model)
-        odd = "; ".join(f"{n} {record[n]}, the model has {own[n]}" for n in SAME if record[n] != own[n])
-        raise ValueError(f"the LoRA in {folder} has {odd}; merge the model's own first, or load the model anew")
-    _check_fit(model, record, state, folder)
-    if fresh:
-        add_lora(model, **given)
-    state = {_wrapped(name, model): tensor for name, tensor in state.items()}
-    own = dict(model.named_parameters())
+        _put_in(model, settings)
+    own = {_plain(name).replace(f".{ADAPTER}.", "."): p for name, p in model.named_parameters()}
+    odd = [n for n in own if ".lora_" in n and n not in state] + [n for n in state if n not in own]
+    odd += [n for n in state if n in own and own[n].shape != state[n].shape]
+    if odd:
+        if fresh:
+            _take_out(model, trains)
+            raise _foreign(folder, odd, settings)
+        raise ValueError(
+            f"the LoRA in {folder} does not fit the model's: {len(odd)} tensors, such as {odd[0]}; merge the model's "
+            "own first, or load the model anew"
+        )
     for name, parameter in own.items():
         parameter.requires_grad = name in state
         if name in state:
-            parameter.data = state[name].to(parameter.device, torch.float32, copy=True)
-    return record
+            parameter.data = state[name][...].to(parameter.device, torch.float32)
+    return {"base": settings.base_model_name_or_path, **lora_settings(model)}
 
 
 def merge_lora(model) -> int:
@@ -125,14 +138,41 @@ def merge_lora(model) -> int:
     or if a merged weight would not be finite.
     """
     lora_settings(model)
-    paths = [name.removesuffix(".base_layer") for name, _ in model.named_modules() if name.endswith(".base_layer")]
-    for path in paths:
-        layer = model.get_submodule(path)
-        layer.merge(safe_merge=True)
+    layers = _layers(model)
+    for path in layers:
+        model.get_submodule(path).merge(safe_merge=True)
+    _take_out(model, {})
+    return len(layers)
+
+
+def _check_free(model) -> None:
+    if has_lora(model):
+        raise ValueError("the model has LoRA already; merge it first (merge_lora), or train on with it")
+    if is_quantized(model):
+        raise ValueError("the language model is quantized; load it without quantize to use LoRA")
+
+
+def _put_in(model, settings) -> None:
+    _check_free(model)
+    _peft().inject_adapter_in_model(settings, model, ADAPTER)
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            parameter.data = parameter.data.float()  # peft takes the base's type; half precision loses small steps
+    model.train(model.training)  # new layers begin in training mode, dropout on
+
+
+def _take_out(model, trains: dict[str, bool]) -> None:
+    """Put the plain layers back in their places; `trains` says which of their weights are trained."""
+    for path in _layers(model):
         parent, _, name = path.rpartition(".")
-        setattr(model.get_submodule(parent), name, layer.get_base_layer())
-    del model.language_model.peft_config
-    return len(paths)
+        setattr(model.get_submodule(parent), name, model.get_submodule(path).get_base_layer())
+    del model.peft_config
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = trains.get(name, parameter.requires_grad)
+
+
+def _layers(model) -> list[str]:
+    return [name.removesuffix(".base_layer") for name, _ in model.named_modules() if name.endswith(".base_layer")]
 
 
 def _peft():
@@ -151,63 +191,40 @@ def _peft():
     return peft
 
 
-def _check(model, rank: int, alpha: float, dropout: float, targets) -> dict[str, nn.Module]:
-    """The layers that LoRA will stand beside, by their path in the language model."""
-    if has_lora(model):
-        raise ValueError("the model has LoRA already; merge it first (merge_lora), or train on with it")
-    if any(type(m).__module__.startswith("bitsandbytes") for m in model.language_model.modules()):
-        raise ValueError("the language model is quantized; load it without quantize to train LoRA")
-    if rank < 1 or alpha <= 0 or not 0 <= dropout < 1:
-        raise ValueError(f"rank {rank}, alpha {alpha}, dropout {dropout}; expected at least 1, above 0, and 0 to 1")
-    found = {
-        name: m
-        for name, m in model.language_model.named_modules()
-        if name.rpartition(".")[2] in targets and isinstance(m, nn.Linear)
-    }
-    absent = set(targets) - {name.rpartition(".")[2] for name in found}
-    if absent or not found:
-        raise ValueError(f"the language model has no linear layer called {' or '.join(sorted(absent)) or targets}")
-    return found
-
-
 def _plain(name: str) -> str:
     """A parameter's name as a model without LoRA has it."""
     return name.replace(".base_layer.", ".")
 
 
-def _wrapped(name: str, model) -> str:
-    """The model's own name of a parameter that a file calls `name`."""
-    return next((own for own, _ in model.named_parameters() if _plain(own) == _plain(name)), name)
-
-
-def _shapes(model, rank: int, targets) -> dict[str, tuple]:
-    """Shapes of all parameters under plain names, with those that LoRA of this rank has or would have."""
-    shapes = {_plain(n): tuple(p.shape) for n, p in model.named_parameters()}
-    for name, shape in list(shapes.items()):
-        path = name.removesuffix(".weight")
-        if name.startswith("language_model.") and path.rpartition(".")[2] in targets:
-            shapes[f"{path}.lora_A.{ADAPTER}.weight"] = (rank, shape[1])
-            shapes[f"{path}.lora_B.{ADAPTER}.weight"] = (shape[0], rank)
-    return shapes
-
-
-def _check_fit(model, record: dict, state: dict, folder) -> None:
-    shapes = _shapes(model, record["rank"], record["targets"])
-    state = {_plain(name): tensor for name, tensor in state.items()}
-    odd = [n for n, tensor in state.items() if shapes.get(n) != tuple(tensor.shape)]
-    odd += [n for n in shapes if ".lora_" in n and n not in state]
+def _check_fit(model, settings, state: dict[str, Stored], folder: Path) -> None:
+    """Whether the file's tensors are of this model, before anything of it is changed."""
+    shapes = {_plain(name): tuple(p.shape) for name, p in model.named_parameters() if ".lora_" not in name}
+    odd = []
+    for name, entry in state.items():
+        path, _, kind = name.partition(".lora_")
+        beside = shapes.get(f"{path}.weight", ())
+        fits = {"A.weight": (settings.r, *beside[1:]), "B.weight": (*beside[:1], settings.r)}
+        if (fits.get(kind, entry.shape) if kind and beside else shapes.get(name)) != entry.shape:
+            odd.append(name)
     if odd:
-        raise ValueError(
-            f"the LoRA in {folder} is of another model: {len(odd)} tensors do not fit, such as {odd[0]}; "
-            f"it belongs on {record['base'] or 'a model that it does not name'}"
-        )
-    own, stored = torch.tensor(_probe(model)), torch.tensor(record["probe"])
+        raise _foreign(folder, odd, settings)
+    if has_lora(model) and model.peft_config[ADAPTER].lora_alpha != settings.lora_alpha:
+        own = model.peft_config[ADAPTER].lora_alpha
+        raise ValueError(f"the LoRA in {folder} has alpha {settings.lora_alpha}, the model's has {own}")
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        stored = torch.tensor(json.loads((file.metadata() or {}).get("probe", "[]")))
     # A model kept in half precision differs from its float32 self by up to 1 part in 256.
-    if len(stored) and not torch.allclose(own, stored, rtol=2**-7, atol=1e-4):
-        raise ValueError(
-            f"the LoRA in {folder} was trained on other weights of the same shape; load it onto "
-            f"{record['base'] or 'the model that it was trained on'}"
-        )
+    if len(stored) and not torch.allclose(torch.tensor(_probe(model)), stored, rtol=2**-7, atol=1e-4):
+        raise ValueError(f"the LoRA in {folder} was trained on other weights of the same shape{_belongs(settings)}")
+
+
+def _foreign(folder: Path, odd: list[str], settings) -> ValueError:
+    tensors = f"{len(odd)} tensors do not fit, such as {odd[0]}"
+    return ValueError(f"the LoRA in {folder} is of another model: {tensors}{_belongs(settings)}")
+
+
+def _belongs(settings) -> str:
+    return f"; it belongs on {settings.base_model_name_or_path or 'a model that it does not name'}"
 
 
 def _probe(model) -> list[float]:
@@ -220,17 +237,23 @@ def _first_query(model) -> nn.Parameter:
     return next(p for name, p in names if _plain(name).endswith("self_attn.q_proj.weight"))
 
 
-def _read(folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:
+def _read(folder: Path) -> tuple[Any, dict[str, Stored], Path]:
+    if folder.is_dir():
+        recover(folder)
+    if not (folder / SETTINGS).is_file() and (folder / "lora" / SETTINGS).is_file():
+        folder = folder / "lora"  # what a training leaves: its run around the adapter
     for name in (SETTINGS, WEIGHTS):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"no {name} in {folder}; give a folder that save_lora has written")
-    check_no_pickle(folder / WEIGHTS)
+            raise FileNotFoundError(f"no {name} in {folder}; give a folder that save_lora or peft has written")
+    state = list_tensors([folder / WEIGHTS])
     try:
-        record = json.loads((folder / SETTINGS).read_text("utf-8"))
-        state = load_file(folder / WEIGHTS)
-    except (ValueError, OSError, SafetensorError) as error:
-        raise ValueError(f"the LoRA in {folder} is damaged ({error}); copy it again") from error
-    absent = {"base", "probe", "dropout", *SAME} - set(record if isinstance(record, dict) else ())
-    if absent:
-        raise ValueError(f"{folder / SETTINGS} does not say {', '.join(sorted(absent))}; copy it again")
-    return record, state
+        settings = _peft().LoraConfig.from_pretrained(folder)
+        settings.modules_to_save, settings.inference_mode = None, False  # these parts are trained in place
+        rank = int(settings.r)
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:  # of the reader of the file, and of each setting
+        raise ValueError(f"{folder / SETTINGS} cannot be read ({error}); copy it again") from error
+    if rank < 1 or not any(".lora_" in name for name in state):
+        raise ValueError(f"{folder} holds no LoRA, but {settings.peft_type} of rank {rank}; give another folder")
+    return settings, {name.removeprefix(PREFIX): entry for name, entry in state.items()}, folder

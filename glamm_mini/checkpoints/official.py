@@ -1,13 +1,19 @@
-"""The official checkpoint's state-dict names beside ours, and a strict loader that maps one to the other.
+"""The official checkpoint beside ours: names of its tensors, and what its config.json says.
 
 The names differ, the tensors do not: every weight is taken over as it is, without transposing, splitting or scaling.
+An official config.json is a Llama's with a few settings more, `model_type` "llava". What it leaves out is that of the
+released size, and said in the notes where no shape would tell. Its `max_length` and `use_cache: false` are of training,
+and not taken over.
 """
 
-import re
+import math
+from collections.abc import Mapping
+from pathlib import Path
 
 import torch
+from transformers import CLIPVisionConfig
 
-from glamm_mini.checkpoints.report import LoadReport
+from glamm_mini.model.config import GlammConfig
 
 NAMES = (
     ("model.embed_tokens.", "language_model.model.embed_tokens."),
@@ -33,7 +39,54 @@ COMPUTED = ("rotary_emb.inv_freq", "embeddings.position_ids", "pixel_mean", "pix
 """Endings of official buffers that no current class stores: they follow from the configuration."""
 
 VISION_TOWER = "global_encoder.clip."
-_SHOWN = 5
+CLIP = "openai/clip-vit-large-patch14-336"
+OURS = "glamm_mini"
+"""Key under which we store, in an official config.json, what that format has no place for."""
+
+TEXT = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "hidden_act",
+    "initializer_range",
+    "bos_token_id",
+    "eos_token_id",
+    "tie_word_embeddings",
+)
+UNSEEN = ("num_attention_heads", "rms_norm_eps")
+"""Settings that decide what a model computes and that no shape tells."""
+
+SEEN_BY_CLIP = ("image_size", "patch_size", "num_hidden_layers", "num_attention_heads", "hidden_act")
+"""Settings of CLIP that decide what the language model sees; its width is held by the V-L projector's shape."""
+
+TOWER_FOLDER = "clip"
+"""Where `convert` puts an image encoder that the hub does not have, inside an official checkpoint."""
+
+WHOLE = {
+    name: (1, most)
+    for most, names in {
+        1024: "num_hidden_layers depth decoder_depth level_step num_channels patch_size roi_size box_image_size",
+        4096: "num_attention_heads num_key_value_heads heads decoder_heads groups head_dim image_size",
+        2**16: "hidden_size mm_hidden_size hidden channels prompt_dim position_hidden iou_hidden mask_in_channels",
+        2**20: "intermediate_size decoder_hidden",
+        2**24: "vocab_size max_position_embeddings max_length",
+    }.items()
+    for name in names.split()
+} | {"window": (0, 4096), "rounds": (0, 64), "sampling_ratio": (-1, 64), "feature_layer": (-1024, 1024)}
+WHOLE |= {"mm_vision_select_layer": (-1024, 1024)}
+"""Settings of any config.json that are whole numbers, and what they may be; far beyond any model that there is."""
+
+NUMBERS = "rms_norm_eps layer_norm_eps initializer_range rope_theta cross_entropy mask_bce mask_dice dice_scale"
+NUMBERS += " dice_eps"
+WORDS = "mode seg_state hidden_act size_name system user assistant image_line mm_vision_tower vision_tower model_type"
+FLAGS = "relative_positions tie_word_embeddings"
+LISTS = {"scales": (1, 1024), "global_attention": (0, 1024), "pixel_mean": None, "pixel_std": None}
+SECTIONS = "vision text region grounding losses prompt tokens glamm_mini vision_config rope_parameters"
 
 
 def official_to_ours(name: str) -> str | None:
@@ -45,7 +98,7 @@ def official_to_ours(name: str) -> str | None:
         return None
     ours = _renamed(name, NAMES)
     if ours is None:
-        raise ValueError(f"{name!r} is no name of an official GLaMM checkpoint")
+        raise ValueError(f"{name!r} is not a name of an official GLaMM checkpoint")
     if ours.startswith("region_encoder.mixers."):
         ours = ours.replace(".gn.", ".norm.")
     return ours
@@ -55,7 +108,7 @@ def ours_to_official(name: str) -> str:
     """The official state-dict name of one of ours. Raises ValueError for a name that our model does not have."""
     official = _renamed(name, [(b, a) for a, b in NAMES])
     if official is None:
-        raise ValueError(f"{name!r} is no state-dict name of GlammForConditionalGeneration")
+        raise ValueError(f"{name!r} is not a state-dict name of GlammForConditionalGeneration")
     if name.startswith("region_encoder.mixers."):
         official = official.replace(".norm.", ".gn.")
     return official
@@ -68,78 +121,6 @@ def _renamed(name: str, pairs) -> str | None:
     return None
 
 
-def load_official_state(model, state: dict[str, torch.Tensor], need_vision_tower: bool = True) -> LoadReport:
-    """Fill `model` (GlammForConditionalGeneration) from an official state dict.
-
-    need_vision_tower: released checkpoints leave out the CLIP encoder, which is loaded from its own, unchanged
-        weights; pass False for them, and fill `model.global_encoder.clip` yourself.
-    Values are copied into the model's dtype and device; a model on the meta device takes the tensors themselves.
-    Raises one ValueError that lists missing, unexpected and wrongly shaped names; then nothing has been loaded.
-    """
-    wanted = model.state_dict()
-    renamed, ignored, unexpected = {}, [], []
-    for name, tensor in state.items():
-        try:
-            ours = official_to_ours(name)
-        except ValueError:
-            unexpected.append(name)
-            continue
-        if ours is None:
-            ignored.append(name)
-        elif ours not in wanted:
-            unexpected.append(name)
-        else:
-            renamed[ours] = tensor
-    absent = [name for name in wanted if name not in renamed]
-    kept = [] if need_vision_tower else [name for name in absent if name.startswith(VISION_TOWER)]
-    missing = [ours_to_official(name) for name in absent if name not in kept]
-    shapes = [
-        f"{ours_to_official(name)} is {tuple(tensor.shape)}, the model has {tuple(wanted[name].shape)}"
-        for name, tensor in renamed.items()
-        if tensor.shape != wanted[name].shape
-    ]
-    complain(missing, unexpected, shapes)
-    model.load_state_dict(renamed, strict=False, assign=any(t.is_meta for t in wanted.values()))
-    return LoadReport(len(renamed), ignored, kept)
-
-
-def complain(
-    missing: list[str], unexpected: list[str], shapes: list[str], where: str | None = None, droppable: bool = False
-) -> None:
-    """Raises one ValueError that names what does not fit, with a hint where the cause is known; nothing, no error.
-
-    where: the checkpoint's folder; None for a state dict that is in memory already. droppable: whether the
-    unexpected names can be left out by `drop`.
-    """
-    problems = [
-        f"{len(names)} {what} ({'; '.join(names[:_SHOWN])}{' ...' if len(names) > _SHOWN else ''})"
-        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
-        if names
-    ]
-    if not problems:
-        return
-    hint = ""
-    if missing and all("vision_tower" in name for name in missing):
-        advice = (
-            "give CLIP's folder as vision_tower" if where else "pass need_vision_tower=False and load CLIP on its own"
-        )
-        hint = f" The checkpoint holds no vision tower: {advice}."
-    if droppable and unexpected and not missing:
-        hint = (
-            " If it is no loss, leave the unexpected names out by how they begin: drop=('BEGINNING',) in Python, "
-            "--drop BEGINNING on the command line."
-        )
-    if any(re.search(r"\.lora_[AB]\.", name) for name in unexpected):
-        hint = " The checkpoint holds LoRA matrices: merge them first, and save the merged model."
-    raise ValueError(f"{where or 'the official checkpoint'} does not fit this model: {', '.join(problems)}.{hint}")
-
-
-def official_state(model) -> dict[str, torch.Tensor]:
-    """The model's weights under their official names (no copies), with the computed buffers that old code stores."""
-    state = {ours_to_official(name): tensor for name, tensor in model.state_dict().items()}
-    return state | computed_buffers(model.config) | _tower_positions(model.config)
-
-
 def computed_buffers(config) -> dict[str, torch.Tensor]:
     """Rotary frequencies (head / 2,) of every layer, which old code saves with the weights, under official names."""
     text = config.text
@@ -148,12 +129,6 @@ def computed_buffers(config) -> dict[str, torch.Tensor]:
     frequencies = 1.0 / theta ** (torch.arange(0, head, 2, dtype=torch.float32) / head)  # (head / 2,)
     names = (f"model.layers.{layer}.self_attn.rotary_emb.inv_freq" for layer in range(text.num_hidden_layers))
     return {name: frequencies.clone() for name in names}
-
-
-def _tower_positions(config) -> dict[str, torch.Tensor]:
-    vision = config.vision
-    positions = torch.arange((vision.image_size // vision.patch_size) ** 2 + 1)[None]  # (1, P + 1)
-    return {"model.vision_tower.vision_tower.vision_model.embeddings.position_ids": positions}
 
 
 def saved_officially(name: str) -> bool:
@@ -166,3 +141,148 @@ def merged_dtype(name: str) -> torch.dtype:
     that it builds anew stay float32, and so do the rotary frequencies."""
     whole = name.startswith(("model.grounding_encoder.", "model.text_hidden_fcs.")) or name.endswith("inv_freq")
     return torch.float32 if whole else torch.bfloat16
+
+
+def read_official_config(
+    given: Mapping, rows: tuple[int, ...] | None = None, vision: CLIPVisionConfig | None = None
+) -> tuple[GlammConfig, list[str]]:
+    """Our configuration, in official mode, and notes on what was assumed.
+
+    given: the official config.json, which names the language model's sizes; of the region encoder and SAM it says
+    nothing, so they are the released ones unless we wrote the file (`glamm_mini`). rows: shape of the embedding, whose
+    first number is believed before `vocab_size`. vision: of the CLIP that belongs to it; default the released one's.
+    Raises ValueError for settings that contradict each other.
+    """
+    base, notes = GlammConfig.of_size("7b"), []
+    own = given.get(OURS) or {}
+    text = {name: given[name] for name in TEXT if given.get(name) is not None}
+    if rows and text.setdefault("vocab_size", rows[0]) != rows[0]:
+        notes.append(f"config.json says {text['vocab_size']} words, the weights have {rows[0]}: taken so")
+        text["vocab_size"] = rows[0]
+    for name in set(TEXT) - text.keys() - {"num_key_value_heads"}:
+        text[name] = getattr(base.text, name)
+    notes += [
+        f"config.json does not name {name}: {text[name]} of the released size is assumed"
+        for name in UNSEEN
+        if given.get(name) is None
+    ]
+    scaling = dict(given.get("rope_scaling") or {})
+    kind = scaling.pop("rope_type", scaling.pop("type", "default"))
+    theta = given.get("rope_theta") or 10000.0
+    text["rope_parameters"] = given.get("rope_parameters") or {"rope_theta": theta, "rope_type": kind, **scaling}
+    wide = {} if vision or not given.get("mm_hidden_size") else {"hidden_size": given["mm_hidden_size"]}
+    config = GlammConfig(
+        vision=(vision or base.vision).to_dict() | wide,
+        text=text | {"pad_token_id": 0},
+        region=own.get("region") or vars(base.region),
+        grounding=own.get("grounding") or vars(base.grounding),
+        losses=own.get("losses"),
+        prompt=own.get("prompt") or vars(base.prompt),
+        feature_layer=own.get("feature_layer", given.get("mm_vision_select_layer", base.feature_layer)),
+        level_step=own.get("level_step", base.level_step),
+        mode=own.get("mode", "official"),
+        seg_state=own.get("seg_state", "before"),
+        size_name=own.get("size_name", "7b" if text["hidden_size"] == base.text.hidden_size else "custom"),
+    )
+    if config.text.hidden_size % config.text.num_attention_heads or config.region.channels % 4:
+        raise ValueError("config.json contradicts itself: widths do not divide into the heads or quarters it names")
+    return config, notes
+
+
+def check_settings(given: Mapping, path: Path, inside: str = "") -> None:
+    """Types and ranges of what a config.json says, of ours, an official one or CLIP's, before anything is built of it.
+
+    Raises ValueError that names the file and the setting. Null stands for "left out".
+    """
+    for name, value in given.items():
+        if value is None:
+            continue
+        expected = None
+        if name in SECTIONS.split():
+            if isinstance(value, Mapping):
+                check_settings(value, path, f"{inside}{name}.")
+            else:
+                expected = "a table of settings"
+        elif name in WHOLE or inside == "tokens.":
+            least, most = WHOLE.get(name, (0, 2**24))
+            if type(value) is not int or not least <= value <= most:
+                expected = f"a whole number from {least} to {most}"
+        elif name in NUMBERS.split():
+            if type(value) not in (int, float) or not math.isfinite(value) or value < 0:
+                expected = "a finite number that is not negative"
+        elif name in WORDS.split() and not isinstance(value, str):
+            expected = "text"
+        elif name in FLAGS.split() and not isinstance(value, bool):
+            expected = "true or false"
+        elif name in LISTS and not _is_list(value, LISTS[name]):
+            low, high = LISTS[name] or ("", "")
+            expected = f"a list of whole numbers from {low} to {high}" if LISTS[name] else "three finite numbers"
+        if expected:
+            shown = repr(value)
+            shown = shown if len(shown) < 60 else shown[:60] + " ..."
+            raise ValueError(f"{path}: {inside}{name} is {shown}; expected {expected}")
+
+
+def _is_list(value, limits: tuple[int, int] | None) -> bool:
+    if not isinstance(value, (list, tuple)):
+        return False
+    if limits is None:
+        return len(value) == 3 and all(type(v) in (int, float) and math.isfinite(v) for v in value)
+    return len(value) <= 1024 and all(type(v) is int and limits[0] <= v <= limits[1] for v in value)
+
+
+def is_released_clip(vision: CLIPVisionConfig) -> bool:
+    """Whether an image encoder has the settings of the released checkpoints' CLIP."""
+    known = GlammConfig.of_size("7b").vision
+    return all(getattr(vision, name) == getattr(known, name) for name in ("hidden_size", *SEEN_BY_CLIP))
+
+
+def check_tower(given: Mapping, vision: CLIPVisionConfig, place: str) -> None:
+    """Raises ValueError if an image encoder computes otherwise than the CLIP that an official config.json names.
+
+    Only the released CLIP's settings are known, and only a model of its width can mean it.
+    """
+    known = GlammConfig.of_size("7b").vision
+    if Path(vision_tower_of(given)).name != Path(CLIP).name or given.get("mm_hidden_size") != known.hidden_size:
+        return
+    odd = [name for name in SEEN_BY_CLIP if getattr(vision, name) != getattr(known, name)]
+    if odd and vision.hidden_size == known.hidden_size:
+        pairs = ", ".join(f"{name} {getattr(vision, name)} (expected {getattr(known, name)})" for name in odd)
+        raise ValueError(f"the weights were trained with {CLIP}, but {place} has {pairs}; give the named one")
+
+
+def write_official_config(config: GlammConfig, vision_tower: str = CLIP, dtype: str = "bfloat16") -> dict:
+    """An official config.json for a model of ours; what the format has no place for stands under `glamm_mini`."""
+    text, plain = config.text, config.to_dict()
+    given = {name: getattr(text, name) for name in TEXT}
+    rope = dict(text.rope_parameters or {})
+    given["rope_theta"] = rope.pop("rope_theta", 10000.0)
+    scaled = rope.pop("rope_type", "default")
+    return given | {
+        "rope_scaling": None if scaled == "default" else {"type": scaled, **rope},
+        "architectures": ["GLaMMForCausalLM"],
+        "model_type": "llava",
+        "pad_token_id": text.pad_token_id or 0,
+        "torch_dtype": dtype,
+        "use_cache": False,
+        "mm_vision_tower": vision_tower,
+        "vision_tower": vision_tower,
+        "mm_hidden_size": config.vision.hidden_size,
+        "mm_vision_select_layer": config.feature_layer,
+        "mm_use_im_start_end": True,
+        "mm_use_image_start_end": True,
+        "num_level_reg_features": len(config.region.scales),
+        "num_reg_features": len(config.region.scales),
+        "bbox_token_idx": config.tokens.bbox,
+        "out_dim": config.grounding.prompt_dim,
+        OURS: {
+            name: plain[name]
+            for name in ("region", "grounding", "losses", "prompt", "feature_layer", "level_step")
+            + ("mode", "seg_state", "size_name")
+        },
+    }
+
+
+def vision_tower_of(given: Mapping) -> str:
+    """The hub id or folder of the CLIP that an official config.json names; the released one's if it names none."""
+    return str(given.get("mm_vision_tower") or given.get("vision_tower") or CLIP)

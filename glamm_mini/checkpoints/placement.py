@@ -1,32 +1,43 @@
-"""Which part of a model lies on which device, by accelerate: GPUs first, then the CPU's memory, then the disk.
+"""Where a model's parts lie, by accelerate (GPUs first, then memory, then the disk), and how many bits they take.
 
 A part that has no place on the main device lies elsewhere until it is called; accelerate fetches its weights, and
 puts them back, around every call.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
-from accelerate import dispatch_model, infer_auto_device_map
+from accelerate import infer_auto_device_map
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from accelerate.utils import compute_module_sizes
+from torch import nn
 
-WHOLE = ("LlamaDecoderLayer", "CLIPVisionModel", "GroundingImageEncoder", "RegionEncoder", "PixelDecoder")
+WHOLE = ("LlamaDecoderLayer", "VisionTower", "GroundingImageEncoder", "RegionEncoder", "PixelDecoder")
 """Classes whose weights lie on one device: what they compute goes back and forth between them."""
 
-READ_OUTSIDE = ["PixelDecoder"]
-"""Classes that read weights of their parts without calling these, as segment-anything's token tables are; all their
-weights are fetched when they are called themselves."""
+STAYS = "pixel_decoder"
+"""Always on the main device (16 MB at most): segment-anything reads its token tables without calling them, which is
+when accelerate would fetch them."""
 
 PARTS = ("global_encoder.clip", "vl_projector", "region_encoder", "language_model.model.embed_tokens")
 PARTS += ("language_model.model", "language_model.lm_head", "grounding_encoder", "pixel_decoder", "lp_projector")
 """What GLaMM calls, each of which hands its result back on the device that its input came from."""
 
+KINDS = ("4bit", "8bit")
+BLOCK = 64
+"""Weights that share one scale in 4 bits; a layer's input width is a multiple of it, or bitsandbytes fails on a CPU."""
+
+LANGUAGE = "language_model.model."
+"""Where the layers stand that are quantized. The image encoders, the projectors and the pixel decoder stay as they are
+(masks suffer first from lost bits), and so does the language model's head."""
+
 
 def place(
-    model, dtype: torch.dtype, max_memory: Mapping | None = None, offload_folder: str | Path | None = None
+    model: nn.Module, dtype: torch.dtype, max_memory: Mapping | None = None, offload_folder: str | Path | None = None
 ) -> dict[str, str | int]:
     """A device for every part of a model that is still on the meta device: its name -> 0, 1 ..., "cpu" or "disk".
 
@@ -45,6 +56,9 @@ def place(
     modules = {name for name, _ in model.named_modules()}
     # accelerate fetches what modules own, so a single weight has to stay where it is used.
     devices = {name: device if name in modules else main for name, device in devices.items()}
+    if set(devices) == {""}:  # all in one place
+        devices = {name: devices[""] for name, _ in model.named_children()}
+    devices = {name: device for name, device in devices.items() if not name.startswith(STAYS)} | {STAYS: main}
     if "disk" in devices.values() and offload_folder is None:
         sizes = compute_module_sizes(model, dtype=dtype)
         on_disk = sum(sizes[name] for name, device in devices.items() if device == "disk")
@@ -55,20 +69,13 @@ def place(
     return devices
 
 
-def dispatch(model, devices: Mapping[str, str | int], offload_folder: str | Path | None = None):
-    """Let accelerate move inputs and weights of a filled model, whose parts lie as `place` has said."""
-    dispatch_model(model, dict(devices), offload_dir=offload_folder, preload_module_classes=READ_OUTSIDE)
-    main = model.main_device = main_device(devices)
+def dispatch(model: nn.Module, devices: Mapping[str, str | int]) -> None:
+    """Let every part hand its result back where its input came from: GLaMM calls its parts one by one, and accelerate
+    does so for calls of the whole model alone."""
     if len(set(devices.values()) - {"cpu", "disk"}) > 1:
         for name in PARTS:
-            hook = AlignDevicesHook(execution_device=main, io_same_device=True)
+            hook = AlignDevicesHook(execution_device=main_device(devices), io_same_device=True)
             add_hook_to_module(model.get_submodule(name), hook, append=True)
-    return model
-
-
-def first_device() -> dict[str, str]:
-    """Everything on the GPU, or on the CPU where there is none."""
-    return {"": "cuda" if torch.cuda.is_available() else "cpu"}
 
 
 def main_device(devices: Mapping[str, str | int]) -> str | int:
@@ -76,18 +83,13 @@ def main_device(devices: Mapping[str, str | int]) -> str | int:
     return next((device for device in devices.values() if device not in ("cpu", "disk")), "cpu")
 
 
-def device_of(name: str, devices: Mapping[str, str | int]) -> str | int:
-    """The device of a weight: that of the longest beginning of its name that `devices` holds."""
-    while name not in devices and name:
-        name = name.rpartition(".")[0]
-    return devices[name]
-
-
-def folder_on_disk(offload_folder: str | Path) -> TemporaryDirectory:
+def folder_on_disk(offload_folder: str | Path | None) -> TemporaryDirectory:
     """A folder of its own for one model's weights, inside `offload_folder`; it goes when the model does.
 
     Raises OSError if it cannot be made.
     """
+    if offload_folder is None:
+        raise ValueError("some weights are to lie on the disk; say where by offload_folder='FOLDER'")
     try:
         Path(offload_folder).mkdir(parents=True, exist_ok=True)
         return TemporaryDirectory(prefix="glamm-", dir=offload_folder)
@@ -106,3 +108,63 @@ def _check_memory(max_memory: Mapping | None) -> None:
             f"max_memory is {max_memory!r}; expected sizes for some of {known}, such as {{'cpu': '30GB'}}; this "
             f"machine has {torch.cuda.device_count()} GPUs"
         )
+
+
+@dataclass
+class Quantization:
+    """kind: "4bit" or "8bit". config: transformers' BitsAndBytesConfig."""
+
+    kind: str
+    config: Any
+
+    def keep_the_rest(self, model: nn.Module) -> list[str]:
+        """Name what is not quantized, unless the settings name it themselves; returns the layers that are.
+
+        Raises ValueError if there is none, as in the tiny model.
+        """
+        layers = [
+            name
+            for name, layer in model.named_modules()
+            if name.startswith(LANGUAGE) and type(layer) is nn.Linear and layer.in_features % BLOCK == 0
+        ]
+        if not layers:
+            raise ValueError(
+                f"quantize={self.kind!r} finds no layer in this model whose width is a multiple of {BLOCK}; it is "
+                "small enough as it is: leave quantize out"
+            )
+        linear = {name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+        if self.config.llm_int8_skip_modules is None:
+            self.config.llm_int8_skip_modules = sorted(linear - set(layers))
+        return layers
+
+
+def quantization(wanted: Any, dtype: torch.dtype | None) -> Quantization | None:
+    """The settings behind "4bit", "8bit" or a BitsAndBytesConfig; None for none.
+
+    Raises ValueError for an unknown kind, ModuleNotFoundError that names the extra if bitsandbytes is missing.
+    """
+    if wanted is None:
+        return None
+    if isinstance(wanted, str) and wanted not in KINDS:
+        raise ValueError(f"quantize is {wanted!r}; expected None, {' or '.join(map(repr, KINDS))}")
+    from transformers import BitsAndBytesConfig
+
+    try:
+        import bitsandbytes  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "quantizing needs bitsandbytes, which is not installed: pip install 'glamm-mini[quantize]'",
+            name="bitsandbytes",
+        ) from error
+    if isinstance(wanted, str):
+        four, compute = wanted == "4bit", dtype or torch.bfloat16
+        wanted = BitsAndBytesConfig(
+            load_in_4bit=four,
+            load_in_8bit=not four,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=compute,
+        )
+    elif not isinstance(wanted, BitsAndBytesConfig):
+        raise ValueError(f"quantization_config is {type(wanted).__name__}; expected transformers' BitsAndBytesConfig")
+    return Quantization("4bit" if wanted.load_in_4bit else "8bit", wanted)

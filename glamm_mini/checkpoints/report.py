@@ -1,9 +1,11 @@
 """What a loader or a converter did: which part came from which file, as a dataclass that prints itself."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any
 
 import torch
+
+from glamm_mini.checkpoints.files import Stored
 
 
 @dataclass
@@ -25,12 +27,11 @@ class PartReport:
 
 @dataclass
 class LoadReport:
-    """loaded: how many tensors were taken over. ignored: official names of computed buffers, and what a CLIP file
-    holds beside the image encoder. kept: our names that the checkpoint did not hold and that keep their values (the
-    vision tower, where that was allowed). parts: by the model's part. notes: what was assumed. second: official names
-    that share the values of another -> that other name. dropped: official names left out on request."""
+    """ignored: official names of computed buffers, and what a CLIP file holds beside the image encoder. kept: our
+    names that the checkpoint did not hold (the vision tower, where that was allowed). parts: by the model's part.
+    notes: what was assumed. second: official names that share the values of another -> that other name. dropped:
+    official names left out on request."""
 
-    loaded: int = 0
     ignored: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     parts: dict[str, PartReport] = field(default_factory=dict)
@@ -38,23 +39,27 @@ class LoadReport:
     second: dict[str, str] = field(default_factory=dict)
     dropped: list[str] = field(default_factory=list)
 
-    def add(self, name: str, shape, stored: torch.dtype, made: str, file: Path) -> None:
+    def add(self, name: str, entry: Stored, made: str) -> None:
         """Count one tensor under the part that its name (of ours) begins with; `made` names its new type."""
         part = self.parts.setdefault(name.split(".")[0], PartReport())
         part.tensors += 1
-        part.bytes += torch.Size(shape).numel() * stored.itemsize
-        part.stored.add(type_name(stored))
+        part.bytes += entry.nbytes
+        part.stored.add(type_name(entry.dtype))
         part.made.add(made)
-        if file.name not in part.files:
-            part.files.append(file.name)
-        self.loaded += 1
+        if entry.file.name not in part.files:
+            part.files.append(entry.file.name)
+
+    @property
+    def loaded(self) -> int:
+        """How many tensors were taken over."""
+        return sum(part.tensors for part in self.parts.values())
 
     @property
     def bytes(self) -> int:
         """Bytes of all tensors, as they were stored."""
         return sum(part.bytes for part in self.parts.values())
 
-    def table(self):
+    def table(self) -> Any:
         """The report as a table of rich, one line a part."""
         from rich.table import Table
 

@@ -25,7 +25,7 @@ def convert(
     ] = False,
     lora: Annotated[Path | None, typer.Option(help="A folder of LoRA to merge into the weights.")] = None,
     drop: Drop = None,
-    check: Annotated[bool, typer.Option("--check", help="Read names and shapes alone, and print the report.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Compare names and shapes alone; fetches no weights.")] = False,
 ) -> None:
     """Convert a checkpoint: official to ours, or ours to official; LoRA is merged on the way.
 
@@ -38,7 +38,8 @@ def convert(
     need_tower = (vision_tower is not None) if check else None
     screen = Console(stderr=True)
     with screen.status(f"reading the names in {source}"):
-        conversion = prepare(source, to, vision_tower, dtype, None if check else lora, need_tower, drop or ())
+        given = None if check else lora, need_tower, drop or (), "names" if check else "all"
+        conversion = prepare(source, to, vision_tower, dtype, *given)
     if not check:
         columns = TextColumn("writing"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
         with Progress(*columns, console=screen) as progress:

@@ -11,11 +11,12 @@ import torch
 
 from glamm_mini import registry
 from glamm_mini.assistant.assistant import Assistant
-from glamm_mini.checkpoints.folder import load_model, save_model
+from glamm_mini.checkpoints.load import load_model
 from glamm_mini.checkpoints.lora import add_lora, merge_lora, save_lora
+from glamm_mini.checkpoints.save import save_model
 from glamm_mini.data.collate import Collate
 from glamm_mini.data.sample import Sample
-from glamm_mini.model.dtypes import AUTOCAST
+from glamm_mini.dtypes import AUTOCAST
 from glamm_mini.model.glamm import GlammForConditionalGeneration
 from glamm_mini.processing.processor import GlammProcessor
 from glamm_mini.training.data_order import COUNTS

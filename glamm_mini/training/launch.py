@@ -11,7 +11,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 
-from glamm_mini.model.dtypes import half_type
+from glamm_mini.dtypes import half_type
 from glamm_mini.training import resume as checkpoint
 from glamm_mini.training.settings import TrainSettings
 
@@ -97,7 +97,8 @@ def resolve_precision(precision: str, device: torch.device) -> str:
         return precision
     if device.type == "cpu":
         # Without instructions of its own for it, a processor computes bf16 many times slower than float32.
-        able = torch.cpu.get_capabilities()
+        # Older releases of torch, 2.9 among them, cannot tell: float32 is right everywhere.
+        able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
         return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "no"
     return {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}[half_type(device)]
 

@@ -16,9 +16,9 @@ def write_record(run: Path, target: Path, **more) -> None:
     record = {
         "command": " ".join(["glamm-mini", *sys.argv[1:]]),
         **more,
-        "settings": json.loads((run / "settings.json").read_text()),
+        "settings": json.loads((run / "settings.json").read_text("utf-8")),
         "seconds": round(sum(line.get("seconds", 0.0) for line in log)),
         "validation": [{"step": line["step"], **line["validation"]} for line in log if "validation" in line],
         "last": next((line for line in reversed(log) if "loss" in line), None),
     }
-    target.write_text(json.dumps(record, indent=1) + "\n")
+    target.write_text(json.dumps(record, indent=1) + "\n", "utf-8")

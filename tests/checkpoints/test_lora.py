@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 from small_models import answer_labels, box_set, images, padded, row, small_model, truths
 
 from glamm_mini import GlammForConditionalGeneration, paths
-from glamm_mini.checkpoints.find import check_no_pickle
 from glamm_mini.checkpoints.lora import add_lora, has_lora, load_lora, lora_settings, merge_lora, save_lora
 from glamm_mini.checkpoints.official import official_to_ours, ours_to_official
 from glamm_mini.checks.parity.case import ReferenceCase
@@ -113,13 +112,15 @@ def test_saved_lora_is_small_and_loads_onto_its_base_alone(tmp_path):
     thaw_only(model, ("lora_", "lm_head"))
     stirred(model).language_model.lm_head.weight.data += 0.1
     save_lora(tmp_path, model, base="tiny")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["lora.json", "lora.safetensors"]
-    stored = load_file(tmp_path / "lora.safetensors")
-    assert set(stored) == {n for n, p in model.named_parameters() if p.requires_grad} and len(stored) == 9
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    stored = load_file(tmp_path / "adapter_model.safetensors")
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert {name.replace(".default.", ".") for name in trained} == {n.removeprefix("base_model.model.") for n in stored}
+    assert len(stored) == 9
     again = small_model()
     assert load_lora(again, tmp_path)["base"] == "tiny"
     assert torch.equal(again(ids).logits, model(ids).logits)
-    assert {n for n, p in again.named_parameters() if p.requires_grad} == set(stored)
+    assert {n for n, p in again.named_parameters() if p.requires_grad} == trained
     half = small_model().bfloat16()
     load_lora(half, tmp_path)  # the same base in half precision is the same base
     assert {p.dtype for n, p in half.named_parameters() if ".lora_" in n} == {torch.float32}
@@ -174,27 +175,30 @@ def test_wrong_adapters_are_refused_and_leave_the_model_as_it_was(tmp_path):
     model = small_model()
     with pytest.raises(ValueError, match="no LoRA"):
         save_lora(tmp_path, model)
-    with pytest.raises(FileNotFoundError, match="no lora.json"):
+    with pytest.raises(FileNotFoundError, match="no adapter_config.json"):
         load_lora(model, tmp_path)
     add_lora(model, rank=4)
     save_lora(tmp_path, model, base="tiny")
     other = small_model()
     add_lora(other, rank=2)
-    with pytest.raises(ValueError, match="rank 4, the model has 2"):
+    with pytest.raises(ValueError, match="does not fit the model's"):
         load_lora(other, tmp_path)
+    assert lora_settings(other)["rank"] == 2
     text = small_model().config.text.to_dict()
     wider = small_model(text=text | {"hidden_size": 64, "num_attention_heads": 8})
     deeper = small_model(text=text | {"num_hidden_layers": 3})
+    deeper.load_state_dict(small_model().state_dict(), strict=False)  # the same weights, and a layer more
     for wrong, words in ((wider, "of another model"), (deeper, "of another model"), (small_model(1), "other weights")):
         names = list(wrong.state_dict())
         with pytest.raises(ValueError, match=f"{words}.*tiny"):
             load_lora(wrong, tmp_path)
         assert list(wrong.state_dict()) == names and all(p.requires_grad for p in wrong.parameters())
-    (tmp_path / "lora.json").write_text('{"rank": 4}')
-    with pytest.raises(ValueError, match="does not say alpha, base, dropout, probe, targets"):
-        load_lora(small_model(), tmp_path)
-    (tmp_path / "lora.safetensors").write_bytes(b"\x80\x04")
-    with pytest.raises(ValueError, match="pickle"):
+    for text in ("[1", '{"peft_type": "NEVER"}', '{"peft_type": "LORA", "r": 0}'):
+        (tmp_path / "adapter_config.json").write_text(text)
+        with pytest.raises(ValueError, match=str(tmp_path)):
+            load_lora(small_model(), tmp_path)
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"\x80\x04")
+    with pytest.raises(ValueError, match="adapter_model.safetensors"):
         load_lora(small_model(), tmp_path)
 
 
@@ -241,8 +245,59 @@ def test_frozen_parts_in_half_precision_trained_parts_in_float32():
     assert all(b.dtype != torch.bfloat16 for b in model.buffers())
 
 
-def test_a_header_whose_length_looks_like_a_pickle_is_none(tmp_path):
-    header = b'{"__metadata__":{"format":"pt"}}'.ljust(0x0380)
-    (tmp_path / "odd.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
-    check_no_pickle(tmp_path / "odd.safetensors")
-    assert load_file(tmp_path / "odd.safetensors") == {}
+# --- peft's own ------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_of_ours_is_read_by_peft(tmp_path):
+    """Parts trained beside LoRA are its `modules_to_save`."""
+    peft = pytest.importorskip("peft")
+    model, batch = small_model(), asked()
+    add_lora(model)
+    thaw_only(model, OFFICIAL)
+    generator = torch.Generator().manual_seed(7)
+    for parameter in stirred(model).parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.01 * torch.randn(parameter.shape, generator=generator)
+    save_lora(tmp_path, model, base="tiny")
+    wrapped = peft.PeftModel.from_pretrained(small_model(), tmp_path).eval()
+    given = {key: value for key, value in batch.items() if key not in ("labels", "masks")}
+    expected, found = model(**given), wrapped(**given)
+    torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.low_res, expected.low_res, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("targets", [r"language_model\..*\.(q_proj|v_proj)", ["q_proj", "up_proj"]])
+@pytest.mark.parametrize("saved", [None, ["lm_head"]])
+def test_a_folder_of_peft_is_read_and_merged(tmp_path, targets, saved):
+    """Also one whose targets lie outside the language model: CLIP has layers called q_proj too."""
+    peft = pytest.importorskip("peft")
+    settings = peft.LoraConfig(r=3, target_modules=targets, modules_to_save=saved, use_rslora=True)
+    wrapped = peft.get_peft_model(small_model(), settings)
+    stirred(wrapped)
+    if saved:
+        wrapped.base_model.model.language_model.lm_head.weight.data += 0.1
+    wrapped.eval().save_pretrained(tmp_path)
+    ids = rows()
+    expected = wrapped(ids).logits
+    model = small_model()
+    load_lora(model, tmp_path)
+    torch.testing.assert_close(model(ids).logits, expected, rtol=0, atol=1e-5)
+    assert all(
+        p.requires_grad == (".lora_" in n or "lm_head" in n and bool(saved)) for n, p in model.named_parameters()
+    )
+    # Two blocks of the language model; four of CLIP, and SAM's attention between prompts and picture.
+    assert merge_lora(model) == (4 if isinstance(targets, str) else 15)
+    assert list(model.state_dict()) == list(small_model().state_dict())
+    torch.testing.assert_close(model(ids).logits, expected, rtol=0, atol=1e-5)
+
+
+def test_load_puts_an_adapter_beside_the_weights(tmp_path):
+    import glamm_mini
+
+    glamm = glamm_mini.load("tiny", device="cpu")
+    add_lora(glamm.model)
+    save_lora(tmp_path, stirred(glamm.model), base="tiny")
+    again = glamm_mini.load("tiny", device="cpu", lora=tmp_path)
+    assert has_lora(again.model) and not any(p.requires_grad for p in again.model.parameters())
+    ids = rows()
+    assert torch.equal(again.model(ids).logits, glamm.model.eval()(ids).logits)

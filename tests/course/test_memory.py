@@ -122,15 +122,16 @@ def test_official_training_has_the_official_trained_numbers():
 @pytest.mark.parametrize("kind", ["4bit", "8bit"])
 def test_quantized_weights_are_what_bitsandbytes_stores(kind):
     pytest.importorskip("bitsandbytes")
-    from glamm_mini.checkpoints.quantize import layers_to_quantize, quantize
+    from glamm_mini.checkpoints.placement import quantization
 
     sizes = SIZES | {"text": SIZES["text"] | dict(hidden_size=128, intermediate_size=320)}
     config = small_config(**sizes)
     model = GlammForConditionalGeneration(config).half()
-    names = {f"{name}.weight" for name in layers_to_quantize(model, kind)}
+    settings = quantization(kind, torch.float16)
+    names = {f"{name}.weight" for name in settings.keep_the_rest(model)}
     assert {w.name for w in list_weights(config, "none", 0, kind) if w.quantized} == names
-    quantize(model, kind)
-    model.language_model.to("cpu")
+    given = dict(config=config, state_dict=model.state_dict(), dtype=torch.float16, device_map={"": "cpu"})
+    model = GlammForConditionalGeneration.from_pretrained(None, quantization_config=settings.config, **given)
     stored = 0
     for p in model.language_model.parameters():
         stored += p.nbytes
@@ -224,7 +225,7 @@ def test_the_cache_is_transformers_own(config, batch):
     with torch.no_grad():
         for count in (length, *[1] * (new - 1)):
             embeds = torch.zeros(ROWS, count, config.text.hidden_size)
-            model.language_model.model(inputs_embeds=embeds, cache=cache, use_cache=True)
+            model.language_model.model(None, None, None, cache, embeds, use_cache=True)  # its name has changed
     stored = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     report = config.memory_report("float32", "none", new_tokens=new, **words)
     assert report["language_model"]["cache"] * 1e6 == stored
@@ -329,17 +330,17 @@ def test_an_official_folder_is_counted_by_its_own_sizes(capsys, tmp_path):
     """Its config.json says nothing in our words: read as ours it would be a model of another size."""
     from official_files import small_state, write_official
 
-    from glamm_mini.checkpoints.source import empty_model, open_checkpoint
+    from glamm_mini.checkpoints.source import open_checkpoint
     from glamm_mini.cli.main import main
 
     folder = write_official(tmp_path / "glamm", small_state())
     with pytest.raises(SystemExit) as end:
         main(["memory", "--size", str(folder)])
     assert end.value.code == 0
-    config = open_checkpoint(folder, need_tower=False).config
+    source = open_checkpoint(folder, weights="none")
+    config = source.config
     shown = capsys.readouterr().out.strip()
     assert shown == str(config.memory_report("bfloat16", "none", checkpointing=False)).strip()
-    parameters = sum(p.numel() for p in empty_model(config).language_model.parameters())
+    parameters = sum(p.numel() for p in source.empty_model().language_model.parameters())
     weights = config.memory_report("bfloat16", "none")["language_model"]["weights"]
     assert weights * 1e6 == pytest.approx(2 * parameters)
-    assert shown != str(GlammConfig.from_pretrained(folder).memory_report("bfloat16", "none")).strip()

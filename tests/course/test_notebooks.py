@@ -74,6 +74,13 @@ def test_nothing_stored_needs_a_running_python(stored):
     )
 
 
+def test_no_cell_shows_the_insides_of_an_object_by_mistake(stored):
+    for cell in stored.cells:
+        for output in cell.get("outputs", []):
+            if "text/plain" in output.get("data", {}) and not {"image/png", "text/html"} & set(output.data):
+                assert output.data["text/plain"].count("\n") < 40, f"end it with a semicolon:\n{cell.source}"
+
+
 def test_pictures_are_small_and_have_words(stored):
     for size, words in images(stored):
         assert size < IMAGE_BYTES and words

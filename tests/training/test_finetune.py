@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 import glamm_mini
-from glamm_mini.checkpoints.folder import load_model, save_model
+from glamm_mini.checkpoints.load import load_model
 from glamm_mini.checkpoints.lora import has_lora, load_lora, merge_lora
+from glamm_mini.checkpoints.save import save_model
 from glamm_mini.training import finetune, recipes
 from glamm_mini.training.data_order import COUNTS
 from glamm_mini.training.logs import read_log
@@ -26,7 +27,7 @@ TRAINED = ("embed_tokens", "lm_head", "region_encoder", "lp_projector", "pixel_d
 
 @pytest.mark.parametrize("name", ["combined", "gcg", "grand_pretraining", "refseg", "regcap_refcocog", "regcap_vg"])
 def test_a_recipe_trains_saves_resumes_merges_and_answers(name, tmp_path, monkeypatch):
-    monkeypatch.setattr("glamm_mini.assistant.assistant.MAX_NEW_TOKENS", 6)
+    monkeypatch.setattr("glamm_mini.assistant.assistant.MAX_NEW_TOKENS", dict.fromkeys(("fixed", "official"), 6))
     lora = recipes.run(name, "tiny", "storybook", tmp_path, overrides=[*STEPS, "merge=false"])
     assert lora == tmp_path / "lora" and (lora / "training.json").is_file()
     folder = recipes.run(name, "tiny", "storybook", tmp_path, resume=True, overrides=STEPS)
@@ -106,7 +107,7 @@ def test_frozen_parts_may_be_bfloat16_while_what_is_trained_stays_float32(tmp_pa
             return super().fit(resume)
 
     monkeypatch.setattr(finetune, "Trainer", Watched)
-    monkeypatch.setattr("glamm_mini.assistant.assistant.MAX_NEW_TOKENS", 6)
+    monkeypatch.setattr("glamm_mini.assistant.assistant.MAX_NEW_TOKENS", dict.fromkeys(("fixed", "official"), 6))
     half = [*STEPS, "precision=bf16", "frozen=half", "scenes=1"]  # validated too, in both types
     recipes.run("combined", "tiny", "storybook", tmp_path / "half", overrides=half)
     assert "gcg_miou" in read_log(tmp_path / "half" / "log.jsonl")[-1]["validation"]

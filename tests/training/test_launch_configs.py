@@ -115,7 +115,8 @@ def test_the_slurm_script_is_bash_and_starts_a_torchrun_that_parses():
     for name, value in {"$SLURM_NNODES": "2", "$SLURM_JOB_ID": "7", "$head": "node1", '"$@"': "gcg --size 7b"}.items():
         line = line.replace(name, value)
     check_glamm(check_torchrun(shlex.split(line)))
-    assert "--signal=B:USR1@300" in text and "--shutdown-timeout 240" in line  # saved before Slurm kills
+    # Saved before Slurm kills.
+    assert "--signal=B:USR1@300" in text and "export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=240\nsrun " in text
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp", "zero2", "zero3"])

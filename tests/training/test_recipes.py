@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from glamm_mini.assistant.assistant import Assistant
-from glamm_mini.checkpoints.folder import load_model
+from glamm_mini.checkpoints.load import load_model
 from glamm_mini.storybook.pretrain import run as storybook
 from glamm_mini.training import recipes
 
@@ -72,7 +72,7 @@ def test_backbones_are_put_into_a_glamm(backbones):
 
 
 def test_a_trained_model_loads_and_answers(trained, monkeypatch):
-    monkeypatch.setattr("glamm_mini.assistant.assistant.MAX_NEW_TOKENS", 6)
+    monkeypatch.setattr("glamm_mini.assistant.assistant.MAX_NEW_TOKENS", dict.fromkeys(("fixed", "official"), 6))
     model, processor = load_model(trained)
     assert (model.config.size_name, model.config.mode) == ("tiny", "fixed")
     assert model.config.text.vocab_size == len(processor.tokenizer)

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from glamm_mini.training import resume as checkpoint
 from glamm_mini.training.data_order import Batches, permuted
 from glamm_mini.training.held_out import held_out_loss
+from glamm_mini.training.launch import resolve_precision
 from glamm_mini.training.logs import TrainingLog, read_log
 from glamm_mini.training.settings import TrainSettings
 from glamm_mini.training.stopping import TrainingInterrupted
@@ -168,12 +169,17 @@ def test_training_learns(tmp_path):
 
 @pytest.mark.parametrize("able", [{"avx512_bf16": True}, {"amx_bf16": True, "avx512_bf16": False}, {"avx2": True}, {}])
 def test_precision_auto_is_bf16_where_the_processor_computes_it(tmp_path, monkeypatch, able):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able, raising=False)
     settings = BASE.with_overrides(["steps=3"])
     for precision in ("no", "bf16", "auto"):
         trainer(tmp_path / precision, settings.with_overrides([f"precision={precision}"])).fit()
     found = [losses(tmp_path / precision) for precision in ("no", "bf16", "auto")]
     assert found[0] != found[1] and found[2] == found[1 if any(able.get(k) for k in ("avx512_bf16", "amx_bf16")) else 0]
+
+
+def test_precision_auto_is_float32_where_torch_cannot_tell(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)  # as in torch 2.9
+    assert resolve_precision("auto", torch.device("cpu")) == "no"
 
 
 # ---- log and command ----

@@ -3,7 +3,7 @@
 import torch
 
 from glamm_mini.checkpoints.lora import add_lora
-from glamm_mini.model.dtypes import AUTOCAST
+from glamm_mini.dtypes import AUTOCAST
 from glamm_mini.model.glamm import GlammForConditionalGeneration
 from glamm_mini.model.tokens import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from glamm_mini.training.launch import resolve_precision

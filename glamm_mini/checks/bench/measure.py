@@ -124,12 +124,12 @@ def _forget_peak(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return float(torch.cuda.memory_allocated(device))
-    Path("/proc/self/clear_refs").write_text("5")  # proc(5): sets the peak back to what is held now
+    Path("/proc/self/clear_refs").write_text("5", "utf-8")  # proc(5): sets the peak back to what is held now
     return _of_process("VmRSS")
 
 
 def _of_process(name: str) -> float:
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text("utf-8").splitlines())
     return 1024.0 * int(lines[name].split()[0])
 
 

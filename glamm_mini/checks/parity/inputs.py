@@ -13,12 +13,11 @@ import numpy as np
 from glamm_mini.checks.parity import weights
 from glamm_mini.checks.parity.compare import Comparison, measured_row
 from glamm_mini.model.config import OFFICIAL_SYSTEM, GlammConfig
-from glamm_mini.model.tokens import IM_END, IM_START, IMAGE
+from glamm_mini.model.tokens import IM_END, IM_START, IMAGE, PHRASE_END, PHRASE_START, SEG
 from glamm_mini.paths import parity_folder
 from glamm_mini.processing.images import encode_mask
 from glamm_mini.processing.llama_tokenizer import official_decode, official_tokenizer
 from glamm_mini.processing.processor import GlammProcessor, pad_rows
-from glamm_mini.processing.tags import official_parse
 
 PICTURES, WORDS = "preprocess", "tokens"
 INTRODUCTIONS = (f"The {IMAGE} provides an overview of the picture.\n", f"{IMAGE}\n")
@@ -145,3 +144,17 @@ def _same(part: str, name: str, ours, expected) -> Comparison:
     else:
         off = int(ours != expected)
     return Comparison(part, name, float(off), 0.0, float("inf") if off else 0.0)
+
+
+def official_parse(output: str) -> tuple[str, list[str]]:
+    """A whole output, prompt included, to caption and phrases as the released evaluation took them.
+
+    Published numbers depend on its oddities: the answer begins behind the last "ASSISTANT: ", blank included; line
+    ends vanish without a blank; everything from a "<" to the next ">" is cut, ordinary text too; a phrase that was not
+    closed swallows the next one, tags included; quotation marks (') around the caption are dropped.
+    `processing.tags.parse_grounded` is what the package itself uses.
+    """
+    answer = output.replace("\n", "").replace("  ", " ").split("ASSISTANT: ")[-1]
+    phrases = [phrase.strip() for phrase in re.findall(f"{PHRASE_START}(.*?){PHRASE_END}", answer)]
+    caption = re.sub("<.*?>", "", answer).replace(SEG, "")
+    return " ".join(caption.split()).strip("'").strip(), phrases

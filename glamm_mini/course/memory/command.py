@@ -23,12 +23,12 @@ def memory(
     trained: Annotated[
         str, typer.Option(help="none (to answer), official, all, or pieces of names, a comma each.")
     ] = "none",
-    batch: Annotated[int, typer.Option(help="Rows per device, a picture each.")] = 1,
-    text: Annotated[int, typer.Option(help="Tokens of a row beside the image.")] = 192,
-    new: Annotated[int, typer.Option(help="Tokens of an answer.")] = 100,
-    boxes: Annotated[int, typer.Option(help="Boxes of a row.")] = 1,
-    masks: Annotated[int, typer.Option(help="Masks of a row.")] = 3,
-    shard: Annotated[int, typer.Option(help="How many devices train together.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, max=10**6, help="Rows per device, a picture each.")] = 1,
+    text: Annotated[int, typer.Option(min=1, max=10**6, help="Tokens of a row beside the image.")] = 192,
+    new: Annotated[int, typer.Option(min=1, max=10**6, help="Tokens of an answer.")] = 100,
+    boxes: Annotated[int, typer.Option(min=0, max=10**6, help="Boxes of a row.")] = 1,
+    masks: Annotated[int, typer.Option(min=0, max=10**6, help="Masks of a row.")] = 3,
+    shard: Annotated[int, typer.Option(min=1, max=10**6, help="How many devices train together.")] = 1,
     sharding: Annotated[Sharding, typer.Option(help="How these divide the training.")] = Sharding.full,
     checkpointing: Annotated[bool, typer.Option(help="Compute layers again instead of keeping them.")] = True,
 ) -> None:
@@ -60,12 +60,9 @@ def memory(
 
 def _config(size: str):
     """The configuration of a size, or of a folder; an official one stands partly in the shapes of its weights."""
-    from glamm_mini.checkpoints.find import is_official
     from glamm_mini.checkpoints.source import open_checkpoint
     from glamm_mini.model.config import SIZES, GlammConfig
 
     if size in SIZES:
         return GlammConfig.of_size(size)
-    if is_official(Path(size)):
-        return open_checkpoint(size, need_tower=False).config
-    return GlammConfig.from_pretrained(size)
+    return open_checkpoint(size, need_tower=False, weights="none").config

@@ -1,10 +1,10 @@
-"""Files of weights from scratch: how a checkpoint is cut into shards, and what the bytes of a safetensors file say."""
+"""Official weights: how a checkpoint is cut into shards, and what the bytes of a safetensors file say."""
 
 import json
 
 import torch
 
-from glamm_mini.checkpoints.shards import SAFETENSORS_TYPES
+from glamm_mini.checkpoints.files import SAFETENSORS_TYPES
 
 
 def cut_shards(sizes: dict[str, int], limit: int) -> list[list[str]]:

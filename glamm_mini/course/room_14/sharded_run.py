@@ -49,7 +49,7 @@ def note_held(model: torch.nn.Module, out: Path) -> None:
         written.append(out)
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
         out.mkdir(parents=True, exist_ok=True)
-        (out / f"held_{rank}.json").write_text(json.dumps(held_here(model, optimizer)))
+        (out / f"held_{rank}.json").write_text(json.dumps(held_here(model, optimizer)), "utf-8")
 
     # At that moment gradients are still there, and moments exist. Hooks stay: torch is going through them.
     register_optimizer_step_post_hook(note)

@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 
 from glamm_mini import paths
 from glamm_mini.assistant.assistant import Assistant
-from glamm_mini.checkpoints.folder import load_weights, save_model
+from glamm_mini.checkpoints.load import load_weights
+from glamm_mini.checkpoints.save import save_model
 from glamm_mini.model.config import SIZES, GlammConfig
 from glamm_mini.model.glamm import GlammForConditionalGeneration
 from glamm_mini.processing.processor import GlammProcessor

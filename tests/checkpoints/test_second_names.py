@@ -9,7 +9,7 @@ from official_files import assert_holds, change_shard, small_state, write_clip, 
 
 import glamm_mini
 from glamm_mini.checkpoints.convert import prepare
-from glamm_mini.checkpoints.folder import load_model
+from glamm_mini.checkpoints.load import load_model
 
 
 @pytest.fixture(scope="module")

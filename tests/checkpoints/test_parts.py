@@ -8,8 +8,9 @@ import torch
 from pretrained_parts import ROWS, parts_config, save_clip, save_llama, save_sam, save_transformers_sam
 from safetensors.torch import load_file, save_file
 
-from glamm_mini.checkpoints.folder import load_model, save_model
+from glamm_mini.checkpoints.load import load_model
 from glamm_mini.checkpoints.parts import OWN_PARTS, from_parts
+from glamm_mini.checkpoints.save import save_model
 from glamm_mini.model.tokens import ADDED_TOKENS
 
 
@@ -72,21 +73,17 @@ def test_every_tensor_is_its_source(loaded, stored):
     model, _, report = loaded
     assert_filled(model, stored[1])
     assert not any(p.is_meta for p in model.state_dict().values())
-    counts = {part: sum(p.numel() for p in getattr(model, part).parameters()) for part in OWN_PARTS}
-    assert report.started == counts
-    assert len(list((stored[0] / "llama").glob("*.safetensors"))) > 3, "the language model is to be in shards"
-    total = sum(count for _, _, count in report.filled.values()) + sum(report.started.values())
-    matrix = model.pixel_decoder.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
-    assert total == sum(p.numel() for p in model.parameters()) + matrix.numel()
+    files = {name: part.files for name, part in report.parts.items()}
+    assert len(files["language_model"]) > 3, "the language model is to be in shards"
+    assert files["pixel_decoder"] == ["sam.pth"] and all(files[part] == ["starting values"] for part in OWN_PARTS)
+    assert report.loaded == len(model.state_dict())
     assert any(name.startswith("text_model.") for name in report.ignored)
-    text = str(report)
-    assert all(part in text for part in (*report.filled, *report.started)) and "7 new tokens" in text
+    assert "7 new tokens" in str(report) and "starting values" in str(report)
 
 
 def test_new_tokens_start_at_the_mean(loaded, stored):
-    model, processor, report = loaded
+    model, processor, _ = loaded
     llama = stored[1]["llama"]
-    assert report.new_rows == 7
     for ours, theirs in (
         (model.get_input_embeddings().weight, llama.model.embed_tokens.weight),
         (model.language_model.lm_head.weight, llama.lm_head.weight),
@@ -148,15 +145,15 @@ def test_it_answers_and_learns(loaded):
 def test_half_precision_is_half_the_weights_and_full_positions(stored, config, dtype):
     folder = stored[0]
     model, _, report = from_parts(config, folder / "clip", folder / "llama", folder / "sam.pth", dtype=dtype)
-    assert report.dtype == getattr(torch, dtype)
-    assert_filled(model, stored[1], report.dtype)
+    assert all(part.made == {dtype} for part in report.parts.values())
+    assert_filled(model, stored[1], getattr(torch, dtype))
     assert model.language_model.model.rotary_emb.inv_freq.dtype == torch.float32
 
 
 def test_auto_is_float32_without_a_gpu(stored, config):
     folder = stored[0]
-    report = from_parts(config, folder / "clip", folder / "llama", folder / "sam.pth", dtype="auto", device="cpu")[2]
-    assert report.dtype == torch.float32
+    model = from_parts(config, folder / "clip", folder / "llama", folder / "sam.pth", dtype="auto", device="cpu")[0]
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
 def test_the_vision_half_and_torch_files_do_as_well(tmp_path, stored, config):
@@ -181,7 +178,7 @@ def test_transformers_sam_is_the_same_model(tmp_path, stored, config):
     """Written by SamModel, read by from_parts: every tensor has its place, and both see and draw alike."""
     original = save_transformers_sam(tmp_path / "sam", config)
     model, _, report = from_parts(config, stored[0] / "clip", stored[0] / "llama", tmp_path / "sam")
-    assert report.filled["grounding_encoder"][0].endswith("model.safetensors")
+    assert report.parts["grounding_encoder"].files == ["model.safetensors"]
     pixels, state = torch.randn(1, 3, 32, 32), torch.randn(1, 1, 16)
     with torch.no_grad():
         seen = original.vision_encoder(pixels).last_hidden_state
@@ -226,41 +223,41 @@ BAD = [
     (
         "global_encoder",
         lambda p: edit(p / "model.safetensors", lambda s: s.pop("vision_model.pre_layrnorm.bias")),
-        r"global_encoder: .*model\.safetensors does not fit .* 1 tensors missing \(global_encoder\.clip\.pre_layrnorm",
+        r"1 missing \(global_encoder\.clip\.pre_layrnorm",
     ),
     (
         "global_encoder",
         lambda p: (p / "config.json").write_text('{"model_type": "siglip"}'),
-        "global_encoder: .*clip holds a 'siglip'; expected 'clip' or 'clip_vision_model'",
+        "clip holds a 'siglip'",
     ),
-    ("global_encoder", lambda p: (p / "config.json").write_text("{"), "global_encoder: .*config.json names no model"),
-    ("global_encoder", lambda p: (p / "config.json").unlink(), "global_encoder: .*clip has no config.json"),
+    ("global_encoder", lambda p: (p / "config.json").write_text("{"), "clip.config.json"),
+    ("global_encoder", lambda p: (p / "config.json").unlink(), "clip .*config.json"),
     (
         "language_model",
         lambda p: sorted(p.glob("*.safetensors"))[0].unlink(),
-        r"language_model: .*llama lacks 1 of the \d+ shards .*model-00001",
+        r"llama lacks 1 of the \d+ shards .*model-00001",
     ),
     (
         "language_model",
         lambda p: sorted(p.glob("*.safetensors"))[1].write_bytes(b"12345678"),
-        "language_model: .*model-00002.* is damaged, truncated",
+        "model-00002.* is damaged",
     ),
     (
         "language_model",
         lambda p: edit(sorted(p.glob("*.safetensors"))[0], lambda s: s.update({"model.more": torch.zeros(1)})),
-        r"language_model: .*llama does not fit .* 1 tensors unknown \(model\.more\)",
+        r"1 unexpected \(model\.more in model-00001",
     ),
-    ("language_model", lambda p: (p / "tokenizer.model").unlink(), "language_model: .*neither tokenizer.model nor"),
+    ("language_model", lambda p: (p / "tokenizer.model").unlink(), "tokenizer.model"),
     (
         "grounding_encoder",
         lambda p: edit(p, lambda s: s.update({"mask_decoder.iou_token.weight": torch.zeros(2, 16)})),
-        r"grounding_encoder: .*sam\.pth does not fit .* 1 tensors of another shape \(mask_decoder\.iou_token",
+        r"1 of another shape \(mask_decoder\.iou_token.* in sam.pth",
     ),
-    ("grounding_encoder", lambda p: p.write_bytes(p.read_bytes()[:-999]), "grounding_encoder: .*sam.pth is damaged"),
+    ("grounding_encoder", lambda p: p.write_bytes(p.read_bytes()[:-999]), "sam.pth is damaged"),
     (
         "grounding_encoder",
         lambda p: p.unlink(),
-        "grounding_encoder: there is no file .*published|grounding_encoder: .*",
+        "there is no file .*sam.pth",
     ),
 ]
 
@@ -274,7 +271,7 @@ def test_a_bad_part_is_named(places, config, part, spoil, message):
 
 def test_another_size_is_told_by_its_settings(tmp_path, places, config):
     save_sam(tmp_path / "big.pth", config, image_size=48)
-    with pytest.raises(ValueError, match=r"grounding_encoder: .*big\.pth .*image size, width and depth are fixed"):
+    with pytest.raises(ValueError, match=r"pos_embed in big\.pth"):
         from_parts(config, **places | {"grounding_encoder": tmp_path / "big.pth"})
     wide = parts_config(vision=config.vision.to_dict() | {"hidden_size": 64})
     with pytest.raises(ValueError, match=r"global_encoder: .*clip has hidden_size 32 \(expected 64\)"):
@@ -282,13 +279,13 @@ def test_another_size_is_told_by_its_settings(tmp_path, places, config):
 
 
 def test_arguments_that_cannot_be_meant(places, config, tmp_path):
-    with pytest.raises(ValueError, match="dtype 'int8' is unknown; expected auto, float32"):
+    with pytest.raises(ValueError, match="int8"):
         from_parts(config, **places, dtype="int8")
     with pytest.raises(ValueError, match="no pretrained parts are published for the size 'tiny'"):
         from_parts("tiny")
-    with pytest.raises(FileNotFoundError, match="global_encoder: there is no folder .*absent"):
+    with pytest.raises(FileNotFoundError, match="absent"):
         from_parts(config, **places | {"global_encoder": tmp_path / "absent"})
-    with pytest.raises(ValueError, match="sam.pth is a file; give the folder"):
+    with pytest.raises(FileNotFoundError, match="sam.pth is a file"):
         from_parts(config, **places | {"language_model": places["grounding_encoder"]})
-    with pytest.raises(ValueError, match=r"grounding_encoder: .*clip holds a 'clip'; expected 'sam'"):
+    with pytest.raises(ValueError, match=r"clip holds a 'clip'; expected 'sam'"):
         from_parts(config, **places | {"grounding_encoder": places["global_encoder"]})

@@ -10,8 +10,9 @@ import pytest
 import torch
 from pretrained_parts import parts_config, save_clip, save_llama, save_sam, save_transformers_sam
 
-from glamm_mini.checkpoints import part_sources
-from glamm_mini.checkpoints.part_sources import SAM_FILES, clip_source, llama_source, sam_source
+from glamm_mini.checkpoints import parts
+from glamm_mini.checkpoints.files import find_folder, weight_files
+from glamm_mini.checkpoints.parts import SAM_FILES, from_parts, sam_file
 
 
 @pytest.fixture()
@@ -21,7 +22,7 @@ def hub(tmp_path, monkeypatch):
 
     remote, cache, asked = tmp_path / "remote", tmp_path / "cache", []
 
-    def snapshot_download(name, allow_patterns):
+    def snapshot_download(name, allow_patterns, **_):
         asked.append(name)
         if name != "someone/model":
             raise OSError("404 Client Error\nmore")
@@ -44,29 +45,26 @@ def test_only_files_that_run_no_code_are_fetched(hub, pickled):
     torch.save(model.state_dict(), remote / "pytorch_model.bin")
     if pickled:
         (remote / "model.safetensors").unlink()
-    source = llama_source("someone/model")
-    assert [file.name for file in source.files] == ["pytorch_model.bin" if pickled else "model.safetensors"]
+    found = weight_files(find_folder("someone/model"))
+    assert [file.name for file in found] == ["pytorch_model.bin" if pickled else "model.safetensors"]
     fetched = {file.name for file in cache.iterdir()}
     assert "tokenizer.model" in fetched and not fetched & {"modeling_evil.py", "training_args.bin"}
     assert ("pytorch_model.bin" in fetched) == pickled, "pickles are fetched where there is nothing else"
 
 
-def test_sam_of_the_hub_is_told_from_a_file(hub):
+def test_sam_of_the_hub_is_told_from_a_file(hub, tmp_path):
     remote, _, asked = hub
-    save_transformers_sam(remote, parts_config())
-    source = sam_source("someone/model")
-    assert asked == ["someone/model"] and [file.name for file in source.files] == ["model.safetensors"]
-
-
-def test_a_folder_needs_no_network(hub, tmp_path):
-    save_clip(tmp_path / "clip", parts_config())
-    assert clip_source(tmp_path / "clip").config.hidden_size == 32
-    assert not hub[2]
+    config = parts_config()
+    save_transformers_sam(remote, config)
+    save_clip(tmp_path / "clip", config)
+    save_llama(tmp_path / "llama", config)
+    report = from_parts(config, tmp_path / "clip", tmp_path / "llama", "someone/model")[2]
+    assert asked == ["someone/model"] and report.parts["grounding_encoder"].files == ["model.safetensors"]
 
 
 def test_a_hub_without_the_model_is_one_line(hub):
-    with pytest.raises(FileNotFoundError, match=r"no folder no/body here, and the hub gave .*\(404 Client Error\)"):
-        llama_source("no/body")
+    with pytest.raises(FileNotFoundError, match=r"no/body.*\(404 Client Error\)"):
+        find_folder("no/body")
 
 
 def test_published_weights_are_fetched_once_and_whole(tmp_path, monkeypatch):
@@ -79,12 +77,12 @@ def test_published_weights_are_fetched_once_and_whole(tmp_path, monkeypatch):
         Path(target).write_bytes(b"weights")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
-    source = sam_source(SAM_FILES[0])
-    assert source.files == [tmp_path / "hub" / "checkpoints" / SAM_FILES[0]]
-    assert sam_source(SAM_FILES[0]).files == source.files
-    assert fetched == [(part_sources.SAM_ADDRESS + SAM_FILES[0], "01ec64")]
+    source = sam_file(SAM_FILES[0])
+    assert source == (tmp_path / "hub" / "checkpoints" / SAM_FILES[0])
+    assert sam_file(SAM_FILES[0]) == source
+    assert fetched == [(parts.SAM_ADDRESS + SAM_FILES[0], "01ec64")]
     (tmp_path / SAM_FILES[1]).write_bytes(b"own")
-    assert sam_source(SAM_FILES[1]).files == [Path(SAM_FILES[1])] and len(fetched) == 1, "a file here comes first"
+    assert sam_file(SAM_FILES[1]) == Path(SAM_FILES[1]) and len(fetched) == 1, "a file here comes first"
 
 
 def test_another_sites_file_of_the_same_name_is_another_file(tmp_path, monkeypatch):
@@ -96,9 +94,9 @@ def test_another_sites_file_of_the_same_name_is_another_file(tmp_path, monkeypat
         Path(target).write_text(address)
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
-    places = (part_sources.SAM_ADDRESS, "https://example.org/", "https://example.org/fine-tuned/", "https://other.org/")
+    places = (parts.SAM_ADDRESS, "https://example.org/", "https://example.org/fine-tuned/", "https://other.org/")
     for _ in range(2):
-        files = [sam_source(place + SAM_FILES[0]).files[0] for place in places]
+        files = [sam_file(place + SAM_FILES[0]) for place in places]
         assert [file.read_text() for file in files] == [place + SAM_FILES[0] for place in places]
     assert [prefix for _, prefix in fetched] == ["01ec64", None, None, None], "each once, the published one checked"
     assert files[0] == tmp_path / "checkpoints" / SAM_FILES[0] and "example.org" in files[1].parent.name
@@ -113,19 +111,19 @@ def test_published_weights_have_the_hash_that_their_name_says(tmp_path, monkeypa
     site.mkdir()
     (site / name).write_bytes(content if whole else b"weighty")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    monkeypatch.setattr(part_sources, "SAM_FILES", (name,))
+    monkeypatch.setattr(parts, "SAM_FILES", (name,))
     local = site.as_uri() + "/"
     urlopen = torch.hub.urlopen
 
     def from_site(request):
-        return urlopen(request.full_url.replace(part_sources.SAM_ADDRESS, local))
+        return urlopen(request.full_url.replace(parts.SAM_ADDRESS, local))
 
     monkeypatch.setattr(torch.hub, "urlopen", from_site)
     if whole:
-        assert sam_source(name).files[0].read_bytes() == content
+        assert sam_file(name).read_bytes() == content
         return
     with pytest.raises(ValueError, match="gave another file than the one published.*nothing was kept"):
-        sam_source(name)
+        sam_file(name)
     assert not list((tmp_path / "hub" / "checkpoints").iterdir())
 
 
@@ -136,7 +134,7 @@ def test_a_failed_download_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
     with pytest.raises(FileNotFoundError, match="could not be fetched .no route to host.*give its path"):
-        sam_source("https://example.org/sam.pth")
+        sam_file("https://example.org/sam.pth")
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
@@ -145,17 +143,17 @@ import re, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from pretrained_parts import parts_config
-from glamm_mini.checkpoints import parts, shards
+from glamm_mini.checkpoints import parts
 
 def kilobytes(name):
     return int(re.search(rf"{name}:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 
-shards.SLICE = 4 * 2**20  # as small beside this model as the real one beside a real model
 folder = Path(sys.argv[1])
 config = parts_config()
 for name, value in dict(hidden_size=512, intermediate_size=2048, num_hidden_layers=8).items():
     setattr(config.text, name, value)
-parts._empty(config), parts.official_tokenizer(folder / "llama")  # what is imported on first use
+parts._started(config, parts.torch.float32, 0)  # what is imported on first use
+parts.official_tokenizer(folder / "llama")
 Path("/proc/self/clear_refs").write_text("5")  # the highest mark begins anew
 before = kilobytes("VmRSS")
 model = parts.from_parts(config, folder / "clip", folder / "llama", folder / "sam.pth")[0]

@@ -1,0 +1,218 @@
+"""Writing checkpoints: whole or not at all, beside whatever else lies in the folder, and readable for everybody."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import extract_model_from_parallel
+from filelock import FileLock
+from huggingface_hub import split_state_dict_into_shards_factory
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from glamm_mini.processing.processor import GlammProcessor
+
+MAX_SHARD_SIZE = "4GB"
+FRESH, DONE, LOCK = ".saving", "complete.json", ".saving.lock"
+OLD_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
+"""Weights of an earlier save; what of them is not written anew would be read in place of the new ones."""
+
+
+def save_model(
+    folder: str | Path,
+    model: torch.nn.Module,
+    processor: GlammProcessor,
+    dtype: torch.dtype | None = None,
+    max_shard_size: int | str = MAX_SHARD_SIZE,
+) -> Path:
+    """Write weights, configuration and tokenizer; a kill while saving leaves the old ones, or the new ones whole.
+
+    Other files of the folder stay; a folder that holds another kind of model is refused. A model wrapped by
+    `torch.compile` or for several devices is saved as it is inside.
+
+    dtype: store weights in this type (torch.bfloat16 halves the file); they are loaded as float32 all the same.
+    max_shard_size: bytes, or such as "4GB"; more weights are written in several files with an index.
+    Raises OSError if the disk is full or the place cannot be written; what lay in `folder` is untouched then.
+    ValueError for a model whose weights are not all there (quantized, offloaded) or stand beside LoRA.
+    """
+    wrapped = None
+    while model is not wrapped:  # one wrapper may stand in another
+        model, wrapped = extract_model_from_parallel(model, keep_fp32_wrapper=False, keep_torch_compile=False), model
+    state = model.state_dict()
+    if any(".lora_" in name for name in state):
+        raise ValueError("the model has LoRA beside its weights: merge it first (merge_lora), or save it by save_lora")
+    if is_quantized(model) or any(tensor.is_meta for tensor in state.values()):
+        raise ValueError("a quantized or offloaded model cannot be saved; load it whole, then save it")
+    if dtype is not None:
+        state = {name: t.to(dtype) if t.is_floating_point() else t for name, t in state.items()}
+    with whole_folder(folder) as fresh:
+        processor.save_pretrained(fresh)
+        model.save_pretrained(fresh, state_dict=state, max_shard_size=max_shard_size)
+    return Path(folder)
+
+
+def is_quantized(model: torch.nn.Module) -> bool:
+    """Whether any of the model's layers are bitsandbytes'."""
+    return any(type(module).__module__.startswith("bitsandbytes") for module in model.modules())
+
+
+@contextmanager
+def whole_folder(folder: str | Path, mine: bool | None = None) -> Iterator[Path]:
+    """A fresh folder to write into, whose files are moved into `folder` at the end, all of them or none.
+
+    Files of other names stay, and so does `folder` itself where it is a link. A kill before the end leaves the old
+    files; one between the moves is mended by whoever opens the folder next (`recover`).
+    mine: whether files of the same names may be replaced; default: if the folder holds a model of ours.
+    Raises OSError if the place cannot be written, FileExistsError for files in the way that are of something else.
+    """
+    wanted = folder = Path(folder).resolve()
+    if folder.is_file():
+        raise OSError(f"{folder} is a file; a checkpoint is a folder: give another name")
+    mine, fresh = holds_our_model(folder) if mine is None else mine, folder / FRESH
+    made = next((path for path in [*reversed(folder.parents), folder] if not path.exists()), None)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _alone(folder):
+            _finish(folder)
+            shutil.rmtree(fresh, ignore_errors=True)  # of a process that was killed
+            fresh.mkdir()
+            try:
+                yield fresh
+                names = _check_room(folder, fresh, mine)
+                for name in names:
+                    to_disk(fresh / name)
+                (fresh / DONE).write_text(json.dumps(names), "utf-8")
+                to_disk(fresh / DONE)
+            except BaseException:
+                # Half a checkpoint helps nobody, and on a full disk its room is needed.
+                shutil.rmtree(fresh, ignore_errors=True)
+                raise
+            _finish(folder)
+    except BaseException as error:
+        while made is not None and folder.is_dir() and folder.is_relative_to(made) and not any(folder.iterdir()):
+            folder.rmdir()
+            folder = folder.parent
+        if not isinstance(error, (OSError, SafetensorError)) or isinstance(error, FileExistsError):
+            raise
+        raise OSError(
+            f"the checkpoint {wanted} could not be written ({error}); what lay there before is untouched; "
+            "free some room or choose another folder, then save again"
+        ) from error
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """No other process, and no other thread, writes here meanwhile; waits for one that does."""
+    with FileLock(folder / LOCK):
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows removes it by itself
+                (folder / LOCK).unlink()
+
+
+def holds_our_model(folder: Path) -> bool:
+    """Whether config.json in the folder is one of a GLaMM in our format."""
+    try:
+        return json.loads((folder / "config.json").read_text("utf-8")).get("model_type") == "glamm_mini"
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def recover(folder: Path) -> None:
+    """Finish a save that was killed between two moves; waits for one that is at work. OSError where it cannot."""
+    if (folder / FRESH / DONE).is_file():
+        with _alone(folder):
+            _finish(folder)
+
+
+def _finish(folder: Path) -> None:
+    """Move the files of a complete save to their places; whatever was moved already is passed over."""
+    fresh = folder / FRESH
+    if not (fresh / DONE).is_file():
+        return
+    names = json.loads((fresh / DONE).read_text("utf-8"))
+    for name in names:
+        if (fresh / name).exists():
+            os.replace(fresh / name, folder / name)
+    if any(name.startswith("model") for name in names):
+        for old in (path for pattern in OLD_WEIGHTS for path in folder.glob(pattern)):
+            if old.name not in names:
+                old.unlink()
+    shutil.rmtree(fresh)
+
+
+def _check_room(folder: Path, fresh: Path, mine: bool) -> list[str]:
+    """Names of all new files, folders left out. They share the usual rights, which safetensors keeps from others."""
+    names = sorted(path.relative_to(fresh).as_posix() for path in fresh.rglob("*") if path.is_file())
+    taken = [n for n in names if (folder / n).is_symlink() or (folder / n).exists() and not mine]
+    if taken:
+        what = ", ".join(taken[:3])
+        raise FileExistsError(f"{folder} holds {what} of something else, or as links; choose another folder")
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
+    open_to_all(fresh)
+    return names
+
+
+def open_to_all(folder: Path) -> None:
+    """Give safetensors files the rights of a file that this process makes; safetensors leaves them to the owner."""
+    probe = folder / ".rights"
+    probe.touch()
+    mode = probe.stat().st_mode & 0o777
+    probe.unlink()
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(mode)
+
+
+def to_disk(path: Path) -> None:
+    """Wait until a file has reached the disk. It is opened for writing, as Windows demands."""
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
+
+
+def write_weights(
+    folder: Path,
+    stored: Mapping[str, Any],
+    types: Mapping[str, torch.dtype],
+    max_shard_size: int | str = MAX_SHARD_SIZE,
+    torch_files: bool = False,
+    advance: Callable[[int], None] | None = None,
+) -> list[Path]:
+    """Write tensors or `Stored` ones, one shard in memory at a time, with an index where there are several.
+
+    types: the new type of each. torch_files: torch's zip files, as official checkpoints are, in place of safetensors.
+    advance: told the bytes of each tensor. Raises ValueError for a size that cannot be read.
+    """
+    stem, ending = ("pytorch_model", "bin") if torch_files else ("model", "safetensors")
+    sizes = {name: torch.Size(t.shape).numel() * types[name].itemsize for name, t in stored.items()}
+    plan = shard_plan(sizes, f"{stem}{{suffix}}.{ending}", max_shard_size)
+    for file, names in plan.filename_to_tensors.items():
+        state = {}
+        for name in names:
+            state[name] = stored[name][...].to("cpu", types[name]).contiguous()
+            if advance is not None:
+                advance(state[name].nbytes)
+        torch.save(state, folder / file) if torch_files else save_file(state, folder / file, {"format": "pt"})
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        (folder / f"{stem}.{ending}.index.json").write_text(json.dumps(index, indent=1) + "\n", "utf-8")
+    return [folder / file for file in plan.filename_to_tensors]
+
+
+def shard_plan(sizes: Mapping[str, int], pattern: str, max_shard_size: int | str) -> Any:
+    """Which tensor goes into which file. Raises ValueError for a size such as "much"."""
+    size = int(max_shard_size) if str(max_shard_size).isdigit() else max_shard_size
+    if isinstance(size, int) and size <= 0:
+        raise ValueError(f"max_shard_size is {size}; expected such as '4GB', '500MB' or a number of bytes")
+    try:
+        return split_state_dict_into_shards_factory(
+            dict(sizes), get_storage_size=lambda bytes_: bytes_, filename_pattern=pattern, max_shard_size=size
+        )
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"max_shard_size {size!r} is unknown ({error}); expected such as '4GB' or '500MB'") from error
