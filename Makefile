@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+LOWEST := .venv-lowest
 BIN := $(VENV)/bin
 OUT ?= outputs/demo
 WORKERS ?= 2
@@ -22,7 +23,7 @@ PAIR := $(THREADS) $(KEEP) $(BIN)/python -m torch.distributed.run --standalone -
 TWO := $(PAIR) -m glamm_mini.cli.main
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint lab notebooks badges bands classroom samples figures contact-sheet backbones tiny five-minutes card table clean
+.PHONY: help demo test test-all test-lowest lint lab notebooks badges bands classroom samples figures contact-sheet backbones tiny five-minutes card table clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,7 +49,16 @@ test: $(VENV)/.dev.stamp ## lint, then all tests with coverage
 		--cov=glamm_mini --cov-report=term --cov-fail-under=$(COVERAGE)
 
 test-all: $(VENV)/.dev.stamp ## run what `make test` leaves out: notebooks 10 to 15, from top to bottom
-	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) -m late tests/test_notebooks.py
+	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) -m late tests/course/test_notebooks.py
+
+$(LOWEST)/.stamp: pyproject.toml
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install uv
+	$(LOWEST)/bin/uv pip install --python $(LOWEST) --resolution lowest-direct -e '.[train,eval,dev]'
+	@touch $@
+
+test-lowest: $(LOWEST)/.stamp ## run the quick tests with the lowest releases that pyproject.toml allows, in .venv-lowest
+	$(THREADS) $(LOWEST)/bin/python -m pytest -n $(WORKERS) -m "not slow and not late and not browser"
 
 lint: $(VENV)/.dev.stamp ## lint alone
 	$(BIN)/ruff check .
@@ -88,6 +98,7 @@ tiny: $(VENV)/.dev.stamp ## train the tiny GLaMM from the backbones into data/ch
 	$(TWO) train storybook --size tiny --out runs/storybook --resume --set batch_size=8 --set threads=1
 	mkdir -p data/checkpoints/tiny
 	cp -r runs/storybook/model/. data/checkpoints/tiny/
+	$(THREADS) $(BIN)/python figures/familiar.py
 
 five-minutes: $(VENV)/.dev.stamp ## five minutes of training from the backbones, on grounded captions alone, into runs/five-minutes-SEED
 	$(TWO) train storybook --size tiny --out runs/five-minutes-$(SEED) --resume --set batch_size=8 --set threads=1 \
@@ -101,4 +112,4 @@ table: $(VENV)/.base.stamp ## write the README's table of results again from the
 	$(BIN)/python figures/results_table.py
 
 clean: ## remove the environment, caches and outputs (trained checkpoints stay)
-	rm -rf $(VENV) outputs dist build .pytest_cache .ruff_cache .coverage
+	rm -rf $(VENV) $(LOWEST) outputs dist build .pytest_cache .ruff_cache .coverage

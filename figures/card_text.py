@@ -31,7 +31,7 @@ def machine() -> str:
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        lines = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
+        lines = [line.split(":", 1)[1].strip() for line in info.read_text("utf-8").splitlines() if "model name" in line]
         name = lines[0] if lines else name
     cores = os.cpu_count()
     return f"{name}, {cores} cores, {platform.system()}; Python {platform.python_version()}, torch {torch.__version__}"

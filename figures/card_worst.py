@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from glamm_mini.data.sample import Sample
-from glamm_mini.evaluation.gcg import GroundedImage, prepare
+from glamm_mini.evaluation.gcg import GroundedImage, compare_images
 from glamm_mini.evaluation.masks import decode_masks
 from glamm_mini.evaluation.records import read_grounded_predictions, read_grounded_truth, read_json
 from glamm_mini.evaluation.similarity import get_similarity
@@ -40,7 +40,7 @@ def read_images(folder: Path, split: str) -> list[GroundedImage]:
     """All predictions of task gcg in a folder, each with its truth."""
     truths, _ = read_grounded_truth(folder / "ground_truth", "gcg", split)
     predictions = read_grounded_predictions(folder, [truth.image_id for truth in truths])
-    return prepare(truths, predictions, get_similarity("storybook"))
+    return compare_images(truths, predictions, get_similarity("storybook"))
 
 
 def worst_of(images: list[GroundedImage], count: int = 10) -> list[Worst]:

@@ -98,8 +98,8 @@ def main() -> None:
     }
     # Other weights or settings have a folder of their own, so that nothing old is mixed in or in the way.
     folder = options.out / f"{weights}_seed{options.seed}_limit{options.limit}"
-    predict_all(folder, options, processes.is_first)
-    if processes.is_first:
+    predict_all(folder, options, processes.is_main_process)
+    if processes.is_main_process:
         scores = score_all(folder, options, weights)
         write_card(folder, options, scores, about)
         for name in ("scores.json", "README.md"):

@@ -14,7 +14,11 @@ FOLDER = Path(__file__).resolve().parent
 BADGES = re.compile(r"\n\n\[!\[Open in Colab\].*?(?=\n\n)", re.S)
 FIND = 'import sys; sys.path.append("{up}")'
 FROM_FOLDER = "  # works in a clone; elsewhere, first: pip install FOLDER_OF_THE_CLONE"
-FROM_ADDRESS = '!test -d {up}/glamm_mini || pip install -q "glamm-mini[train,eval] @ git+{url}"\n'
+# The platform's own torch is a constraint: pip keeps it, or says that it is too old, but never replaces it.
+FROM_ADDRESS = (
+    "!test -d {up}/glamm_mini || (pip list --format=freeze | grep ^torch > torch.txt; "
+    'pip install -q -c torch.txt "glamm-mini[train,eval] @ git+{url}")\n'
+)
 
 
 def repository() -> str:

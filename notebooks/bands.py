@@ -47,7 +47,7 @@ def figures(path: Path, seed: int) -> list[dict]:
             print(f"{path.stem}, seed {seed}: stopped: {problem.ename}: {problem.evalue}", flush=True)
         finally:
             del os.environ[RECORD]
-        return [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
+        return [json.loads(line) for line in record.read_text("utf-8").splitlines()] if record.exists() else []
 
 
 def main() -> None:
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("notebooks", nargs="*", type=Path)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     given = parser.parse_args()
-    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    kept = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
     for path in given.notebooks or sorted(execute.FOLDER.glob("*.ipynb")):
         runs = {seed: figures(path.resolve(), seed) for seed in given.seeds}
         if not any(runs.values()):
@@ -65,7 +65,7 @@ def main() -> None:
         for name, entry in values.items():
             entry["seeds"] = {str(s): one["value"] for s, run in runs.items() for one in run if one["name"] == name}
         kept[path.stem] = {"date": datetime.date.today().isoformat(), "figures": values}
-        RESULTS.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
+        RESULTS.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n", "utf-8")
         print(path.stem, json.dumps(values), flush=True)
 
 

@@ -55,25 +55,48 @@ def run(path: Path, home: Path | None = None) -> Run:
 
     Raises CellExecutionError for the first cell that fails.
     """
-    notebook = nbformat.read(path, as_version=4)
+    [done] = run_in_turn([path], home)
+    return done
+
+
+def run_in_turn(paths: list[Path], home: Path | None = None) -> list[Run]:
+    """Execute notebooks one after the other in one kernel, as `run` does.
+
+    Between them every name is forgotten, while what was imported stays loaded: a kernel's first imports take longer
+    than most solutions. The memory is the most that was held since the start.
+    """
     client = NotebookClient(
-        notebook,
+        nbformat.read(paths[0], as_version=4),
         kernel_name="python3",
         timeout=600,
         extra_arguments=["--IPKernelApp.log_level=40"],
         record_timing=False,
         coalesce_streams=True,
-        resources={"metadata": {"path": str(home or path.parent)}},
+        resources={"metadata": {"path": str(home or paths[0].parent)}},
     )
-    started = time.monotonic()
-    client.reset_execution_trackers()
+    runs: list[Run] = []
+    started, before = time.monotonic(), 0.0
     with client.setup_kernel(env=os.environ | CLOSED):
-        for index, cell in enumerate(notebook.cells):
-            client.execute_cell(cell, index)
-        seconds = time.monotonic() - started
-        computing, gigabytes = _usage(Path(f"/proc/{client.km.provisioner.pid}"))
-    _tidy(notebook)
-    return Run(notebook, seconds, computing, gigabytes)
+        for path in paths:
+            if runs:
+                emptied = f"%reset -f\n%cd -q {home or path.parent}"
+                _execute(client, nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(emptied)]))
+                started = time.monotonic()
+            notebook = nbformat.read(path, as_version=4)
+            _execute(client, notebook)
+            seconds = time.monotonic() - started
+            computing, gigabytes = _usage(Path(f"/proc/{client.km.provisioner.pid}"))
+            runs.append(Run(notebook, seconds, computing and computing - before, gigabytes))
+            before = computing or 0.0
+            _tidy(notebook)
+    return runs
+
+
+def _execute(client: NotebookClient, notebook: nbformat.NotebookNode) -> None:
+    client.nb = notebook
+    client.reset_execution_trackers()
+    for index, cell in enumerate(notebook.cells):
+        client.execute_cell(cell, index)
 
 
 def _usage(process: Path) -> tuple[float | None, float | None]:
@@ -81,9 +104,9 @@ def _usage(process: Path) -> tuple[float | None, float | None]:
     if not (process / "stat").exists():
         return None, None
     # The name in the second field may hold blanks; utime and stime are the 12th and 13th field behind it.
-    fields = (process / "stat").read_text().rpartition(")")[2].split()
+    fields = (process / "stat").read_text("utf-8").rpartition(")")[2].split()
     ticks = int(fields[11]) + int(fields[12])
-    peak = re.search(r"VmHWM:\s+(\d+) kB", (process / "status").read_text())
+    peak = re.search(r"VmHWM:\s+(\d+) kB", (process / "status").read_text("utf-8"))
     return ticks / os.sysconf("SC_CLK_TCK"), int(peak[1]) * 1024 / 1e9
 
 

@@ -13,6 +13,14 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
+
+# The same examples every time: a test that fails does so for everybody. No clock: machines are shared.
+settings.register_profile(
+    "glamm", max_examples=60, deadline=None, derandomize=True, database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)  # fmt: skip
+settings.load_profile("glamm")
 
 
 @pytest.fixture(autouse=True, scope="session")

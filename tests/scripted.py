@@ -2,7 +2,6 @@
 
 from small_models import small_config, small_model
 
-from glamm_mini.assistant import assistant as module
 from glamm_mini.assistant.assistant import Assistant
 from glamm_mini.processing.processor import GlammProcessor
 from glamm_mini.storybook.language.tokenizer import build_wordpiece
@@ -22,7 +21,7 @@ def scripted_assistant(**changes) -> Assistant:
 def scripting(glamm: Assistant, monkeypatch):
     """For a fixture that yields from it: says(text, text ...) decides what the rows of the next batches answer, each
     followed by </s> where there is room."""
-    monkeypatch.setattr(module, "MAX_NEW_TOKENS", 16)
+    monkeypatch.setattr(glamm, "max_new_tokens", 16)
     handles = []
 
     def script(*texts, end=True):

@@ -1,4 +1,4 @@
-"""Write a case folder from OUR model: `python -m glamm_mini.checks.parity.write_case --like full --out FOLDER`.
+"""Write a case folder from OUR model: `python tests/write_case.py --like full --out FOLDER`.
 
 For maintainers. The format is that of the official numbers, the numbers are not: a written case shows only that
 nothing changed since it was written (a regression case), and that a case of its sizes runs through the comparison. It

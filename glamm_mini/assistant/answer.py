@@ -1,6 +1,7 @@
 """What GLaMM answers: words, the masks that belong to them, and how both are shown and written."""
 
-from dataclasses import dataclass, field
+import os
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -8,24 +9,49 @@ import torch
 
 from glamm_mini.processing.images import encode_mask
 
+WRITTEN = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+"""Endings of the files that an answer is saved to: those of the pictures that are read, too."""
 
-@dataclass
-class GroundedPhrase:
+
+class _Comparable:
+    """Equal when all fields are, arrays by their values: a dataclass's own `==` fails on arrays."""
+
+    def __eq__(self, other) -> bool:
+        if type(self) is not type(other):
+            return NotImplemented
+        return all(_equal(getattr(self, one.name), getattr(other, one.name)) for one in fields(self) if one.compare)
+
+    __hash__ = None
+
+
+def _equal(a, b) -> bool:
+    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
+        return a is not None and b is not None and np.array_equal(a, b)
+    return a == b
+
+
+@dataclass(eq=False)
+class GroundedPhrase(_Comparable):
     """text and span index the caption ("" and None for a [SEG] without phrase). mask: (H, W) bool. box: (x0, y0, x1,
-    y1) pixels around the mask, None if it is empty. score: mean probability inside the mask, 0 if it is empty."""
+    y1) pixels around the mask, None if it is empty. score: mean probability inside the mask, 0 if it is empty.
+    logits: (H, W) float32, above 0 inside the mask; None unless the question was asked with details=True."""
 
     text: str
     span: tuple[int, int] | None
     mask: np.ndarray = field(repr=False)
     box: tuple[int, int, int, int] | None
     score: float
+    logits: np.ndarray | None = field(default=None, repr=False)
 
 
-@dataclass
-class GroundedAnswer:
+@dataclass(eq=False)
+class GroundedAnswer(_Comparable):
     """What GLaMM answered. text: as written, tags included. caption: tags removed. phrases: one per mask.
     notes: what the reader should know. image: (H, W, 3) uint8 that was asked about. question: as asked.
-    boxes: (N, 4) pixels that the question referred to, cut at the picture's edges; None without boxes."""
+    boxes: (N, 4) pixels that the question referred to, cut at the picture's edges; None without boxes.
+    source: the picture's path, where it was given by one; takes no part in `==`.
+    token_ids: (T,) int64, what was generated, the end with it, and token_scores: (T,) float32, the logarithm of the
+    probability that the model gave to each; both None unless asked with details=True."""
 
     text: str
     caption: str
@@ -34,6 +60,9 @@ class GroundedAnswer:
     image: np.ndarray | None = field(default=None, repr=False)
     question: str = ""
     boxes: np.ndarray | None = None
+    source: str | None = field(default=None, repr=False, compare=False)
+    token_ids: np.ndarray | None = field(default=None, repr=False)
+    token_scores: np.ndarray | None = field(default=None, repr=False)
 
     def to_dict(self, image_id=None) -> dict:
         """The official prediction record: image_id, caption, phrases, and one compressed RLE a phrase."""
@@ -54,9 +83,10 @@ class GroundedAnswer:
     def save(self, path: str | Path) -> Path:
         """Write picture and sentence as one image file; the ending of `path` decides the format.
 
-        Missing folders are made. Raises ValueError for an ending that names no image format.
+        Missing folders are made; a file that is there is replaced. Raises ValueError for an ending that names no image
+        format, and for the file of the picture that was asked about.
         """
-        return write_picture(self.picture(), path)
+        return write_picture(self.picture(), path, self.source)
 
     def show(self) -> None:
         """Display the answer in a notebook."""
@@ -75,22 +105,40 @@ class GroundedAnswer:
         return png_bytes(self.picture())
 
 
-def write_picture(picture, path: str | Path) -> Path:
-    """Write a PIL image; the ending of `path` decides the format, missing folders are made. Returns the path."""
-    from PIL import Image
+def source_of(image) -> str | None:
+    """The path that an image was given by, or that a PIL image was opened from."""
+    path = image if isinstance(image, str | os.PathLike) else getattr(image, "filename", None)
+    return os.fspath(path) if isinstance(path, str | os.PathLike) and os.fspath(path) else None
 
+
+def write_picture(picture, path: str | Path, source: str | None = None) -> Path:
+    """Write a PIL image; the ending of `path` decides the format, missing folders are made. Returns the path.
+
+    Raises ValueError for another ending, and if the path is that of the picture's `source`.
+    """
     path = Path(path)
-    if path.suffix.lower() not in Image.registered_extensions():
-        raise ValueError(f"{path} ends in {path.suffix!r}, which names no image format; write to .png, .jpg or .webp")
+    if source is not None and path.exists() and Path(source).exists() and path.samefile(source):
+        raise ValueError(f"{path} is the picture that was asked about; save the answer under another name")
+    if path.suffix.lower() not in WRITTEN:
+        raise ValueError(
+            f"{path} ends in {path.suffix!r}, which names no image format that answers are written in; expected one of "
+            f"{', '.join(WRITTEN)}"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.save(path)
     return path
 
 
-def grounded_phrase(text: str, span: tuple[int, int] | None, mask: torch.Tensor, logits: torch.Tensor):
-    """A phrase with its mask (H, W) bool, and the box and the score that follow from mask and logits (H, W)."""
+def grounded_phrase(
+    text: str, span: tuple[int, int] | None, mask: torch.Tensor, logits: torch.Tensor, details: bool = False
+) -> GroundedPhrase:
+    """A phrase with its mask (H, W) bool, and the box and the score that follow from mask and logits (H, W).
+
+    details: keep the logits too.
+    """
     score = float(logits[mask].sigmoid().mean()) if bool(mask.any()) else 0.0
-    return GroundedPhrase(text, span, mask.numpy(), box_around(mask.numpy()), score)
+    kept = logits.float().numpy() if details else None
+    return GroundedPhrase(text, span, mask.numpy(), box_around(mask.numpy()), score, kept)
 
 
 def box_around(mask: np.ndarray) -> tuple[int, int, int, int] | None:

@@ -1,15 +1,31 @@
 """The assistant: ask a trained GLaMM about an image, get words and the masks that belong to them."""
 
-from hashlib import sha256
+import os
+from inspect import signature
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 import torch
+from transformers import LogitsProcessorList
 
-from glamm_mini.assistant.answer import GroundedAnswer, GroundedPhrase, grounded_phrase
+from glamm_mini import paths
+from glamm_mini.assistant.answer import GroundedAnswer, GroundedPhrase, grounded_phrase, source_of
 from glamm_mini.assistant.chat import Chat
-from glamm_mini.assistant.requests import WORDINGS, Prepared, Request, Wording, expression_words, prepare
-from glamm_mini.checkpoints.load import load_model
+from glamm_mini.assistant.familiar import Familiar
+from glamm_mini.assistant.generation import BROKEN, MAX_NEW_TOKENS, Generation, Options, TokenChooser
+from glamm_mini.assistant.memory import FeatureMemory, evaluating, weights_state
+from glamm_mini.assistant.requests import (
+    WORDINGS,
+    Prepared,
+    Request,
+    Wording,
+    expression_words,
+    prepare,
+    requests_for,
+)
+from glamm_mini.checkpoints.load import HUB, load_model
+from glamm_mini.dtypes import TYPES
 from glamm_mini.model.glamm import GlammForConditionalGeneration, ImageFeatures
 from glamm_mini.processing.boxes import box_array
 from glamm_mini.processing.images import load_image
@@ -18,21 +34,46 @@ from glamm_mini.processing.tags import parse_grounded
 
 __all__ = ["Assistant", "Chat", "GroundedAnswer", "GroundedPhrase", "Request", "load"]
 
-MAX_NEW_TOKENS = 256
+Answers = GroundedAnswer | list[GroundedAnswer]
+
+HALF = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "half": "float16", "float": "float32"}
+"""Other names that people have for number types."""
+
+OTHER_NAMES = {
+    "torch_dtype": "dtype",
+    "device_map": "device",
+    "load_in_4bit": "quantize='4bit'",
+    "load_in_8bit": "quantize='8bit'",
+    "quantization_config": "quantize",
+}
+"""Keywords of transformers for which `load` has its own."""
 
 
 class Assistant:
     """A model with its processor, ready to be asked. Made by `glamm_mini.load`.
 
-    Every image is a path, a PIL image, or an array (H, W, 3) uint8 RGB. Every box is (x0, y0, x1, y1) in pixels of
-    the upright picture, or in fractions 0..1 of its sides with normalised=True. Every call returns a GroundedAnswer;
-    FileNotFoundError and ValueError name what is wrong with an image, a text or a box.
+    Every image is a path, a PIL image, or an array (H, W, 3) uint8 RGB; a list of them, or an array (N, H, W, 3), is
+    answered as one batch and gives a list of answers. Every box is (x0, y0, x1, y1) in pixels of the upright picture,
+    or in fractions 0..1 of its sides with normalised=True. Every call takes the options of `generation.Options` by
+    keyword and returns a GroundedAnswer; FileNotFoundError and ValueError name what is wrong with an image, a text, a
+    box or an option.
+
+    Threads may share an assistant, and assistants a model. Answers are given in evaluation mode; a model that was in
+    training mode is so again afterwards. To train a model while another thread asks it, give the assistant a copy.
+
+    max_new_tokens: the length at which answers are cut where a call names none; 256, or 512 in official mode.
+    familiar: what pictures of the model's training look like; others get a note.
     """
 
-    def __init__(self, model: GlammForConditionalGeneration, processor: GlammProcessor):
-        self.model = model.eval()
+    def __init__(
+        self, model: GlammForConditionalGeneration, processor: GlammProcessor, familiar: Familiar | None = None
+    ):
+        self.model = model
         self.processor = processor
-        self._remembered: tuple[bytes, ImageFeatures] | None = None
+        self.max_new_tokens: int | None = None
+        self._memory = FeatureMemory()
+        # A model that has learned since then may know other pictures: the note is for these weights alone.
+        self._familiar = None if familiar is None else (familiar, weights_state(model))
 
     @property
     def config(self):
@@ -46,46 +87,65 @@ class Assistant:
 
     # --- questions --------------------------------------------------------------------------------------------------
 
-    def ask(self, image, text: str, boxes=None, normalised: bool = False, history=None) -> GroundedAnswer:
+    def ask(
+        self, image, text: str, boxes=None, normalised: bool = False, history=None, **options: Unpack[Options]
+    ) -> Answers:
         """Ask anything.
 
         text: refers to box k by its k-th `<bbox>`; without any, one per box is appended; other tags are plain words.
         boxes: (N, 4), or one box; None for none. Boxes that reach over the picture's edges are cut there.
         history: earlier turns, oldest first: (question, answer text), or (question, answer text, boxes in pixels).
+        With a list of pictures: one text for all or a list of them; boxes and history as lists, one for each picture.
         """
-        return self.answer_batch([Request(image, text, boxes, history, normalised)])[0]
+        requests, several = requests_for(image, text, boxes, normalised, history)
+        answers = self.answer_batch(requests, **options)
+        return answers if several else answers[0]
 
-    def describe(self, image) -> GroundedAnswer:
+    def describe(self, image, **options: Unpack[Options]) -> Answers:
         """A grounded description of the whole picture: a mask for each phrase."""
-        return _want_masks(self.ask(image, self.wording.describe))
+        return _want_masks(self.ask(image, self.wording.describe, **options))
 
-    def segment(self, image, expression: str) -> GroundedAnswer:
+    def segment(self, image, expression: str, **options: Unpack[Options]) -> Answers:
         """The mask of what an expression means, such as "the red balloon" or "both boats"."""
-        words = expression_words(expression, "the expression").rstrip(".?!")
-        return _want_masks(self.ask(image, self.wording.segment.format(x=expression_words(words, "the expression"))))
 
-    def describe_region(self, image, box, normalised: bool = False) -> GroundedAnswer:
-        """What one box holds, in words."""
-        boxes = box_array(box)
-        if boxes is None or len(boxes) != 1:
-            raise ValueError(
-                f"describe_region takes one box (x0, y0, x1, y1), but {0 if boxes is None else len(boxes)} were given; "
-                "ask about several with ask(image, 'Is <bbox> left of <bbox>?', boxes)"
-            )
-        return self.ask(image, self.wording.describe_region, boxes, normalised)
+        def question(words: str) -> str:
+            words = expression_words(words, "the expression").rstrip(".?!")
+            return self.wording.segment.format(x=expression_words(words, "the expression"))
 
-    def caption(self, image) -> GroundedAnswer:
+        return _want_masks(self.ask(image, _for_each(question, expression), **options))
+
+    def describe_region(self, image, box, normalised: bool = False, **options: Unpack[Options]) -> Answers:
+        """What one box holds, in words. With a list of pictures: a list of boxes, one for each."""
+        requests, several = requests_for(image, self.wording.describe_region, box, normalised)
+        for request in requests:
+            request.boxes = boxes = box_array(request.boxes)
+            if boxes is None or len(boxes) != 1:
+                raise ValueError(
+                    f"describe_region takes one box (x0, y0, x1, y1), but {0 if boxes is None else len(boxes)} were "
+                    "given; ask about several with ask(image, 'Is <bbox> left of <bbox>?', boxes)"
+                )
+        answers = self.answer_batch(requests, **options)
+        return answers if several else answers[0]
+
+    def caption(self, image, **options: Unpack[Options]) -> Answers:
         """A short caption in words alone."""
-        return self.ask(image, self.wording.caption)
+        return self.ask(image, self.wording.caption, **options)
 
-    def ground(self, image, sentence: str) -> GroundedAnswer:
+    def ground(self, image, sentence: str, **options: Unpack[Options]) -> Answers:
         """A given sentence with a mask for each of its phrases. A note tells where the model changed the sentence."""
-        words = expression_words(sentence, "the sentence")
-        words += "." if words[-1].isalnum() else ""
-        answer = _want_masks(self.ask(image, self.wording.ground.format(x=words)))
-        if answer.caption.casefold().rstrip(".") != words.casefold().rstrip("."):
-            answer.notes.append("the answer is not the sentence that was given, word by word")
-        return answer
+
+        def whole(words: str) -> str:
+            words = expression_words(words, "the sentence")
+            return words + ("." if words[-1].isalnum() else "")
+
+        given = _for_each(whole, sentence)
+        questions = _for_each(lambda words: self.wording.ground.format(x=words), given)
+        answers = _want_masks(self.ask(image, questions, **options))
+        for k, answer in enumerate(answers if isinstance(answers, list) else [answers]):
+            words = given if isinstance(given, str) else given[k]
+            if answer.caption.casefold().rstrip(".") != words.casefold().rstrip("."):
+                answer.notes.append("the answer is not the sentence that was given, word by word")
+        return answers
 
     def chat(self, image) -> Chat:
         """A conversation about one picture: `chat.say("What do you see?")`, then `chat.say("Where is it?")`."""
@@ -93,83 +153,143 @@ class Assistant:
 
     # --- answers ----------------------------------------------------------------------------------------------------
 
-    def answer_batch(self, requests: list[Request], features: ImageFeatures | None = None) -> list[GroundedAnswer]:
-        """Answer several requests at once; an image that several requests share (the same object) is encoded once.
+    def answer_batch(self, requests: list[Request], **options: Unpack[Options]) -> list[GroundedAnswer]:
+        """Answer several requests at once; an image that several share (one path or one object) is read once."""
+        for k, request in enumerate(requests):
+            if not isinstance(request, Request):
+                raise ValueError(f"requests[{k}] is a {type(request).__name__}; expected Request(image, question)")
+        length = MAX_NEW_TOKENS[self.config.mode] if self.max_new_tokens is None else self.max_new_tokens
+        how = Generation.checked(options, length, len(requests))
+        tokenizer = self.processor.tokenizer
+        ends = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id} - {None}
+        with how.streaming(sorted(ends)) as streamer:
+            return self._answers(requests, how, streamer) if requests else []
 
-        features: of the requests' different images in the order of their first use, where they are known already.
-        """
-        if not requests:
-            return []
-        pictures: dict[int, np.ndarray] = {}
-        for request in requests:
-            if id(request.image) not in pictures:
-                pictures[id(request.image)] = load_image(request.image)
-        keys = list(pictures)
-        sizes = [pictures[id(r.image)].shape[:2] for r in requests]
+    def _answers(self, requests: list[Request], how: Generation, streamer) -> list[GroundedAnswer]:
+        keys = [_key(request.image) for request in requests]
+        pictures = _read({key: request.image for key, request in zip(keys, requests, strict=True)})
+        order = list(pictures)
+        sizes = [pictures[key].shape[:2] for key in keys]
         prepared = [prepare(r, size, self.processor) for r, size in zip(requests, sizes, strict=True)]
-        batch = self.processor.prompts([p.turns for p in prepared])
-        device = self.model.device
+        batch = self.processor.prompts([p.ids for p in prepared])
+        device, chooser = self.model.device, TokenChooser(how, len(requests))
         boxes = [
             None if p.all_boxes is None else self.processor.normalize_boxes(p.all_boxes, size).to(device)
             for p, size in zip(prepared, sizes, strict=True)
         ]
-        with torch.inference_mode():
+        with torch.inference_mode(), evaluating(self.model):
+            features = self._features(list(pictures.values()))
             out = self.model.generate(
                 input_ids=batch["input_ids"].to(device),
                 attention_mask=batch["attention_mask"].to(device),
-                image_index=torch.tensor([keys.index(id(r.image)) for r in requests]),
-                image_features=self._features(list(pictures.values())) if features is None else features,
+                image_index=torch.tensor([order.index(key) for key in keys]),
+                image_features=features,
                 boxes=boxes,
-                max_new_tokens=MAX_NEW_TOKENS,
+                max_new_tokens=how.max_new_tokens,
+                do_sample=False,
+                logits_processor=LogitsProcessorList([chooser]),
+                streamer=streamer,
             )
-        return [
-            self._answer(r, p, ids, low_res, pictures[id(r.image)])
-            for r, p, ids, low_res in zip(requests, prepared, out.sequences, out.low_res, strict=True)
-        ]
+        notes = dict(zip(order, self._notes_on_pictures(features), strict=True))
+        scores = chooser.token_scores(out.sequences)
+        answers = []
+        for r, request in enumerate(requests):
+            own = out.sequences[r].tolist(), out.low_res[r], None if scores is None else scores[r].numpy()
+            answers.append(self._answer(request, prepared[r], pictures[keys[r]], how, *own))
+            answers[-1].notes[:0] = notes[keys[r]]
+        return answers
 
     def encode(self, image) -> ImageFeatures:
-        """What both image encoders make of one picture, for `answer_batch`."""
-        with torch.inference_mode():
+        """What both image encoders make of one picture."""
+        with torch.inference_mode(), evaluating(self.model):
             return self._features([load_image(image)])
 
     def _features(self, pictures: list[np.ndarray]) -> ImageFeatures:
-        """Features of the pictures; those of the last call are kept, so that further turns do not encode again."""
-        key = sha256(b"".join(str(p.shape).encode() + p.tobytes() for p in pictures)).digest()
-        if self._remembered is None or self._remembered[0] != key:
-            images = self.processor.images(pictures)
-            own = {"device": self.model.device, "dtype": self.model.dtype}
-            features = self.model.encode_images(images["global_images"].to(**own), images["grounding_images"].to(**own))
-            self._remembered = key, features
-        return self._remembered[1]
+        """Features of the pictures; those of the last ones are kept, so that further turns do not encode again."""
+        state = self.processor.config.mode, weights_state(self.model)
+        return self._memory.features(pictures, state, self._encode)
+
+    def _encode(self, pictures: list[np.ndarray]) -> ImageFeatures:
+        images = self.processor.images(pictures)
+        own = {"device": self.model.device, "dtype": self.model.dtype}
+        return self.model.encode_images(images["global_images"].to(**own), images["grounding_images"].to(**own))
+
+    def _notes_on_pictures(self, features: ImageFeatures) -> list[list[str]]:
+        """Per picture, a note where the model cannot know such pictures."""
+        if self._familiar is None or self._familiar[1] != weights_state(self.model):
+            return [[] for _ in features.tokens]
+        return self._familiar[0].notes(features.grounding)
 
     def teacher_force(self, image, conversation: list[tuple[str, str]]) -> list[np.ndarray]:
         """Masks (H, W) for every [SEG] of given answers, as the official referring segmentation is scored."""
         picture = load_image(image)
         ids = torch.tensor([self.processor.encode(conversation)[0]], device=self.model.device)
-        with torch.inference_mode():
+        with torch.inference_mode(), evaluating(self.model):
             out = self.model(ids, image_features=self._features([picture]), return_logits=False)
-        masks, _ = self.processor.post_process_masks(out.low_res.cpu(), picture.shape[:2])
+        masks, _ = self.processor.post_process_masks(_finite(out.low_res).cpu(), picture.shape[:2])
         return [mask.numpy() for mask in masks]
 
-    def _answer(self, request: Request, prepared: Prepared, ids, low_res, image: np.ndarray) -> GroundedAnswer:
-        text = self.processor.decode(ids.tolist())
+    def _answer(
+        self, request: Request, prepared: Prepared, image: np.ndarray, how: Generation,
+        ids: list[int], low_res: torch.Tensor, scores: np.ndarray | None,
+    ) -> GroundedAnswer:  # fmt: skip
+        text = self.processor.decode(ids)
         parsed = parse_grounded(text)
         notes = prepared.notes + parsed.notes
+        end = self.processor.tokenizer.eos_token_id
         # A row that ended is as long as the longest of its batch: it holds the end, and padding behind it.
-        if len(ids) >= MAX_NEW_TOKENS and self.processor.tokenizer.eos_token_id not in ids.tolist():
-            notes.append(f"the answer was cut after {MAX_NEW_TOKENS} tokens")
+        if end in ids:
+            ids = ids[: ids.index(end) + 1]
+        elif len(ids) >= how.max_new_tokens:
+            notes.append(f"the answer was cut after {how.max_new_tokens} tokens; a larger max_new_tokens lets it go on")
         phrases = []
         # One mask at a time: at twenty megapixels, the logits of each take 80 MB.
-        for span, own in zip(parsed.phrases, low_res.cpu(), strict=False):
+        for span, own in zip(parsed.phrases, _finite(low_res).cpu(), strict=False):
             masks, logits = self.processor.post_process_masks(own[None], image.shape[:2])
-            phrases.append(grounded_phrase(span.text, span.span, masks[0], logits[0]))
-        return GroundedAnswer(text, parsed.caption, phrases, notes, image, request.question, prepared.boxes)
+            phrases.append(grounded_phrase(span.text, span.span, masks[0], logits[0], how.details))
+        answer = GroundedAnswer(text, parsed.caption, phrases, notes, image, request.question, prepared.boxes)
+        answer.source = source_of(request.image)
+        if how.details:
+            answer.token_ids, answer.token_scores = np.array(ids, np.int64), scores[: len(ids)]
+        return answer
 
 
-def _want_masks(answer: GroundedAnswer) -> GroundedAnswer:
-    if not any(phrase.mask.any() for phrase in answer.phrases):
-        answer.notes.append("the answer points at nothing in the picture")
-    return answer
+def _finite(low_res: torch.Tensor) -> torch.Tensor:
+    """Mask logits (M, m, m) as they are; ValueError if one is NaN or infinite."""
+    if not bool(low_res.isfinite().all()):
+        raise ValueError(BROKEN.format(where="in a mask"))
+    return low_res
+
+
+def _key(image):
+    """What tells pictures apart before they are read: a path's text, or the object itself."""
+    return os.fspath(image) if isinstance(image, (str, os.PathLike)) else id(image)
+
+
+def _read(images: dict) -> dict:
+    """Images by key, read. Where there are several, an error says which one it is about."""
+    pictures = {}
+    for k, (key, image) in enumerate(images.items()):
+        try:
+            pictures[key] = load_image(image)
+        except (ValueError, FileNotFoundError) as error:
+            if len(images) == 1:
+                raise
+            kind = ValueError if isinstance(error, ValueError) else FileNotFoundError
+            raise kind(f"picture {k} of {len(images)}: {error}") from error
+    return pictures
+
+
+def _for_each(change, words):
+    """`change` of each text of a list, or of the one that was given."""
+    return [change(one) for one in words] if isinstance(words, (list, tuple)) else change(words)
+
+
+def _want_masks(answers: Answers) -> Answers:
+    for answer in answers if isinstance(answers, list) else [answers]:
+        if not any(phrase.mask.any() for phrase in answer.phrases):
+            answer.notes.append("the answer points at nothing in the picture")
+    return answers
 
 
 def load(
@@ -189,8 +309,50 @@ def load(
     vision_tower: the folder of CLIP, which official checkpoints leave out; default: their own choice, from the hub.
     drop: beginnings of official names to leave out, such as ("model.old_head.",), where a checkpoint has too many.
     lora: folder of an adapter that is put beside the weights. revision, token, cache_dir, subfolder: of the hub.
-    Raises FileNotFoundError or ValueError that names what is missing, damaged or foreign.
+    Raises FileNotFoundError or ValueError that names what is missing, damaged or foreign, and TypeError for a keyword
+    that does not exist.
     """
+    if not isinstance(name, str | os.PathLike):
+        raise ValueError(f"no model was named, but {name!r}; give a bundled name such as 'tiny', a folder or a hub id")
+    _check_names(placement)
+    device = _checked_device(device)
+    dtype = HALF.get(dtype, dtype) if isinstance(dtype, str) else dtype
+    known = (None, "stored", *TYPES, *TYPES.values())
+    if dtype not in known:
+        raise ValueError(f"dtype is {dtype!r}; expected {', '.join(TYPES)} or stored")
+    model, processor = load_model(name, dtype, device=device, quantize=quantize, **placement)
+    # An adapter may have learned other pictures, and a subfolder is another model.
+    is_plain = placement.get("lora") is None and placement.get("subfolder") is None
+    return Assistant(model.eval(), processor, _familiar(name) if is_plain else None)
+
+
+def _check_names(given: dict) -> None:
+    ours = [*signature(load).parameters.values(), *signature(load_model).parameters.values()]
+    known = [one.name for one in ours if one.kind is not one.VAR_KEYWORD and one.name != "name"]
+    known = list(dict.fromkeys([*known, *HUB]))
+    for name in given:
+        if name not in known:
+            hint = f"; it is called {OTHER_NAMES[name]} here" if name in OTHER_NAMES else ""
+            raise TypeError(f"load() has no keyword {name!r}{hint}; it takes {', '.join(known)}")
+
+
+def _checked_device(device) -> str:
+    """The device that was named, or the best; ValueError that names what there is for one that there is not."""
+    there = ["cpu"] + [f"cuda:{k}" for k in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)]
+    there += ["mps"] if torch.backends.mps.is_available() else []
+    there += ["xpu"] if hasattr(torch, "xpu") and torch.xpu.is_available() else []
     if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Assistant(*load_model(name, dtype, device=device, quantize=quantize, **placement))
+        return "cuda" if "cuda:0" in there else "cpu"
+    name = str(device)
+    if name == "auto" or name in there or f"{name}:0" in there or name.removesuffix(":0") in there[1:]:
+        return name
+    missing = "; PyTorch finds no GPU" if "cuda:0" not in there else ""
+    raise ValueError(f"device is {name!r}{missing}; expected one of {', '.join(there)} or auto, or leave device out")
+
+
+def _familiar(name: str | Path) -> Familiar | None:
+    """What a folder or a bundled model knows of the pictures of its training; a model of the hub knows nothing."""
+    folder = Path(name)
+    if not folder.is_dir() and str(name) == folder.name:
+        folder = paths.checkpoint_folder(folder.name)
+    return Familiar.read(folder)

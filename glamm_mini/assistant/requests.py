@@ -64,10 +64,10 @@ class Request:
 
 @dataclass
 class Prepared:
-    """A checked request: turns for the template, the last one open; boxes (N, 4) pixels of the question or None;
+    """A checked request: ids of the prompt, its last turn open; boxes (N, 4) pixels of the question or None;
     all_boxes: those of the history's turns before them; notes for the reader."""
 
-    turns: list[tuple[str, str | None]]
+    ids: list[int]
     boxes: np.ndarray | None
     all_boxes: np.ndarray | None
     notes: list[str]
@@ -80,6 +80,28 @@ class _Turn:
     question: str
     answer: str | None
     boxes: np.ndarray | None
+
+
+def requests_for(image, question, boxes=None, normalised: bool = False, history=None) -> tuple[list[Request], bool]:
+    """A request for each picture, and whether several were given: as a list, a tuple or one array (N, H, W, C).
+
+    With several pictures, a list of questions, boxes and histories holds one for each; one question may do for all.
+    Raises ValueError that names what has another length.
+    """
+    if isinstance(image, (list, tuple)) or getattr(image, "ndim", 0) == 4:
+        count = len(image)
+        questions = [question] * count if isinstance(question, str) else _each("texts", question, count)
+        columns = image, questions, _each("boxes", boxes, count), _each("history", history, count)
+        return [Request(*row, normalised) for row in zip(*columns, strict=True)], True
+    return [Request(image, question, boxes, history, normalised)], False
+
+
+def _each(name: str, given, count: int) -> list:
+    if given is None:
+        return [None] * count
+    if not hasattr(given, "__len__") or len(given) != count:
+        raise ValueError(f"{name} is {given!r:.80}; with {count} pictures give a list of {count}, one for each")
+    return list(given)
 
 
 def expression_words(text: str, what: str) -> str:
@@ -102,14 +124,13 @@ def prepare(request: Request, size: tuple[int, int], processor: GlammProcessor) 
         raise ValueError("the question is empty; ask something such as 'What is in the picture?'")
     boxes = checked_boxes(request.boxes, size, request.normalised)
     open_turn = _Turn(_with_boxes(request.question, boxes), None, boxes)
+    turns = [*_history(request.history, size), open_turn]
+    ids, left_out = processor.encode_latest([(turn.question, turn.answer) for turn in turns])
     notes = _note_on_words(open_turn.question, processor) + _notes_on_boxes(boxes)
-    turns, left_out = _fitting([*_history(request.history, size), open_turn], processor)
     if left_out:
         notes.append(f"the history was too long; its first {left_out} turns were left out")
-    every = [turn.boxes for turn in turns if turn.boxes is not None]
-    return Prepared(
-        [(turn.question, turn.answer) for turn in turns], boxes, np.concatenate(every) if every else None, notes
-    )
+    every = [turn.boxes for turn in turns[left_out:] if turn.boxes is not None]
+    return Prepared(ids, boxes, np.concatenate(every) if every else None, notes)
 
 
 def _with_boxes(text: str, boxes: np.ndarray | None) -> str:
@@ -135,28 +156,19 @@ def _notes_on_boxes(boxes: np.ndarray | None) -> list[str]:
     return [f"box {k} is smaller than a pixel; boxes in fractions need normalised=True" for k in small]
 
 
-def _fitting(turns: list[_Turn], processor: GlammProcessor) -> tuple[list[_Turn], int]:
-    """The latest turns that fit into the model's longest row, and how many were left out before them."""
-    c = processor.config
-    room = c.prompt.max_length - c.image_tokens + 1
-    for left_out in range(len(turns)):
-        kept = turns[left_out:]
-        length = len(processor.encode([(turn.question, turn.answer) for turn in kept])[0])
-        if length <= room:
-            return kept, left_out
-    raise ValueError(f"the question takes {length} tokens, the model reads at most {room}; ask a shorter one")
-
-
 def _history(history, size: tuple[int, int]) -> list[_Turn]:
     """Earlier turns. Where their boxes are not given, `<bbox>` is a word there; the tags of answers stay tags."""
+    if history is not None and not isinstance(history, (list, tuple)):
+        raise ValueError(f"history is a {type(history).__name__}; expected a list of (question, answer text)")
     turns = []
     for k, turn in enumerate(history or []):
         fits = isinstance(turn, (tuple, list)) and len(turn) in (2, 3)
         if not fits or not all(isinstance(text, str) for text in turn[:2]):
             raise ValueError(f"history[{k}] is {turn!r}; expected a pair (question, answer text), or boxes as a third")
+        asked, said = turn[:2]
         boxes = checked_boxes(turn[2], size) if len(turn) == 3 else None
-        question = plain_words(turn[0], keep=()) if boxes is None else _with_boxes(turn[0], boxes)
-        turns.append(_Turn(question, plain_words(turn[1], keep=(PHRASE_START, PHRASE_END, SEG)), boxes))
+        question = plain_words(asked, keep=()) if boxes is None else _with_boxes(asked, boxes)
+        turns.append(_Turn(question, plain_words(said, keep=(PHRASE_START, PHRASE_END, SEG)), boxes))
     return turns
 
 

@@ -29,7 +29,7 @@ from glamm_mini.checkpoints.official import (
 from glamm_mini.checkpoints.report import LoadReport, type_name
 from glamm_mini.checkpoints.save import MAX_SHARD_SIZE, shard_plan, whole_folder, write_weights
 from glamm_mini.checkpoints.source import Source, open_checkpoint
-from glamm_mini.model.dtypes import TYPES
+from glamm_mini.dtypes import TYPES
 
 FORMATS = ("ours", "official")
 MERGE_SCRIPT = "official"

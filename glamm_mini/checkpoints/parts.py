@@ -20,8 +20,8 @@ from glamm_mini.checkpoints.load import dtype_of, filled
 from glamm_mini.checkpoints.official import CLIP, COMPUTED
 from glamm_mini.checkpoints.report import LoadReport
 from glamm_mini.checkpoints.source import CLIP_REST, Source, read_config
+from glamm_mini.dtypes import half_type
 from glamm_mini.model.config import GlammConfig
-from glamm_mini.model.dtypes import half_type
 from glamm_mini.model.glamm import GlammForConditionalGeneration
 from glamm_mini.model.initialize import initialize_weights
 from glamm_mini.processing.llama_tokenizer import official_tokenizer

@@ -16,7 +16,7 @@ from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from accelerate.utils import compute_module_sizes
 from torch import nn
 
-WHOLE = ("LlamaDecoderLayer", "CLIPVisionModel", "GroundingImageEncoder", "RegionEncoder", "PixelDecoder")
+WHOLE = ("LlamaDecoderLayer", "VisionTower", "GroundingImageEncoder", "RegionEncoder", "PixelDecoder")
 """Classes whose weights lie on one device: what they compute goes back and forth between them."""
 
 STAYS = "pixel_decoder"

@@ -5,125 +5,121 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from glamm_mini import registry
-from glamm_mini.cli.loading import Device, Drop, Dtype, Loading, Model, OffloadFolder, Quantize, VisionTower
+from glamm_mini.cli.loading import Loading, with_options
+from glamm_mini.cli.screen import progress
 from glamm_mini.evaluation import SIMILARITIES, TASKS, predict_samples, score_folder
 from glamm_mini.evaluation.predict import fingerprint
-from glamm_mini.evaluation.processes import Processes, choose_device, find_processes
 from glamm_mini.evaluation.records import check_task
 from glamm_mini.evaluation.score import PROTOCOLS
 
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
 Task = Annotated[str, typer.Argument(help=f"One of: {', '.join(TASKS)}.")]
-Data = Annotated[str, typer.Option(help="The data set: storybook.")]
 Split = Annotated[str, typer.Option(help="The split, such as val, test or compositional.")]
-Seed = Annotated[int, typer.Option(help="Seed of the pictures, and of the expressions drawn by official refseg.")]
-Limit = Annotated[int, typer.Option(min=1, help="How many pictures.")]
-LongSide = Annotated[int, typer.Option(min=32, help="Longer side of the pictures, in pixels.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="How many questions to ask at once.")]
-Protocol = Annotated[str, typer.Option(help=f"One of: {', '.join(PROTOCOLS)}.")]
-SimilarityName = Annotated[
-    str | None,
-    typer.Option(
-        "--similarity",
-        help=f"When two phrases mean the same, one of: {', '.join(SIMILARITIES)}. By default storybook for "
-        "storybook, else bert.",
-    ),
-]
-Json = Annotated[str | None, typer.Option("--json", help="Write the figures as one line of JSON to this file, or -.")]
-NoMeteor = Annotated[bool, typer.Option("--no-meteor", help="Leave METEOR out: its Java start takes ten seconds.")]
 
 
+@dataclass(frozen=True)
+class Questions:
+    """Which questions are asked, and how many at once."""
+
+    data: Annotated[str, typer.Option(help="The data set: storybook.")] = "storybook"
+    split: Split = "test"
+    seed: Annotated[
+        int, typer.Option(help="Seed of the pictures, and of the expressions drawn by official refseg.")
+    ] = 0
+    limit: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 100
+    long_side: Annotated[int, typer.Option(min=32, help="Longer side of the pictures, in pixels.")] = 256
+    batch_size: Annotated[int, typer.Option(min=1, help="How many questions to ask at once.")] = 16
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How answers are scored, and where the figures go."""
+
+    protocol: Annotated[str, typer.Option(help=f"One of: {', '.join(PROTOCOLS)}.")] = "both"
+    similarity: Annotated[
+        str | None,
+        typer.Option(
+            help=f"When two phrases mean the same, one of: {', '.join(SIMILARITIES)}. By default storybook for "
+            "storybook, else bert.",
+        ),
+    ] = None
+    json_file: Annotated[
+        str | None, typer.Option("--json", help="Write the figures as one line of JSON to this file, or -.")
+    ] = None
+    no_meteor: Annotated[
+        bool, typer.Option("--no-meteor", help="Leave METEOR out: its Java start takes ten seconds.")
+    ] = False
+
+
+@with_options
 def predict(
     task: Task,
     out: Annotated[Path, typer.Option(help="Folder for the predictions; run again to go on.")],
-    model: Model = "tiny",
-    data: Data = "storybook",
-    split: Split = "test",
-    seed: Seed = 0,
-    limit: Limit = 100,
-    long_side: LongSide = 256,
-    batch_size: BatchSize = 16,
-    device: Device = None,
-    dtype: Dtype = "float32",
-    quantize: Quantize = None,
-    vision_tower: VisionTower = None,
-    offload_folder: OffloadFolder = None,
-    drop: Drop = None,
+    questions: Questions,
+    loading: Loading,
 ) -> None:
     """Write a model's predictions for a task, with the ground truth beside them in OUT/ground_truth.
 
     Several processes, each with a GPU of its own: torchrun --nproc-per-node N -m glamm_mini.cli.main predict ...
     """
-    check_arguments(task, data, split)
-    processes = find_processes()
-    device = choose_device(device, processes)
-    loading = Loading(model, device, dtype, quantize, vision_tower, offload_folder, drop)
-    _predict(processes, task, out, loading, data, split, seed, limit, long_side, batch_size)
+    check_arguments(task, questions.data, questions.split)
+    from glamm_mini.evaluation.processes import find_processes
+
+    _predict(find_processes(), task, out, questions, loading)
 
 
+@with_options
 def score(
     task: Task,
     predictions: Annotated[Path, typer.Option(help="Folder that `predict` wrote, or predictions in its formats.")],
     split: Split,
+    scoring: Scoring,
     ground_truth: Annotated[
         Path | None, typer.Option(help="Folder of the ground truth; by default PREDICTIONS/ground_truth.")
     ] = None,
-    protocol: Protocol = "both",
-    similarity: SimilarityName = None,
-    json_file: Json = None,
-    no_meteor: NoMeteor = False,
 ) -> None:
     """Score written predictions by the official and the fixed protocol, side by side."""
-    with _clean_stdout(json_file):
-        ground_truth = ground_truth or predictions / "ground_truth"
-        figures = _score(task, predictions, ground_truth, split, protocol, similarity, no_meteor)
-    report(figures, json_file)
+    with _clean_stdout(scoring.json_file):
+        figures = _score(task, predictions, ground_truth or predictions / "ground_truth", split, scoring)
+    report(figures, scoring.json_file)
 
 
+@with_options
 def evaluate(
     task: Task,
-    model: Model = "tiny",
-    data: Data = "storybook",
-    split: Split = "test",
-    seed: Seed = 0,
-    limit: Limit = 100,
-    long_side: LongSide = 256,
-    batch_size: BatchSize = 16,
-    device: Device = None,
-    dtype: Dtype = "float32",
-    quantize: Quantize = None,
-    vision_tower: VisionTower = None,
-    offload_folder: OffloadFolder = None,
-    drop: Drop = None,
-    protocol: Protocol = "both",
-    similarity: SimilarityName = None,
-    json_file: Json = None,
-    no_meteor: NoMeteor = False,
+    questions: Questions,
+    loading: Loading,
+    scoring: Scoring,
     out: Annotated[Path | None, typer.Option(help="Keep the predictions in this folder.")] = None,
 ) -> None:
     """Predict and score in one go."""
-    check_arguments(task, data, split, protocol, similarity)
+    check_arguments(task, questions.data, questions.split, scoring.protocol, scoring.similarity)
+    from accelerate.utils import broadcast_object_list
+
+    from glamm_mini.evaluation.processes import find_processes
+
     processes = find_processes()
-    device = choose_device(device, processes)
-    loading = Loading(model, device, dtype, quantize, vision_tower, offload_folder, drop)
     figures = None
-    with _clean_stdout(json_file), contextlib.ExitStack() as stack:
-        if out is None and processes.is_first:
+    with _clean_stdout(scoring.json_file), contextlib.ExitStack() as stack:
+        if out is None and processes.is_main_process:
             out = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="glamm-mini-")))
-        out = processes.share(out)
-        _predict(processes, task, out, loading, data, split, seed, limit, long_side, batch_size)
-        if processes.is_first:
-            figures = _score(task, out, out / "ground_truth", split, protocol, similarity, no_meteor)
+        [out] = broadcast_object_list([out])
+        _predict(processes, task, out, questions, loading)
+        if processes.is_main_process:
+            figures = _score(task, out, out / "ground_truth", questions.split, scoring)
     if figures is not None:
-        report(figures, json_file)
+        report(figures, scoring.json_file)
 
 
 def check_arguments(task: str, data: str, split: str, protocol: str = "both", similarity: str | None = None) -> None:
@@ -143,47 +139,33 @@ def check_arguments(task: str, data: str, split: str, protocol: str = "both", si
         raise ValueError(f"Unknown similarity {similarity!r}; choose one of: {', '.join(SIMILARITIES)}.")
 
 
-def _predict(
-    processes: Processes, task: str, out: Path, loading: Loading, data: str, split: str, seed: int, limit: int,
-    long_side: int, batch_size: int,
-) -> None:  # fmt: skip
-    source = registry.find("data", data)
-    settings = {"task": task, **loading.settings(), "data": data, "world": source.VERSION, "split": split, "seed": seed}
-    settings |= {"limit": limit, "long_side": long_side}
-    glamm = loading.load()
+def _predict(processes: "PartialState", task: str, out: Path, questions: Questions, loading: Loading) -> None:
+    from glamm_mini.evaluation.processes import choose_device
+
+    q, source = questions, registry.find("data", questions.data)
+    settings = {"task": task, **loading.settings(), "data": q.data, "world": source.VERSION, "split": q.split}
+    settings |= {"seed": q.seed, "limit": q.limit, "long_side": q.long_side}
+    glamm = replace(loading, device=choose_device(loading.device, processes)).load()
     settings["weights"] = fingerprint(glamm)
-    own = len(range(processes.rank, limit, processes.world))
-    with _progress(f"predict {task}", own, processes.is_first) as advance:
-        samples = source.evaluation_samples(task, split, seed, limit, long_side=long_side)
+    rank, world = processes.process_index, processes.num_processes
+    own = len(range(rank, q.limit, world))
+    with progress(f"predict {task}", own, processes.is_main_process) as advance:
+        samples = source.evaluation_samples(task, q.split, q.seed, q.limit, long_side=q.long_side)
         predict_samples(
-            task, glamm, samples, out, split, settings, seed=seed, batch_size=batch_size,
-            rank=processes.rank, world=processes.world, wait=processes.wait, advance=advance,
+            task, glamm, samples, out, q.split, settings, seed=q.seed, batch_size=q.batch_size,
+            rank=rank, world=world, wait=processes.wait_for_everyone, advance=advance,
         )  # fmt: skip
 
 
-def _score(
-    task: str, predictions: Path, ground_truth: Path, split: str, protocol: str, similarity: str | None,
-    no_meteor: bool,
-) -> dict:  # fmt: skip
+def _score(task: str, predictions: Path, ground_truth: Path, split: str, scoring: Scoring) -> dict:
     def shown(items: list) -> Iterator:
-        with _progress(f"score {task}", len(items)) as advance:
+        with progress(f"score {task}", len(items)) as advance:
             for item in items:
                 yield item
                 advance(1)
 
-    return score_folder(
-        task, predictions, ground_truth, split, protocol, similarity, meteor=not no_meteor, progress=shown
-    )
-
-
-@contextlib.contextmanager
-def _progress(title: str, total: int, show: bool = True):
-    """A bar on standard error; gives a function that moves it on."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    columns += (TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not show) as bar:
-        work = bar.add_task(title, total=total)
-        yield lambda count: bar.advance(work, count)
+    how = scoring.protocol, scoring.similarity
+    return score_folder(task, predictions, ground_truth, split, *how, meteor=not scoring.no_meteor, progress=shown)
 
 
 @contextlib.contextmanager

@@ -1,18 +1,26 @@
 """What all graders share: run a function on many cases, stop at the first that is wrong, say what was expected."""
 
 import copy
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 
 @dataclass(frozen=True)
 class Grade:
-    """The verdict on an exercise; true if it is passed."""
+    """The verdict on an exercise; true if it is passed. Of a failed one it keeps the first case that is wrong.
+
+    case: the arguments. expected: what should come back. yours: what came back; None where nothing did.
+    """
 
     passed: bool
     message: str
+    case: tuple = field(default=(), compare=False)
+    expected: Any = field(default=None, compare=False)
+    yours: Any = field(default=None, compare=False)
 
     def __bool__(self) -> bool:
         return self.passed
@@ -27,7 +35,7 @@ def grade(
     same: Callable = lambda a, b: a == b,
     fault: Callable | None = None,
 ) -> Grade:
-    """Compare a function with the expected values.
+    """Compare a function with the expected values. What it is given it must leave as it is.
 
     Args:
         function: what the reader wrote.
@@ -35,19 +43,64 @@ def grade(
         same: tells whether a value is as good as the expected one.
         fault: instead of `same`: takes the two and says what is wrong with the first, "" if nothing is (`array_fault`).
     """
-    count = 0
+    count, silent = 0, True
     for count, (arguments, expected) in enumerate(cases, start=1):
+        mine = copy.deepcopy(arguments)
+        given = ", ".join(_short(argument) for argument in arguments)
+        start = f"case {count}, for {given}:"
         try:
-            value = function(*copy.deepcopy(arguments))
-            wrong = fault(value, expected) if fault else "" if same(value, expected) else _two(value, expected)
+            value = function(*mine)
         except NotImplementedError:
             return Grade(False, "the function is not written yet")
         except Exception as problem:
-            return Grade(False, f"case {count} stops with {type(problem).__name__}: {problem}")
+            what = f"stops with {type(problem).__name__}: {problem}{_line(problem, function)}"
+            return Grade(False, f"{start} {what}", arguments, expected)
+        silent = silent and value is None
+        wrong = _wrong(value, expected, same, fault, silent) or _changed(arguments, mine)
         if wrong:
-            given = ", ".join(_short(argument) for argument in arguments)
-            return Grade(False, f"case {count}, for {given}: {wrong}")
+            return Grade(False, f"{start} {wrong}", arguments, expected, value)
     return Grade(True, f"all {count} cases are right")
+
+
+def _wrong(value, expected, same: Callable, fault: Callable | None, silent: bool) -> str:
+    """What is wrong with a value, "" if nothing is. One that cannot even be compared is wrong, too.
+
+    silent: the function has never returned anything.
+    """
+    if value is None and expected is not None:
+        return _two(value, expected) + "; is a `return` missing?" * silent
+    try:
+        return fault(value, expected) if fault else "" if same(value, expected) else _two(value, expected)
+    except Exception as problem:
+        return f"{_two(value, expected)}; the two cannot be compared ({type(problem).__name__}: {problem})"
+
+
+def _line(problem: Exception, function: Callable) -> str:
+    """ " (line 3 of the cell)": the last line of the reader's code that an exception came through; "" if unknown."""
+    code = getattr(function, "__code__", None)
+    frames = traceback.extract_tb(problem.__traceback__)
+    lines = [frame.lineno for frame in frames if code and frame.filename == code.co_filename]
+    return f" (line {lines[-1]} of the cell)" if lines else ""
+
+
+def _changed(before: tuple, after: tuple) -> str:
+    for number, (kept, used) in enumerate(zip(before, after, strict=True), start=1):
+        if not _equal(kept, used):
+            return f"the result is right, but argument {number} was changed on the way; work on a copy"
+    return ""
+
+
+def _equal(a, b) -> bool:
+    """Whether two values, also nested ones with arrays and tensors in them, are the same, not-a-number included."""
+    if type(a) is not type(b):
+        return False
+    if hasattr(a, "shape"):
+        return array_fault(a, b, tolerance=0.0) == ""
+    if isinstance(a, Mapping):
+        return list(a) == list(b) and all(_equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(_equal(x, y) for x, y in zip(a, b, strict=True))
+    return a is b or bool(a == b)
 
 
 def close(value, expected: float) -> bool:
@@ -92,10 +145,20 @@ def _two(value, expected) -> str:
 
 
 def _short(value) -> str:
-    """A value in at most 200 letters; arrays and tensors by their shape."""
+    """A value in at most 200 characters; arrays and tensors by their shape, also those in a list or a dict."""
+    text = _described(value)
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+def _described(value) -> str:
     if isinstance(value, np.ndarray) and value.ndim:
         return f"a {value.dtype} array of shape {value.shape} with {int(np.count_nonzero(value))} set"
     if hasattr(value, "detach") and value.ndim:
         return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}"
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:197]}..."
+    holds = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    if not any(hasattr(part, "shape") or isinstance(part, list | tuple | dict) for part in holds):
+        return repr(value)
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key!r}: {_described(part)}" for key, part in value.items()) + "}"
+    parts = ", ".join(_described(part) for part in value)
+    return f"[{parts}]" if isinstance(value, list) else f"({parts}{',' * (len(value) == 1)})"

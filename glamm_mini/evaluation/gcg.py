@@ -4,7 +4,9 @@
 made with them; `fixed_grounding` gives numbers that charge every miss and reward every hit.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -24,16 +26,18 @@ class GroundedImage:
     similarities: np.ndarray  # (G, P')
 
 
-def prepare(
-    truths: list[GroundedTruth], predictions: dict, similarity: Similarity, progress=lambda items: items
+def compare_images(
+    truths: list[GroundedTruth],
+    predictions: dict[Any, GroundedPrediction],
+    similarity: Similarity,
+    progress: Callable = lambda items: items,
 ) -> list[GroundedImage]:
     """Decode masks and compare all pairs once; a missing prediction is no masks and an empty caption."""
     images = []
     for truth in progress(truths):
         prediction = predictions.get(truth.image_id) or GroundedPrediction()
-        name = f"image {truth.image_id}"
-        true_masks = decode_masks(truth.masks, truth.size, f"{name}, ground truth")
-        predicted_masks = decode_masks(prediction.masks, truth.size, f"{name}, prediction")
+        true_masks = decode_masks(truth.masks, truth.size, f"{truth.where}, masks")
+        predicted_masks = decode_masks(prediction.masks, truth.size, f"{prediction.where}: pred_masks")
         similarities = np.zeros((len(truth.labels), len(prediction.phrases)))
         for i, (label, attributes) in enumerate(zip(truth.labels, truth.attributes, strict=True)):
             for j, phrase in enumerate(prediction.phrases):
@@ -122,7 +126,10 @@ def optimal_pairs(image: GroundedImage) -> list[Pair]:
 
 
 def fixed_grounding(images: list[GroundedImage], coco_truth: dict) -> dict:
-    """ap50 (with the answers' scores), miou, recall, precision, pq, phrase_accuracy; fractions, None for 0 / 0."""
+    """ap50 (with the answers' scores), miou, recall, precision, pq, phrase_accuracy; fractions, None for 0 / 0.
+
+    Two empty masks are a pair of IoU 1 in all of these but ap50, which is pycocotools' own and takes them for a miss.
+    """
     mious, true, predicted = [], 0, 0
     found, right, segments, quality = 0, 0, 0, 0.0
     for image in images:
@@ -151,9 +158,10 @@ def fixed_grounding(images: list[GroundedImage], coco_truth: dict) -> dict:
 
 
 def _average_precision(images: list[GroundedImage], coco_truth: dict, scored: bool) -> float | None:
+    ids = {str(image["id"]): image["id"] for image in coco_truth["images"]}  # of one type, as the mask file has them
     detections = [
         {
-            "image_id": image.truth.image_id,
+            "image_id": ids[str(image.truth.image_id)],
             "category_id": 1,
             "segmentation": mask,
             "score": score if scored else 1.0,

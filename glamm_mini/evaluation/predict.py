@@ -43,13 +43,13 @@ def predict_samples(
     """
     check_task(task)
     folder = Path(folder)
-    check_settings(folder, settings)
-    wait()  # nobody writes settings before everybody has compared them
+    compare_settings(folder, settings)
+    wait()  # no process writes settings before all have compared them
     if rank == 0:
         write_json(folder / SETTINGS, settings)
     answers = _Answers(task, glamm, folder, seed, rank)
     truth = TruthWriter(task, split, settings.get("data", ""))
-    wait()  # nobody writes results before everybody knows which were there
+    wait()  # no process writes results before all have read what is there
     batch: list[tuple[Sample, list]] = []
     regions = 0
     for number, sample in enumerate(samples):
@@ -75,7 +75,7 @@ def predict_samples(
     wait()
 
 
-def check_settings(folder: str | Path, settings: dict) -> None:
+def compare_settings(folder: str | Path, settings: dict) -> None:
     """Raises ValueError if `folder` was made with other settings, or holds something else altogether."""
     path = Path(folder) / SETTINGS
     if not path.is_file():
@@ -112,7 +112,7 @@ class _Answers:
     def __init__(self, task: str, glamm, folder: Path, seed: int, rank: int):
         self.task, self.glamm, self.folder, self.seed = task, glamm, folder, seed
         self.results: list[dict] = []
-        self.known: set = set()
+        self.known: set[str] = set()
         if task in LIST_TASKS:
             self.path = folder / f"results_{rank}.json"
             if any(folder.glob("results_*.json")):
@@ -122,7 +122,7 @@ class _Answers:
 
     def are_known(self, ids: list) -> bool:
         if self.task in LIST_TASKS:
-            return self.known.issuperset(ids)
+            return self.known.issuperset(map(str, ids))
         return (self.folder / f"{ids[0]}.json").is_file()
 
     def ask(self, batch: list[tuple[Sample, list]]) -> None:

@@ -1,63 +1,27 @@
-"""One process or several: who am I, wait for the others, share a value. Started by `accelerate launch` or torchrun."""
+"""One process or several, started by `accelerate launch` or torchrun: which this is, and its device."""
 
-import os
-from dataclasses import dataclass
-from typing import Any
-
-
-@dataclass
-class Processes:
-    """rank in 0 .. world - 1; device is None for a single process (then `load` chooses)."""
-
-    rank: int = 0
-    world: int = 1
-    device: str | None = None
-    state: Any = None
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this process writes, shows progress and scores."""
-        return self.rank == 0
-
-    def wait(self) -> None:
-        """Return when all processes have come here."""
-        if self.state is not None:
-            self.state.wait_for_everyone()
-
-    def share(self, value: Any) -> Any:
-        """The first process's value, in all processes."""
-        if self.state is None:
-            return value
-        from accelerate.utils import broadcast_object_list
-
-        return broadcast_object_list([value])[0]
+import torch
+from accelerate import PartialState
 
 
-def find_processes() -> Processes:
-    """Read how this process was launched."""
-    if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
-        return Processes()
-    import torch
-    from accelerate import PartialState
-
-    state = PartialState(cpu=not torch.cuda.is_available())
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    return Processes(state.process_index, state.num_processes, own_device(state.local_process_index, gpus), state)
+def find_processes() -> PartialState:
+    """How this process was launched; to be asked before a model is loaded."""
+    # Left to itself, accelerate joins the processes of a launcher on a CPU only when it is told to stay there.
+    return PartialState(cpu=not torch.accelerator.is_available() or None)
 
 
-def own_device(local_rank: int, gpus: int) -> str:
-    """The GPU of a machine's process `local_rank`; processes that outnumber the GPUs take turns. "cpu" without any."""
-    return f"cuda:{local_rank % gpus}" if gpus else "cpu"
-
-
-def choose_device(given: str | None, processes: Processes) -> str | None:
+def choose_device(given: str | None, processes: PartialState) -> str | None:
     """The device that was asked for, or this process's own; None leaves the choice to `load`.
 
-    Raises ValueError for "auto" in several processes, each of which would spread its model over all GPUs.
+    Processes that outnumber a machine's GPUs take turns. Raises ValueError for "auto" in several processes, each of
+    which would spread its model over all GPUs.
     """
-    if given == "auto" and processes.world > 1:
+    if processes.num_processes == 1:
+        return given
+    if given == "auto":
         raise ValueError(
-            f"device 'auto' spreads one model over all GPUs, but {processes.world} processes were started; leave the "
-            "device out, so that each has its own, or start one process"
+            f"device 'auto' spreads one model over all GPUs, but {processes.num_processes} processes were started; "
+            "leave the device out, so that each has its own, or start one process"
         )
-    return given or processes.device
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return given or (f"cuda:{processes.local_process_index % gpus}" if gpus else "cpu")

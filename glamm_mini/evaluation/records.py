@@ -7,11 +7,14 @@ Ground truth, in a folder, for a split such as "val":
     regcap, caption  {split}_{task}_gt.json      COCO captions: {images, annotations: [{id, image_id, caption}]}
     vqa              {split}_vqa_gt.json         [{image_id, questions: [{question_id, question, answer}]}]
 
-What means a storybook thing that training never showed (annotations of gcg, grounding, regcap; expressions of refseg)
-has "unseen": true beside it.
+An annotation (gcg, grounding, regcap) or expression (refseg) of a thing that training never showed has "unseen": true.
 
 Predictions: one `<image_id>.json` an image, or for regcap and caption `results_<rank>.json`, lists of
 {image_id, caption}. `settings.json` beside them says how they were made.
+
+Rules: ids are whole numbers or texts and are compared as texts. Masks are COCO run lengths of the image's size, or, in
+refseg, null for none. Without "scores" every mask has 1.0. More phrases than masks, or fewer, are taken as they are. An
+image without a prediction counts as empty and is reported, as are files that belong to no image.
 """
 
 import json
@@ -19,6 +22,9 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from glamm_mini.evaluation.fields import by_id, shown
+from glamm_mini.evaluation.fields import field as field_of
 
 TASKS = ("gcg", "refseg", "regcap", "caption", "grounding", "vqa")
 MASK_TASKS = ("gcg", "grounding")
@@ -29,25 +35,27 @@ NOT_RESULTS = (SETTINGS, "merged.json", "metrics.json")
 
 @dataclass
 class GroundedTruth:
-    """What one image's grounded caption should be: label k belongs to mask k."""
+    """What one image's grounded caption should be: label k belongs to mask k. where: its place, for errors."""
 
     image_id: Any
     size: tuple[int, int]
-    captions: list[str]
-    labels: list[str]
-    masks: list[dict]
-    attributes: list[dict | None]
+    captions: list[str] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    masks: list[dict] = field(default_factory=list)
+    attributes: list[dict | None] = field(default_factory=list)
     unseen: list[bool] = field(default_factory=list)  # which were never shown in training, where the truth says so
+    where: str = "ground truth"
 
 
 @dataclass
 class GroundedPrediction:
-    """What was predicted for one image: phrase k belongs to mask k; scores in 0..1."""
+    """What was predicted for one image: phrase k belongs to mask k; one score a mask. where: its file, for errors."""
 
     caption: str = ""
     phrases: list[str] = field(default_factory=list)
     masks: list[dict] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
+    where: str = "prediction"
 
 
 def check_task(task: str) -> None:
@@ -59,11 +67,13 @@ def check_task(task: str) -> None:
 def read_json(path: Path) -> Any:
     """The content of a JSON file. Raises ValueError naming the file and the line where it breaks."""
     try:
-        return json.loads(Path(path).read_text("utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as problem:
+        return json.loads(Path(path).read_text("utf-8-sig"))
+    except (ValueError, RecursionError) as problem:  # not JSON, not UTF-8, a number without end, lists without end
         where = f" (line {problem.lineno})" if isinstance(problem, json.JSONDecodeError) else ""
         advice = "If `predict` wrote it, delete it and run `predict` again."
         raise ValueError(f"{path} isn't valid JSON{where}. {advice}") from problem
+    except OSError as problem:
+        raise ValueError(f"{path} cannot be read ({problem.strerror}); expected a JSON file") from problem
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -75,6 +85,9 @@ def write_json(path: Path, content: Any) -> None:
     os.replace(temporary, path)
 
 
+# --- ground truth -------------------------------------------------------------------------------------------------
+
+
 def truth_path(folder: Path, task: str, split: str, kind: str = "") -> Path:
     """Where a task's ground truth lies; `kind` is "mask" or "caption" for gcg and grounding."""
     name = f"{split}_{task}_coco_{kind}_gt.json" if task in MASK_TASKS else f"{split}_{task}_gt.json"
@@ -82,132 +95,151 @@ def truth_path(folder: Path, task: str, split: str, kind: str = "") -> Path:
 
 
 def read_truth(folder: Path, task: str, split: str, kind: str = "") -> Any:
-    """One ground truth file. Raises ValueError if the folder or the file isn't there, naming what is."""
+    """One ground truth file: a list (refseg, vqa), or a COCO object whose images and annotations have ids and places.
+
+    Raises ValueError if the folder or the file isn't there, naming what is, and for records of another form.
+    """
     path = truth_path(folder, task, split, kind)
     if not path.is_file():
         present = sorted(item.name for item in path.parent.glob("*_gt.json")) if path.parent.is_dir() else None
         found = "the folder doesn't exist" if present is None else f"the folder holds {', '.join(present) or 'none'}"
+        found = "that is a folder" if path.is_dir() else found
         raise ValueError(
             f"No ground truth of task {task!r}, split {split!r}: expected {path}; {found}. "
             "Check --ground-truth and --split; `predict` writes it to OUT/ground_truth when it has finished."
         )
     content = read_json(path)
-    needed = {"refseg": ("image_id", "size", "expressions"), "vqa": ("image_id", "questions")}.get(task)
-    if needed:
-        is_right = isinstance(content, list) and all(has_keys(record, needed) for record in content)
+    if task in ("refseg", "vqa"):
+        if not isinstance(content, list):
+            raise ValueError(f"{path} holds {shown(content)}; expected a list of objects, one an image")
+        images = by_id(content, "image_id", str(path))
     else:
-        is_right = has_keys(content, ("images", "annotations"))
-    if not is_right:
-        shape = f"a list of {{{', '.join(needed)}}}" if needed else "an object with images and annotations"
-        raise ValueError(f"{path}: expected {shape}")
+        images = by_id(field_of(content, "images", "list", str(path)), "id", f"{path}: images")
+    if not images:
+        raise ValueError(f"{path} holds no image; there is nothing to score")
+    for image_id in images:
+        if Path(image_id).is_absolute() or {"..", "~"} & set(image_id.replace("\\", "/").split("/")):
+            raise ValueError(f"{path}: the image id {image_id!r} would lead out of the folder of predictions")
+    if isinstance(content, dict):
+        field_of(content, "info", "object", str(path), {})
+        for k, annotation in enumerate(field_of(content, "annotations", "list", str(path))):
+            image_id = field_of(annotation, "image_id", "id", f"{path}: annotations[{k}]")
+            if str(image_id) not in images:
+                raise ValueError(f"{path}: annotations[{k}]: 'image_id' {image_id!r} is not an id of its images")
     return content
-
-
-def has_keys(record: Any, keys: tuple[str, ...]) -> bool:
-    """Whether a record is a JSON object with these keys."""
-    return isinstance(record, dict) and all(key in record for key in keys)
-
-
-# --- gcg and grounding --------------------------------------------------------------------------------------------
 
 
 def read_grounded_truth(folder: Path, task: str, split: str) -> tuple[list[GroundedTruth], dict]:
     """Truths in the order of the caption file's images, and the COCO dictionary of the masks (for AP)."""
     masks = read_truth(folder, task, split, "mask")
     captions = read_truth(folder, task, split, "caption")
-    try:
-        truths = {
-            image["id"]: GroundedTruth(image["id"], (image["height"], image["width"]), [], [], [], [])
-            for image in captions["images"]
-        }
-        for annotation in captions["annotations"]:
-            truth = truths[annotation["image_id"]]
-            truth.captions.append(annotation["caption"])
-            truth.labels = truth.labels or list(annotation["labels"])
-        for annotation in masks["annotations"]:
-            truth = truths[annotation["image_id"]]
-            truth.masks.append(annotation["segmentation"])
-            truth.attributes.append(annotation.get("attributes"))
-            truth.unseen.append(bool(annotation.get("unseen")))
-    except (KeyError, TypeError) as problem:
-        path = truth_path(folder, task, split, "caption")
-        raise ValueError(f"{path} and its mask file aren't in GranD-f's format: {problem!r} is missing") from problem
+    mask_path, caption_path = (truth_path(folder, task, split, kind) for kind in ("mask", "caption"))
+    truths: dict[str, GroundedTruth] = {}
+    for k, image in enumerate(captions["images"]):
+        where = f"{caption_path}: images[{k}]"
+        sides = [field_of(image, side, "whole", where) for side in ("height", "width")]
+        size = tuple(field_of({"size": sides}, "size", "size", where))
+        truths[str(image["id"])] = GroundedTruth(image["id"], size, where=f"{mask_path}: image {image['id']}")
+    kept = {type(image["id"]) for image in masks["images"]}
+    if len(kept) > 1 or {str(image["id"]) for image in masks["images"]} != set(truths):
+        raise ValueError(f"{mask_path} and {caption_path} name different images; both need the same ids, of one type")
+    for k, annotation in enumerate(captions["annotations"]):
+        truth, where = truths[str(annotation["image_id"])], f"{caption_path}: annotations[{k}]"
+        truth.captions.append(field_of(annotation, "caption", "text", where))
+        truth.labels = truth.labels or field_of(annotation, "labels", "texts", where)
+    for k, annotation in enumerate(masks["annotations"]):
+        truth, where = truths[str(annotation["image_id"])], f"{mask_path}: annotations[{k}]"
+        truth.masks.append(field_of(annotation, "segmentation", "object", where))
+        truth.attributes.append(field_of(annotation, "attributes", "object", where, None))
+        truth.unseen.append(bool(annotation.get("unseen")))
+        for name in ("area", "iscrowd"):
+            field_of(annotation, name, "number", where, 0)
     for truth in truths.values():
         if len(truth.labels) != len(truth.masks):
             raise ValueError(
-                f"Ground truth of {truth.image_id}: {len(truth.labels)} labels for {len(truth.masks)} masks; "
+                f"{truth.where} has {len(truth.masks)} masks, {caption_path} has {len(truth.labels)} labels for it; "
                 "the i-th label belongs to the i-th mask of its image"
             )
     return list(truths.values()), masks
+
+
+# --- predictions --------------------------------------------------------------------------------------------------
 
 
 def read_grounded_predictions(folder: Path, image_ids: list) -> dict[Any, GroundedPrediction]:
     """Predictions by image id; images without a file are absent."""
     predictions = {}
     for image_id, record in read_image_records(folder, image_ids).items():
-        if "pred_masks" not in record:  # some scripts write {"<image id>": {...}}
-            record = next((value for value in record.values() if isinstance(value, dict)), record)
-        try:
-            prediction = GroundedPrediction(record["caption"], list(record["phrases"]), list(record["pred_masks"]))
-        except (KeyError, TypeError) as problem:
-            raise ValueError(
-                f"{Path(folder) / f'{image_id}.json'}: expected image_id, caption, phrases and pred_masks; "
-                f"{problem} is missing or of another type"
-            ) from problem
-        prediction.scores = [float(score) for score in record.get("scores") or [1.0] * len(prediction.masks)]
-        if len(prediction.scores) != len(prediction.masks):
-            raise ValueError(f"{image_id}: {len(prediction.scores)} scores for {len(prediction.masks)} masks")
-        predictions[image_id] = prediction
+        where = str(Path(folder) / f"{image_id}.json")
+        caption, phrases = field_of(record, "caption", "text", where), field_of(record, "phrases", "texts", where)
+        masks = field_of(record, "pred_masks", "list", where)
+        scores = field_of(record, "scores", "numbers", where, [1.0] * len(masks))
+        if len(scores) != len(masks):
+            raise ValueError(f"{where}: 'scores' has {len(scores)} numbers for {len(masks)} masks; expected one a mask")
+        predictions[image_id] = GroundedPrediction(caption, phrases, masks, [float(s) for s in scores], where)
     return predictions
 
 
-def read_image_records(folder: Path, image_ids: list, part: str = "", keys: tuple[str, ...] = ()) -> dict[Any, dict]:
-    """`<image_id>.json` of each image that has one.
+def read_image_records(folder: Path, image_ids: list) -> dict[Any, dict]:
+    """`<image_id>.json` of each image that has one; some scripts write {"<image id>": {...}} into it.
 
-    part, keys: the list that each record must hold, and what each of its entries must have.
-    Raises ValueError if no image has a file, or a record is of another form.
+    Raises ValueError if no image has a file, or a record is not an object or says that it is another image's.
     """
     folder = _predictions_folder(folder)
     records = {}
     for image_id in image_ids:
         path = folder / f"{image_id}.json"
-        if path.is_file():
-            records[image_id] = read_json(path)
-            if not isinstance(records[image_id], dict):
-                raise ValueError(f"{path}: expected one JSON object, found a {type(records[image_id]).__name__}")
-            entries = records[image_id].get(part) if part else []
-            if not isinstance(entries, list) or not all(has_keys(entry, keys) for entry in entries):
-                raise ValueError(f"{path}: expected a list {part!r} of objects with {', '.join(keys)}")
+        if not path.exists():
+            continue
+        record = read_json(path)
+        if not isinstance(record, dict):
+            raise ValueError(f"{path} holds {shown(record)}; expected an object")
+        if isinstance(record.get(str(image_id)), dict):
+            record = {"image_id": image_id, **record[str(image_id)]}
+        said = field_of(record, "image_id", "id", str(path), image_id)
+        if str(image_id) not in (str(said), Path(str(said)).stem):
+            raise ValueError(f"{path}: 'image_id' is {said!r}; expected {image_id!r}, the file's name")
+        records[image_id] = record
     if not records:
         raise ValueError(
             f"{folder} holds no prediction for any of the {len(image_ids)} images of the ground truth: expected "
-            f"files such as {image_ids[0] if image_ids else '<image_id>'}.json. Check --predictions and --split."
+            f"files such as {image_ids[0]}.json. Check --predictions and --split."
         )
     return records
 
 
-# --- regcap and caption -------------------------------------------------------------------------------------------
+def strangers(folder: Path, image_ids: list) -> list[str]:
+    """Names of JSON files that are not a prediction for any of the images."""
+    known = {*NOT_RESULTS, *(Path(f"{image_id}.json").name for image_id in image_ids)}
+    return sorted(path.name for path in Path(folder).glob("*.json") if path.name not in known)
 
 
-def read_results(folder: Path) -> dict[Any, str]:
-    """Captions by image id from all `results_<rank>.json` (or, where none is, all JSON lists of the folder)."""
+def read_results(folder: Path) -> dict[str, str]:
+    """Captions by image id, as text, from all `results_<rank>.json` (where none is, all JSON lists of the folder).
+
+    An id may come twice, as padding between processes makes it, if its captions are equal; else ValueError.
+    """
     folder = _predictions_folder(folder)
     paths = sorted(folder.glob("results_*.json"))
     paths = paths or sorted(path for path in folder.glob("*.json") if path.name not in NOT_RESULTS)
     if not paths:
         raise ValueError(f"{folder} holds no results_<rank>.json. Check --predictions.")
-    results = {}
+    results: dict[str, str] = {}
     for path in paths:
         records = read_json(path)
-        try:
-            results.update({record["image_id"]: str(record["caption"]) for record in records})
-        except (KeyError, TypeError) as problem:
-            raise ValueError(f"{path}: expected a list of {{image_id, caption}} records") from problem
+        if not isinstance(records, list):
+            raise ValueError(f"{path} holds {shown(records)}; expected a list of objects with image_id and caption")
+        for k, record in enumerate(records):
+            image_id = str(field_of(record, "image_id", "id", f"{path}[{k}]"))
+            caption = field_of(record, "caption", "text", f"{path}[{k}]")
+            if results.setdefault(image_id, caption) != caption:
+                raise ValueError(f"{path}[{k}]: image {image_id!r} has another caption already; expected one an image")
     return results
 
 
 def _predictions_folder(folder: Path) -> Path:
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"No predictions: the folder {folder} doesn't exist. Check --predictions.")
+        wrong = "is a file" if folder.exists() else "doesn't exist"
+        raise ValueError(f"No predictions: {folder} {wrong}; expected a folder. Check --predictions.")
     return folder

@@ -1,13 +1,16 @@
 """Score a folder of predictions against a folder of ground truth: every task, both protocols."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from glamm_mini import registry
 from glamm_mini.evaluation import records
-from glamm_mini.evaluation.answers import answer_accuracy
 from glamm_mini.evaluation.captioning import Captions, CaptionScores, caption_scores
-from glamm_mini.evaluation.gcg import fixed_grounding, official_grounding, prepare
+from glamm_mini.evaluation.fields import by_id, field
+from glamm_mini.evaluation.gcg import compare_images, fixed_grounding, official_grounding
 from glamm_mini.evaluation.masks import decode_masks
 from glamm_mini.evaluation.segmentation import fixed_refseg, official_refseg
 from glamm_mini.evaluation.similarity import SIMILARITIES, get_similarity
@@ -44,17 +47,14 @@ def score_folder(
         raise ValueError(f"Unknown protocol {protocol!r}; choose one of: {', '.join(PROTOCOLS)}.")
     if similarity is not None and similarity not in SIMILARITIES:
         raise ValueError(f"Unknown similarity {similarity!r}; choose one of: {', '.join(SIMILARITIES)}.")
-    scorer = {
-        "gcg": _score_grounded,
-        "grounding": _score_grounded,
-        "refseg": _score_refseg,
-        "regcap": _score_captions,
-        "caption": _score_captions,
-        "vqa": _score_vqa,
-    }[task]
-    official, fixed, about, unseen = scorer(
-        task, Path(predictions), Path(ground_truth), split, similarity=similarity, meteor=meteor, progress=progress
-    )
+    predictions, ground_truth = Path(predictions), Path(ground_truth)
+    if task in records.MASK_TASKS:
+        scored = _score_grounded(task, predictions, ground_truth, split, similarity, meteor, progress)
+    elif task in records.LIST_TASKS:
+        scored = _score_captions(task, predictions, ground_truth, split, meteor)
+    else:
+        scored = {"refseg": _score_refseg, "vqa": _score_vqa}[task](predictions, ground_truth, split, progress)
+    official, fixed, about, unseen = scored
     figures: dict = {}
     if task == "gcg":
         figures = {"official": official, "fixed": fixed}
@@ -68,46 +68,52 @@ def score_folder(
     return {task: {**figures, **about}}
 
 
-def _score_grounded(task, predictions, ground_truth, split, similarity, meteor, progress) -> Scored:
+def _score_grounded(
+    task: str, predictions: Path, ground_truth: Path, split: str, similarity: str | None, meteor: bool,
+    progress: Callable,
+) -> Scored:  # fmt: skip
     truths, coco_truth = records.read_grounded_truth(ground_truth, task, split)
-    found = records.read_grounded_predictions(predictions, [truth.image_id for truth in truths])
+    ids = [truth.image_id for truth in truths]
+    found = records.read_grounded_predictions(predictions, ids)
     data = _data_name(coco_truth)
     name = similarity or (data if data in registry.names("similarity") else "bert")
-    images = prepare(truths, found, get_similarity(name), progress)
+    images = compare_images(truths, found, get_similarity(name), progress)
     official, fixed = official_grounding(images, coco_truth), fixed_grounding(images, coco_truth)
-    notes = _missing([truth.image_id for truth in truths], found)
+    notes = _missing(ids, found) + _left_out(records.strangers(predictions, ids))
     if task == "gcg":
         captions = Captions([truth.captions for truth in truths], [image.prediction.caption for image in images])
         scores, caption_notes = caption_scores({"all": captions}, meteor=meteor)
-        words = {"meteor": scores["all"].meteor, "cider": scores["all"].cider}
+        words = _words(scores["all"])
         official, fixed, notes = {**official, **words}, {**fixed, **words}, notes + caption_notes
     about = _about(len(truths), len(truths) - len(found), notes, similarity=name)
     return official, fixed, about, unseen_grounding(images)
 
 
-def _score_refseg(task, predictions, ground_truth, split, similarity, meteor, progress) -> Scored:
-    truths = records.read_truth(ground_truth, task, split)
+def _score_refseg(predictions: Path, ground_truth: Path, split: str, progress: Callable) -> Scored:
+    truths = records.read_truth(ground_truth, "refseg", split)
     ids = [truth["image_id"] for truth in truths]
-    found = records.read_image_records(predictions, ids, "expressions", ("sent_id",))
+    found = records.read_image_records(predictions, ids)
+    path = records.truth_path(ground_truth, "refseg", split)
     pairs, unseen, forced_items = [], [], []
-    for truth in progress(truths):
-        image_id, size = truth["image_id"], tuple(truth["size"])
-        record = found.get(image_id) or {"expressions": []}
-        said = {expression["sent_id"]: expression.get("mask") for expression in record["expressions"]}
-        masks = [expression["mask"] for expression in truth["expressions"]]
-        true_masks = decode_masks(masks, size, f"image {image_id}, ground truth")
-        for mask, expression in zip(true_masks, truth["expressions"], strict=True):
-            answered = said.get(expression["sent_id"])
-            predicted = decode_masks([answered] if answered else [], size, f"image {image_id}, prediction")
+    for k, truth in enumerate(progress(truths)):
+        where, file = f"{path}[{k}]", str(predictions / f"{truth['image_id']}.json")
+        size = tuple(field(truth, "size", "size", where))
+        asked = by_id(field(truth, "expressions", "list", where), "sent_id", f"{where}: expressions")
+        true_masks = decode_masks(
+            [field(expression, "mask", "object", f"{where}: expression {key!r}") for key, expression in asked.items()],
+            size, f"{where}: the expressions' masks",
+        )  # fmt: skip
+        record = found.get(truth["image_id"], {"expressions": []})
+        said = _answers_to(asked, record, "expressions", "sent_id", file)
+        for mask, (key, expression) in zip(true_masks, asked.items(), strict=True):
+            answered = field(said.get(key, {}), "mask", "object", f"{file}: expression {key!r}", None)
+            predicted = decode_masks([answered] if answered else [], size, f"{file}: expression {key!r}, mask")
             pairs.append((mask, predicted.any(0)))  # no mask at all gives an empty one
             unseen.append(bool(expression.get("unseen")))
-        forced = record.get("teacher_forced")
+        forced = field(record, "teacher_forced", "object", file, None)
         if forced:
-            place = {expression["sent_id"]: k for k, expression in enumerate(truth["expressions"])}
-            drawn = true_masks[[place[sent_id] for sent_id in forced["sent_ids"]]]
-            forced_masks = decode_masks(forced["masks"], size, f"image {image_id}, teacher-forced prediction")
-            forced_items.append((drawn, forced_masks))
-    notes = _missing(ids, found)
+            forced_items.append(_teacher_forced(forced, list(asked), true_masks, f"{file}: teacher_forced"))
+    notes = _missing(ids, found) + _left_out(records.strangers(predictions, ids))
     official = official_refseg(forced_items) if forced_items else {"ciou": None, "giou": None}
     if not forced_items:
         notes.append("official is null: these predictions hold no teacher_forced masks")
@@ -117,13 +123,34 @@ def _score_refseg(task, predictions, ground_truth, split, similarity, meteor, pr
     return official, fixed_refseg(pairs), about, unseen_refseg(pairs, unseen)
 
 
-def _score_captions(task, predictions, ground_truth, split, similarity, meteor, progress) -> Scored:
+def _answers_to(asked: dict, record: dict, part: str, name: str, file: str) -> dict[str, dict]:
+    """The entries of a prediction's list by id. Raises ValueError for an id that the truth does not ask for."""
+    said = by_id(field(record, part, "list", file), name, f"{file}: {part}")
+    unknown = [key for key in said if key not in asked]
+    if unknown:
+        raise ValueError(f"{file}: {part} has {name} {unknown[0]!r}; expected one of {', '.join(asked) or 'none'}")
+    return said
+
+
+def _teacher_forced(forced: dict, asked: list[str], true_masks: np.ndarray, where: str) -> tuple:
+    """(true, predicted) masks of the expressions that the official variant drew."""
+    drawn = [str(sent_id) for sent_id in field(forced, "sent_ids", "ids", where)]
+    unknown = [key for key in drawn if key not in asked]
+    if unknown:
+        raise ValueError(f"{where}: 'sent_ids' holds {unknown[0]!r}; expected some of {', '.join(asked)}")
+    masks = decode_masks(field(forced, "masks", "list", where), true_masks.shape[1:], f"{where}: masks")
+    return true_masks[[asked.index(key) for key in drawn]], masks
+
+
+def _score_captions(task: str, predictions: Path, ground_truth: Path, split: str, meteor: bool) -> Scored:
     truth = records.read_truth(ground_truth, task, split)
+    path = records.truth_path(ground_truth, task, split)
+    references: dict[str, list[str]] = {}
+    for k, annotation in enumerate(truth["annotations"]):
+        caption = field(annotation, "caption", "text", f"{path}: annotations[{k}]")
+        references.setdefault(str(annotation["image_id"]), []).append(caption)
     found = records.read_results(predictions)
-    references: dict = {}
-    for annotation in truth["annotations"]:
-        references.setdefault(annotation["image_id"], []).append(annotation["caption"])
-    answered = {image_id: references[image_id] for image_id in references if image_id in found}
+    answered = {image_id: texts for image_id, texts in references.items() if image_id in found}
     if not answered:
         raise ValueError(f"{predictions} holds no caption for any image of the ground truth; check --split.")
     # The official script scores what was answered; a missing caption is an empty one in the fixed protocol.
@@ -135,43 +162,79 @@ def _score_captions(task, predictions, ground_truth, split, similarity, meteor, 
     fixed, unseen = _words(scores["fixed"]), None
     own = _own_scores(_data_name(truth))
     if own:
-        words, unseen = _known_words(own, task, truth, references, found)
+        words, unseen = _known_words(own, task, truth, references, found, str(path))
         fixed.update(words)
-    notes = _missing(list(references), found) + notes
+    surplus = [image_id for image_id in found if image_id not in references]
+    notes = _missing(list(references), found) + _left_out(surplus) + notes
     regions = {"regions": len(references)} if task == "regcap" else {}  # officially each region is an "image"
-    images = len({image["file_name"] for image in truth["images"]}) if regions else len(references)
-    return _words(scores["official"]), fixed, _about(images, len(references) - len(answered), notes, **regions), unseen
+    images = len({image.get("file_name", image["id"]) for image in truth["images"]}) if regions else len(references)
+    about = _about(images, len(references) - len(answered), notes, **regions)
+    return _words(scores["official"]), fixed, about, unseen
 
 
-def _known_words(own, task: str, truth: dict, references: dict, found: dict) -> tuple[dict, dict | None]:
+def _known_words(own, task: str, truth: dict, references: dict, found: dict, path: str) -> tuple[dict, dict | None]:
     """What the record tells about the captions' words, of everything and of unseen things."""
     captions = [found.get(image_id, "") for image_id in references]
     if task == "regcap":
-        regions = {annotation["image_id"]: annotation for annotation in truth["annotations"]}
-        attributes = [regions[image_id].get("attributes") for image_id in references]
-        if None in attributes:
+        regions = {str(annotation["image_id"]): annotation for annotation in truth["annotations"]}
+        known = [field(regions[k], "attributes", "object", f"{path}: region {k}", None) for k in references]
+        if None in known:
             return {}, None
+        for image_id, attributes in zip(references, known, strict=True):
+            field(attributes, "cls", "text", f"{path}: region {image_id}, attributes")
         marks = [bool(regions[image_id].get("unseen")) for image_id in references]
-        return own.region_accuracy(attributes, captions), own.unseen_regions(attributes, captions, marks)
-    present = {image["id"]: set(image.get("classes", ())) for image in truth["images"]}
+        return own.region_accuracy(known, captions), own.unseen_regions(known, captions, marks)
+    present = {
+        str(image["id"]): set(field(image, "classes", "texts", f"{path}: image {image['id']}", []))
+        for image in truth["images"]
+    }
     return own.mention_scores(list(references.values()), [present[image_id] for image_id in references], captions), None
 
 
-def _score_vqa(task, predictions, ground_truth, split, similarity, meteor, progress) -> Scored:
-    truths = records.read_truth(ground_truth, task, split)
+def _score_vqa(predictions: Path, ground_truth: Path, split: str, progress: Callable) -> Scored:
+    truths = records.read_truth(ground_truth, "vqa", split)
     ids = [truth["image_id"] for truth in truths]
-    found = records.read_image_records(predictions, ids, "questions", ("question_id", "text"))
+    found = records.read_image_records(predictions, ids)
+    path = records.truth_path(ground_truth, "vqa", split)
     expected, answers = [], []
-    for truth in progress(truths):
-        record = found.get(truth["image_id"]) or {"questions": []}
-        said = {question["question_id"]: question["text"] for question in record["questions"]}
-        for question in truth["questions"]:
-            expected.append(question["answer"])
-            answers.append(said.get(question["question_id"], ""))
-    notes = _missing(ids, found)
+    for k, truth in enumerate(progress(truths)):
+        where, file = f"{path}[{k}]", str(predictions / f"{truth['image_id']}.json")
+        asked = by_id(field(truth, "questions", "list", where), "question_id", f"{where}: questions")
+        record = found.get(truth["image_id"], {"questions": []})
+        said = _answers_to(asked, record, "questions", "question_id", file)
+        for key, question in asked.items():
+            expected.append(field(question, "answer", "text", f"{where}: question {key!r}"))
+            answers.append(field(said[key], "text", "text", f"{file}: question {key!r}") if key in said else "")
+    notes = _missing(ids, found) + _left_out(records.strangers(predictions, ids))
     notes.append("official is null: the official code has no score for questions")
     about = _about(len(truths), len(truths) - len(found), notes, questions=len(expected))
     return None, {"accuracy": answer_accuracy(expected, answers)}, about, None
+
+
+# --- short answers ------------------------------------------------------------------------------------------------
+
+NUMBERS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+    "seventeen eighteen nineteen twenty"
+).split()
+DIGITS = {word: str(number) for number, word in enumerate(NUMBERS)}
+
+
+def normalize_answer(text: str) -> str:
+    """Lower case, no punctuation, single blanks, number words as digits: " Three!" and "3" are equal."""
+    words = re.sub(r"[^\w\s]", " ", text.lower()).split()
+    return " ".join(DIGITS.get(word, word) for word in words)
+
+
+def answer_accuracy(truths: list[str], answers: list[str]) -> float | None:
+    """Share of answers that equal the truth after `normalize_answer`; None without questions."""
+    if not truths:
+        return None
+    pairs = zip(truths, answers, strict=True)
+    return sum(normalize_answer(truth) == normalize_answer(answer) for truth, answer in pairs) / len(truths)
+
+
+# --- what is told beside the figures ------------------------------------------------------------------------------
 
 
 def _words(scores: CaptionScores) -> dict:
@@ -193,6 +256,11 @@ def _missing(image_ids: list, found: dict) -> list[str]:
         return []
     some = ", ".join(str(image_id) for image_id in missing[:3]) + (" ..." if len(missing) > 3 else "")
     return [f"{len(missing)} of {len(image_ids)} predictions are missing and count as empty ({some})"]
+
+
+def _left_out(surplus: list[str]) -> list[str]:
+    some = ", ".join(surplus[:3]) + (" ..." if len(surplus) > 3 else "")
+    return [f"{len(surplus)} predictions belong to no image of the ground truth ({some})"] if surplus else []
 
 
 def _about(images: int, missing: int, notes: list[str], **more) -> dict:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import numpy as np
+from pycocotools import mask as coco_mask
 
 from glamm_mini.data.sample import Sample, Turn
 from glamm_mini.evaluation.records import MASK_TASKS, check_task, truth_path, write_json
@@ -80,15 +80,15 @@ class TruthWriter:
         self.captions.append({**self._caption(sample.image_id, turn, self.captions), "labels": labels})
         facts = facts_of(sample, 0).get("phrases") or [None] * len(labels)
         for mask, known in zip(turn.masks, facts, strict=True):
-            x0, y0, x1, y1 = mask_box(mask)
+            record = encode_mask(mask)
             annotation = {
                 "id": len(self.annotations) + 1,
                 "image_id": sample.image_id,
                 "category_id": 1,
                 "iscrowd": 0,
-                "segmentation": encode_mask(mask),
+                "segmentation": record,
                 "area": float(mask.sum()),
-                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "bbox": coco_mask.toBbox(record).tolist(),
             }
             if known:  # what the record knows of the phrase, whatever its words leave open
                 annotation["attributes"] = {key: known.get(key) for key in (*ATTRIBUTES, "count")}
@@ -141,14 +141,6 @@ def expressions(sample: Sample) -> list[dict]:
         }
         for k, turn in enumerate(single_turns(sample))
     ]
-
-
-def mask_box(mask: np.ndarray) -> tuple[float, float, float, float]:
-    """x0 y0 x1 y1 in pixels around a mask (H, W), x1 and y1 exclusive; zeros for an empty one."""
-    if not mask.any():
-        return 0.0, 0.0, 0.0, 0.0
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
 
 
 def facts_of(sample: Sample, conversation: int) -> dict:

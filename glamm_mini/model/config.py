@@ -1,6 +1,10 @@
 """One configuration tree for every size of GLaMM, from two CPU cores to the official 7B weights."""
 
+import tomllib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
 
 from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedConfig
 
@@ -109,11 +113,17 @@ OFFICIAL_SYSTEM = (
 class GlammConfig(PreTrainedConfig):
     """Everything that decides the shape and the behavior of a GLaMM.
 
-    vision: transformers' CLIPVisionConfig. text: transformers' LlamaConfig. The other parts are dataclasses above.
-    feature_layer: hidden state of the vision tower that the language model reads, counted from the end (-2 official).
-    level_step: distance between the hidden states that the region encoder reads, counted back from `feature_layer`.
-    mode: "official" reproduces the released code's behavior, "fixed" is what we train (see `losses`, `processor`).
-    seg_state: "before" (official): a mask comes from the state that predicts [SEG]; "at": from [SEG]'s own state.
+    Args:
+        vision, text: transformers' CLIPVisionConfig and LlamaConfig, or their settings.
+        region, grounding, losses, prompt, tokens: the dataclasses above, or their settings.
+        feature_layer: hidden state of the vision tower that the language model reads, from the end (-2 official).
+        level_step: distance between the hidden states that the region encoder reads, back from `feature_layer`.
+        mode: "official" reproduces the released code's behavior, "fixed" is what we train (see `losses`, `processor`).
+        seg_state: "before" (official): a mask comes from the state that predicts [SEG]; "at": from [SEG]'s own.
+        size_name: one of SIZES, or "custom".
+        kwargs: what every transformers configuration has.
+
+    Raises ValueError for a setting that there is not, and for language models other than Llama.
     """
 
     model_type = "glamm_mini"
@@ -121,24 +131,27 @@ class GlammConfig(PreTrainedConfig):
 
     def __init__(
         self,
-        vision=None,
-        text=None,
-        region=None,
-        grounding=None,
-        losses=None,
-        prompt=None,
-        tokens=None,
+        vision: CLIPVisionConfig | dict | None = None,
+        text: LlamaConfig | dict | None = None,
+        region: RegionConfig | dict | None = None,
+        grounding: GroundingConfig | dict | None = None,
+        losses: LossConfig | dict | None = None,
+        prompt: PromptConfig | dict | None = None,
+        tokens: TokenIds | dict | None = None,
         feature_layer: int = -2,
         level_step: int = 3,
         mode: str = "fixed",
         seg_state: str = "before",
         size_name: str = "custom",
-        **kwargs,
+        **kwargs: Any,
     ):
         if mode not in MODES:
             raise ValueError(f"mode is {mode!r}; expected one of {MODES}")
         if seg_state not in SEG_STATES:
             raise ValueError(f"seg_state is {seg_state!r}; expected one of {SEG_STATES}")
+        unknown = [] if "transformers_version" in kwargs else sorted(set(kwargs) - _common_settings())
+        if unknown:
+            raise ValueError(f"GlammConfig has no setting {unknown}; sizes are those of its parts, such as text=...")
         self.vision = _nested(CLIPVisionConfig, vision)
         self.text = _nested(LlamaConfig, text)
         given = dict(region=region, grounding=grounding, losses=losses, prompt=prompt, tokens=tokens)
@@ -153,7 +166,7 @@ class GlammConfig(PreTrainedConfig):
         super().__init__(**kwargs)
 
     @classmethod
-    def from_dict(cls, config_dict: dict, **kwargs) -> "GlammConfig":
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "GlammConfig":
         """As transformers'; ValueError for settings of another kind of model, which would become the default ones."""
         kind = config_dict.get("model_type", cls.model_type)
         if kind != cls.model_type:
@@ -164,12 +177,15 @@ class GlammConfig(PreTrainedConfig):
         return super().from_dict(config_dict, **kwargs)
 
     @classmethod
-    def of_size(cls, size: str, **changes) -> "GlammConfig":
+    def of_size(cls, size: str, **changes: Any) -> "GlammConfig":
         """The configuration of a named size: "tiny", "colab" or "7b"; `changes` override top-level settings."""
-        builders = {"tiny": _tiny, "colab": _colab, "7b": _official_7b}
-        if size not in builders:
+        if size not in SIZES:
             raise ValueError(f"size {size!r} is unknown; expected one of {', '.join(SIZES)}")
-        return cls(**(builders[size]() | {"size_name": size} | changes))
+        stored = tomllib.loads((Path(__file__).parent / "sizes.toml").read_text("utf-8"))
+        own = {"prompt": {"system": OFFICIAL_SYSTEM}, "size_name": size} | stored[size]
+        if isinstance(own["vision"], str):
+            own["vision"] = stored[own["vision"]]
+        return cls(**(own | changes))
 
     @property
     def image_grid(self) -> int:
@@ -193,7 +209,13 @@ class GlammConfig(PreTrainedConfig):
             )
         return layers
 
-    def memory_report(self, dtype: str = "float32", trained="all", **more) -> "dict[str, dict[str, float]]":
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> LlamaConfig:
+        """The language model's, wherever transformers asks for words."""
+        return self.text
+
+    def memory_report(
+        self, dtype: str = "float32", trained: str | Sequence[str] = "all", **more: Any
+    ) -> dict[str, dict[str, float]]:
         """Memory of every part on one device, in megabytes, counted without allocating it; `print` it for a table.
 
         trained: "all", "none" (to answer), "official" (LoRA and the parts the released recipe trains), or pieces of
@@ -204,7 +226,7 @@ class GlammConfig(PreTrainedConfig):
 
         return memory_report(self, dtype=dtype, trained=trained, **more)
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         """As transformers' to_dict, with the nested dataclasses as plain dictionaries."""
         out = super().to_dict()
         for name in PARTS:
@@ -214,13 +236,21 @@ class GlammConfig(PreTrainedConfig):
         return out
 
 
-def _nested(cls, value):
+def _common_settings() -> set[str]:
+    """What every transformers configuration knows; those of generation and of quantization are not among its own."""
+    return {*dir(PreTrainedConfig()), "dtype", "torch_dtype", "quantization_config", "auto_map"}
+
+
+def _nested(cls: type[PreTrainedConfig], value: PreTrainedConfig | dict | None) -> PreTrainedConfig:
     if isinstance(value, cls):
         return value
+    kind = value.model_type if isinstance(value, PreTrainedConfig) else (value or {}).get("model_type", cls.model_type)
+    if kind != cls.model_type:
+        raise ValueError(f"a configuration of kind {kind!r} was given; GLaMM is made of {cls.__name__} here")
     return cls(**(value or {}))
 
 
-def _part(cls, value):
+def _part(cls: type, value: object) -> object:
     if isinstance(value, cls):
         return value
     value = dict(value or {})
@@ -228,101 +258,3 @@ def _part(cls, value):
     if unknown:
         raise ValueError(f"{cls.__name__} has no setting {sorted(unknown)}; it has {[f.name for f in fields(cls)]}")
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
-
-
-def _tiny() -> dict:
-    """About 4 million parameters: a picture of 128 px, described in under a second on one CPU core."""
-    return dict(
-        vision=dict(
-            image_size=96,
-            patch_size=8,
-            hidden_size=128,
-            intermediate_size=512,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            hidden_act="gelu",
-        ),
-        text=dict(
-            vocab_size=1024,
-            hidden_size=160,
-            intermediate_size=432,
-            num_hidden_layers=4,
-            num_attention_heads=5,
-            max_position_embeddings=1024,
-            tie_word_embeddings=False,
-        ),
-        region=dict(channels=48, scales=(2, 1, 1, 1), rounds=2, groups=8, roi_size=7, position_hidden=64, hidden=128),
-        grounding=dict(
-            image_size=128,
-            patch_size=8,
-            hidden=96,
-            depth=4,
-            heads=3,
-            global_attention=(0, 1, 2, 3),
-            window=0,
-            relative_positions=False,
-            prompt_dim=64,
-            mask_in_channels=8,
-            decoder_hidden=192,
-            decoder_heads=4,
-            iou_hidden=64,
-        ),
-        # Official 0.5 for dice leaves small things to the pixel-wise loss, which hardly sees them.
-        losses=dict(mask_dice=2.0),
-        prompt=dict(max_length=512, image_line="<image>\n"),
-        feature_layer=-1,
-        level_step=1,
-    )
-
-
-def _colab() -> dict:
-    """TinyLlama 1.1B, CLIP ViT-L/14-336 and SAM ViT-B: one 16 GB GPU."""
-    return dict(
-        vision=_clip_large(),
-        text=dict(
-            vocab_size=32007,
-            hidden_size=2048,
-            intermediate_size=5632,
-            num_hidden_layers=22,
-            num_attention_heads=32,
-            num_key_value_heads=4,
-            max_position_embeddings=2048,
-            rms_norm_eps=1e-5,
-        ),
-        # Half the official width: it starts untrained here, and at full width its training alone would take 10 GB.
-        region=dict(channels=512, groups=32),
-        grounding=dict(hidden=768, depth=12, heads=12, global_attention=(2, 5, 8, 11)),
-        prompt=dict(system=OFFICIAL_SYSTEM),
-    )
-
-
-def _official_7b() -> dict:
-    """Vicuna-7B, CLIP ViT-L/14-336 and SAM ViT-H, in official mode."""
-    return dict(
-        vision=_clip_large(),
-        text=dict(
-            vocab_size=32007,
-            hidden_size=4096,
-            intermediate_size=11008,
-            num_hidden_layers=32,
-            num_attention_heads=32,
-            max_position_embeddings=2048,
-            rms_norm_eps=1e-5,
-        ),
-        region=dict(box_image_size=224),
-        grounding=dict(),
-        prompt=dict(system=OFFICIAL_SYSTEM),
-        mode="official",
-    )
-
-
-def _clip_large() -> dict:
-    return dict(
-        image_size=336,
-        patch_size=14,
-        hidden_size=1024,
-        intermediate_size=4096,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        hidden_act="quick_gelu",
-    )

@@ -1,136 +1,46 @@
 """GLaMM: all parts joined. One forward pass for training, one generate for answers."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import torch
-from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, LlamaForCausalLM, PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
+from transformers.utils import can_return_tuple
 
-from glamm_mini import registry
+from glamm_mini.dtypes import across_types, in_type_of
 from glamm_mini.model import losses
 from glamm_mini.model.config import GlammConfig
-from glamm_mini.model.dtypes import across_types, in_type_of
-from glamm_mini.model.initialize import initialize_weights
+from glamm_mini.model.language import LanguageModel, answer, states_anew
+from glamm_mini.model.outputs import GlammGenerated, GlammOutput, ImageFeatures
+from glamm_mini.model.pretrained import GlammPreTrained
 from glamm_mini.model.region_encoder import RegionEncoder
 from glamm_mini.model.sam import GroundingImageEncoder, LPProjector, PixelDecoder, upscale_logits
-from glamm_mini.model.splice import Spliced, check_rows, language_output, last_states, pad_left, put_images, put_regions
+from glamm_mini.model.splice import Spliced, check_rows, language_output, pad_left, put_images, put_regions
 from glamm_mini.model.tokens import IGNORE_INDEX
 from glamm_mini.model.vision import GlobalImageEncoder, VLProjector
 
-
-@dataclass
-class ImageFeatures:
-    """Everything the model computes from images alone; made once, used for every turn and every mask.
-
-    tokens: (I, P, D) projected to the language model. levels: see GlobalFeatures. grounding: (I, C, h, w) or None.
-    """
-
-    tokens: torch.Tensor
-    levels: list[torch.Tensor]
-    grounding: torch.Tensor | None
+Indices = Sequence[int] | torch.Tensor  # (R,), the image of each row, -1 for a row of text alone
+Boxes = Sequence[torch.Tensor | None]  # per row (N, 4), normalized x0 y0 x1 y1, or None
+Sizes = Sequence[tuple[int, int]]  # per image (height, width)
 
 
-@dataclass
-class GlammOutput(ModelOutput):
-    """loss and its parts (`losses`, unweighted); logits (R, T, V) unless only the loss was asked for; last_hidden
-    (R, T, D), and hidden_states of every layer if they were asked for; spliced_ids (R, T), what stands at each
-    position; seg_positions (M, 2) row and position of the state used for each mask; prompts (M, C); low_res (M, m, m);
-    mask_logits: per image (M_i, H, W) at the picture's size;
-    image_features."""
-
-    loss: torch.Tensor | None = None
-    losses: dict | None = None
-    logits: torch.Tensor | None = None
-    last_hidden: torch.Tensor | None = None
-    hidden_states: tuple | None = None
-    spliced_ids: torch.Tensor | None = None
-    seg_positions: torch.Tensor | None = None
-    prompts: torch.Tensor | None = None
-    low_res: torch.Tensor | None = None
-    mask_logits: list | None = None
-    image_features: ImageFeatures | None = None
-
-
-@dataclass
-class GlammGenerated:
-    """sequences: (R, new) ids of the answers, without the prompt. last_hidden: (R, T, D) of prompt and all new tokens
-    but the last. seg_steps: per row, the indices of [SEG] in its sequence that have a state. states: per row (M, D).
-    prompts: per row (M, C). low_res: per row (M, m, m). mask_logits: per row (M, H, W); the last three are None
-    where no grounding image was given."""
-
-    sequences: torch.Tensor
-    last_hidden: torch.Tensor
-    seg_steps: list
-    states: list
-    prompts: list | None = None
-    low_res: list | None = None
-    mask_logits: list | None = None
-
-
-class GlammForConditionalGeneration(PreTrainedModel):
+class GlammForConditionalGeneration(GlammPreTrained):
     """Grounding Large Multimodal Model (paper section 3.1), the same class at every size."""
 
-    config_class = GlammConfig
-    base_model_prefix = ""
-    main_input_name = "input_ids"
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    main_device = None
-    """Set where a model's parts lie on several devices (`checkpoints.placement`): the one that computes."""
-    _no_split_modules = ["LlamaDecoderLayer", "CLIPEncoderLayer", "Block"]
-
-    def __init__(self, config: GlammConfig, built: Callable[[Self], None] | None = None):
+    def __init__(self, config: GlammConfig, built: Callable[[Self], None] | None = None) -> None:
         """built: told of the new model before any weight is read into it; raises if these do not fit."""
         super().__init__(config)
         width = config.text.hidden_size
         self.global_encoder = GlobalImageEncoder(config)
         self.vl_projector = VLProjector(config.vision.hidden_size, width)
         self.region_encoder = RegionEncoder(config)
-        self.language_model = LlamaForCausalLM(config.text)
+        self.language_model = LanguageModel(config.text)
         self.grounding_encoder = GroundingImageEncoder(config)
         self.pixel_decoder = PixelDecoder(config)
         self.lp_projector = LPProjector(width, config.grounding.prompt_dim)
         self.post_init()
         if built is not None:
             built(self)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path | None, *args: Any, **kwargs: Any) -> Self:
-        """A model of a bundled name ("tiny"), a folder or a hub id, in our format or official, as `glamm_mini.load`.
-
-        Takes transformers' `dtype` (default float32; "auto" keeps what is stored), `device_map` (with `max_memory` and
-        `offload_folder`), `attn_implementation`, `quantization_config` (BitsAndBytesConfig; of the language model),
-        `config`, `subfolder`, `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`,
-        `output_loading_info`, and `load`'s `vision_tower` and `drop`.
-
-        Raises FileNotFoundError for what is missing, and ValueError for what is damaged, of another kind of model, or
-        lacks a weight or has one too many: nothing is ever filled up with random values.
-        """
-        if pretrained_model_name_or_path is None:  # the weights themselves are given, as state_dict
-            return super().from_pretrained(None, *args, **kwargs)
-        return registry.find("checkpoint", "model")(cls, pretrained_model_name_or_path, *args, **kwargs)
-
-    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
-        """As transformers', with weights that others than their owner may read as well."""
-        super().save_pretrained(save_directory, *args, **kwargs)
-        if Path(save_directory).is_dir():
-            registry.find("checkpoint", "rights")(Path(save_directory))
-
-    def _init_weights(self, module: nn.Module):
-        initialize_weights(module, self.config.text.initializer_range)
-
-    @property
-    def device(self) -> torch.device:
-        """Where inputs go. Weights that accelerate keeps elsewhere are fetched from there when they are needed."""
-        weights = (p.device for p in self.parameters() if not p.is_meta)
-        return torch.device(self.main_device if self.main_device is not None else next(weights, "meta"))
-
-    def get_input_embeddings(self):
-        return self.language_model.get_input_embeddings()
 
     def encode_images(self, global_images: torch.Tensor, grounding_images: torch.Tensor | None = None) -> ImageFeatures:
         """global_images (I, 3, S, S) and, where masks are wanted, grounding_images (I, 3, G, G)."""
@@ -141,14 +51,18 @@ class GlammForConditionalGeneration(PreTrainedModel):
         return ImageFeatures(tokens, features.levels, grounding)
 
     def splice(
-        self, input_ids, attention_mask=None, labels=None, features=None, image_index=None, boxes=None, segment_ids=None
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        features: ImageFeatures | None = None,
+        image_index: Indices | None = None,
+        boxes: Boxes | None = None,
+        segment_ids: torch.Tensor | None = None,
     ) -> Spliced:
-        """Ids (R, L), with images and boxes, to what the language model is fed.
-
-        boxes: per row (N, 4) normalized x0 y0 x1 y1, or None. image_index: per row, -1 for none; default: row = image.
-        """
+        """Ids (R, L), with images and boxes, to what the language model is fed; row r is about image r by default."""
         if image_index is None:
-            image_index = torch.arange(input_ids.shape[0]) if features is not None else [-1] * input_ids.shape[0]
+            image_index = self._default_index(input_ids, features)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids, dtype=torch.bool)
         embeds = self.get_input_embeddings()(input_ids.clamp(min=0))
@@ -161,7 +75,11 @@ class GlammForConditionalGeneration(PreTrainedModel):
             return Spliced(embeds, attention_mask.bool(), labels, input_ids, segment_ids)
         return put_images(embeds, input_ids, attention_mask.bool(), labels, segment_ids, features.tokens, image_index)
 
-    def _regions(self, features, image_index, boxes):
+    @staticmethod
+    def _default_index(input_ids: torch.Tensor, features: ImageFeatures | None) -> torch.Tensor:
+        return torch.arange(len(input_ids)) if features is not None else torch.full((len(input_ids),), -1)
+
+    def _regions(self, features: ImageFeatures | None, image_index: Indices, boxes: Boxes) -> torch.Tensor:
         """One vector a box, in row order; the pyramid is built once an image, and only for images with boxes."""
         rows = [r for r, b in enumerate(boxes) if b is not None and len(b)]
         if features is None or any(int(image_index[r]) < 0 for r in rows):
@@ -184,51 +102,66 @@ class GlammForConditionalGeneration(PreTrainedModel):
             found = found - torch.tensor([0, 1], device=found.device)
         return found
 
-    def decode_masks(self, states: torch.Tensor, grounding: torch.Tensor, image_of_mask: torch.Tensor):
+    def decode_masks(
+        self, states: torch.Tensor, grounding: torch.Tensor, image_of_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """States (M, D) of [SEG] tokens to prompts (M, C) and mask logits (M, m, m)."""
         prompts = self.lp_projector(in_type_of(self.lp_projector, states))
         fed = in_type_of(self.pixel_decoder.mask_decoder, prompts)
         low_res, _ = self.pixel_decoder(grounding.to(fed.dtype), fed[:, None], image_of_mask)
         return prompts, low_res
 
+    @can_return_tuple
     def forward(
         self,
-        input_ids,
-        attention_mask=None,
-        labels=None,
-        global_images=None,
-        grounding_images=None,
-        image_index=None,
-        boxes=None,
-        masks=None,
-        resized=None,
-        original=None,
-        segment_ids=None,
-        normalizers=None,
-        image_features=None,
-        return_logits=None,
-        output_hidden_states=False,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        global_images: torch.Tensor | None = None,
+        grounding_images: torch.Tensor | None = None,
+        image_index: Indices | None = None,
+        boxes: Boxes | None = None,
+        masks: Sequence[torch.Tensor] | None = None,
+        resized: Sizes | None = None,
+        original: Sizes | None = None,
+        segment_ids: torch.Tensor | None = None,
+        normalizers: Mapping[str, float] | None = None,
+        image_features: ImageFeatures | None = None,
+        return_logits: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        inputs_embeds: None = None,
     ) -> GlammOutput:
-        """One pass over whole rows.
+        """One pass over whole rows. return_dict=False gives a tuple, as transformers' models do.
 
-        input_ids, attention_mask, labels, segment_ids: (R, L). image_index: (R,), -1 for a row of text alone.
-        boxes: per row (N, 4) normalized. masks: per image (M, H, W), one for each of its [SEG], in row order.
-        resized, original: per image (height, width) inside the grounding encoder's square, and of the picture.
-        normalizers: {"tokens": float, "masks": float}, what the losses are divided by; default: this batch's counts.
+        Args:
+            input_ids, attention_mask, labels, segment_ids: (R, L); padding on the right.
+            global_images, grounding_images: (I, 3, S, S) and (I, 3, G, G), as the processor makes them.
+            image_index: default: row r is about image r.
+            masks: per image (M, H, W), one for each of its [SEG], in row order.
+            resized, original: of each image inside the grounding encoder's square, and of the picture.
+            normalizers: "tokens" and "masks", what the losses are divided by; default: this batch's counts.
+            image_features: of an earlier `encode_images`, in place of images.
+            return_logits: default: only without labels.
+            inputs_embeds: not taken; wrappers of peft pass None.
+
+        Raises:
+            ValueError: rows, images, boxes and masks that do not belong together; it names the row or image.
         """
-        if image_index is None:
-            count = input_ids.shape[0]
-            has_image = global_images is not None or image_features is not None
-            image_index = torch.arange(count) if has_image else torch.full((count,), -1)
+        if input_ids is None or inputs_embeds is not None:
+            raise ValueError("GLaMM reads input_ids, not inputs_embeds: images and boxes become embeddings inside")
         features = image_features
         if features is None and global_images is not None:
             features = self.encode_images(global_images, grounding_images)
+        if image_index is None:
+            image_index = self._default_index(input_ids, features)
         spliced = self.splice(input_ids, attention_mask, labels, features, image_index, boxes, segment_ids)
         with across_types(self.language_model):
-            words = language_output(self.language_model, spliced, output_hidden_states=output_hidden_states)
+            wanted = dict(output_hidden_states=output_hidden_states, output_attentions=output_attentions)
+            words = language_output(self.language_model, spliced, **{k: v for k, v in wanted.items() if v})
         hidden = words.last_hidden_state
-        out = GlammOutput(last_hidden=hidden, hidden_states=words.hidden_states, spliced_ids=spliced.ids)
-        out.image_features = features
+        out = GlammOutput(last_hidden=hidden, spliced_ids=spliced.ids, image_features=features)
+        out.hidden_states, out.attentions = words.hidden_states, words.attentions
         if features is not None and features.grounding is not None:
             self._ground(out, spliced.ids, image_index, resized, original)
         if self.training and (out.prompts is None or len(out.prompts) == 0):
@@ -243,7 +176,7 @@ class GlammForConditionalGeneration(PreTrainedModel):
         """States (..., D) to logits (..., V)."""
         return self.language_model.lm_head(in_type_of(self.language_model.lm_head, hidden))
 
-    def _touch_decoder(self, hidden, features):
+    def _touch_decoder(self, hidden: torch.Tensor, features: ImageFeatures | None) -> torch.Tensor:
         """Zero, by way of the decoder: a process without masks must still touch it, or gradient averaging across
         processes waits for ever."""
         c = self.config.grounding
@@ -253,7 +186,10 @@ class GlammForConditionalGeneration(PreTrainedModel):
         _, low_res = self.decode_masks(hidden[:1, 0], grounding, torch.zeros(1, dtype=torch.long, device=hidden.device))
         return 0.0 * low_res.sum()
 
-    def _ground(self, out: GlammOutput, ids, image_index, resized, original):
+    def _ground(
+        self, out: GlammOutput, ids: torch.Tensor, image_index: Indices, resized: Sizes | None, original: Sizes | None
+    ) -> None:
+        """Adds a mask for every [SEG] of ids (R, T)."""
         at = self.seg_positions(ids)
         images = torch.as_tensor(image_index, device=ids.device)[at[:, 0]]
         at, images = at[images >= 0], images[images >= 0]  # a [SEG] in a row without image has nothing to point at
@@ -269,7 +205,14 @@ class GlammForConditionalGeneration(PreTrainedModel):
             upscale_logits(out.low_res[images == i], size, tuple(r), tuple(o)) for i, (r, o) in enumerate(sizes)
         ]
 
-    def _add_losses(self, out: GlammOutput, labels, masks, normalizers):
+    def _add_losses(
+        self,
+        out: GlammOutput,
+        labels: torch.Tensor,
+        masks: Sequence[torch.Tensor] | None,
+        normalizers: Mapping[str, float],
+    ) -> None:
+        """Adds the losses of words (labels (R, T)) and, where there are masks, of pixels."""
         c = self.config.losses
         keep = labels[:, 1:] != IGNORE_INDEX
         target = labels[:, 1:][keep]
@@ -278,26 +221,13 @@ class GlammForConditionalGeneration(PreTrainedModel):
         total = c.cross_entropy * parts["ce"]
         losses.check_masks(masks, out.mask_logits)
         if masks is not None and out.mask_logits is not None:
-            bce, dice, count = self._mask_losses(out.mask_logits, masks)
+            bce, dice, count = losses.mask_sums(out.mask_logits, masks, c, cut_surplus=self.config.mode == "official")
             count = max(normalizers.get("masks", count), 1)
             parts |= {"mask_bce": bce / count, "mask_dice": dice / count}
             total = total + c.mask_bce * parts["mask_bce"] + c.mask_dice * parts["mask_dice"]
         if out.losses:
             total = total + out.losses["unused"]
         out.loss, out.losses = total, parts
-
-    def _mask_losses(self, mask_logits, masks):
-        c = self.config.losses
-        bce = dice = torch.zeros((), device=mask_logits[0].device)
-        count = 0
-        for i, (logits, truth) in enumerate(zip(mask_logits, masks, strict=True)):
-            truth = losses.match_truth(i, logits, truth, cut_surplus=self.config.mode == "official")
-            if len(logits) == 0:
-                continue
-            bce = bce + losses.mask_bce_sum(logits, truth)
-            dice = dice + losses.mask_dice_sum(logits, truth, c.dice_scale, c.dice_eps)
-            count += len(logits)
-        return bce, dice, count
 
     # --- answers: the official code generates without a cache and computes every image, region and token again at each
     # step, because its masks need the states of the whole sequence. With a cache each step returns the state of the new
@@ -306,71 +236,80 @@ class GlammForConditionalGeneration(PreTrainedModel):
     @torch.no_grad()
     def generate(
         self,
-        input_ids,
-        attention_mask=None,
-        global_images=None,
-        grounding_images=None,
-        image_index=None,
-        boxes=None,
-        resized=None,
-        original=None,
-        image_features=None,
-        **kwargs,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        global_images: torch.Tensor | None = None,
+        grounding_images: torch.Tensor | None = None,
+        image_index: Indices | None = None,
+        boxes: Boxes | None = None,
+        resized: Sizes | None = None,
+        original: Sizes | None = None,
+        image_features: ImageFeatures | None = None,
+        **kwargs: Any,
     ) -> GlammGenerated:
-        """Answers for prompts (R, L), padded on the LEFT when their lengths differ.
+        """Answers for prompts (R, L), padded on the LEFT when their lengths differ. Several threads may call it.
 
-        kwargs go to transformers' generate (max_new_tokens, do_sample, temperature, logits_processor ...).
-        Pass `image_features` of an earlier `encode_images` to answer again about the same images; several rows may
-        ask about one image, by `image_index`. Raises ValueError for beams, whose rows change places at every step,
-        and for generation without a cache.
+        Args:
+            image_features: of an earlier `encode_images`, to answer again about the same images; several rows may ask
+                about one image, by `image_index`.
+            kwargs: go to transformers' generate (max_new_tokens, do_sample, num_beams, logits_processor, streamer,
+                generation_config, return_dict_in_generate with output_scores ...). Greedy unless said otherwise.
+            The rest as in `forward`.
+
+        Raises:
+            ValueError: as in `forward`; and for ways to generate that need the prompt's ids (assistant models, prompt
+                look-up, contrastive search) or steps of their own.
         """
-        for name, only in (("num_beams", 1), ("num_return_sequences", 1), ("use_cache", True)):
-            if kwargs.get(name, only) != only:
-                raise ValueError(f"{name} is {kwargs[name]!r}; generation with masks takes {only!r} only: leave it out")
         features = image_features
         if features is None and global_images is not None:
             features = self.encode_images(global_images, grounding_images)
         if image_index is None:
-            rows = input_ids.shape[0]
-            image_index = torch.arange(rows) if features is not None else torch.full((rows,), -1)
-        spliced = self.splice(input_ids, attention_mask, None, features, image_index, boxes)
-        spliced = pad_left(spliced)
-        kwargs.setdefault("do_sample", False)
-        kwargs.setdefault("pad_token_id", self.config.text.pad_token_id)
-        kwargs.setdefault("eos_token_id", self.config.text.eos_token_id)
-        with last_states(self.language_model.model) as states, across_types(self.language_model):
-            sequences = self.language_model.generate(
-                inputs_embeds=spliced.embeds, attention_mask=spliced.attention.long(), **kwargs
-            )
-        result = self._collect(sequences, torch.cat(states, dim=1), spliced.embeds.shape[1])
+            image_index = self._default_index(input_ids, features)
+        prompt = pad_left(self.splice(input_ids, attention_mask, None, features, image_index, boxes))
+        with across_types(self.language_model):
+            ids, hidden, more = answer(self.language_model, prompt, **kwargs)
+            # The last new token was never fed; with seg_state "at" a [SEG] there still needs its own state.
+            unfed = self.config.seg_state == "at" and bool((ids[:, -1:] == self.config.tokens.seg).any())
+            if hidden is None or unfed:
+                hidden = states_anew(self.language_model, prompt, ids)
+        result = self._collect(ids, hidden, prompt.embeds.shape[1])
+        for name, value in more.items():
+            setattr(result, name, value)
         if features is not None and features.grounding is not None:
-            self._decode(result, features.grounding, image_index, resized, original)
+            images = torch.as_tensor(image_index, device=ids.device).repeat_interleave(len(ids) // len(input_ids))
+            self._decode(result, features.grounding, images, resized, original)
         return result
 
-    def _collect(self, sequences, hidden, prompt_length) -> GlammGenerated:
-        """States of [SEG] by step: the state that predicted new token s stands at position prompt_length + s - 1."""
+    def _collect(self, sequences: torch.Tensor, hidden: torch.Tensor, prompt_length: int) -> GlammGenerated:
+        """States of the [SEG]s of sequences (R, new), out of hidden (R, T, D).
+
+        The state that predicted new token s stands at position prompt_length + s - 1, its own one position later.
+        """
         offset = prompt_length - (1 if self.config.seg_state == "before" else 0)
-        steps, states = [], []
-        for row, ids in enumerate(sequences):
-            found = (ids == self.config.tokens.seg).nonzero().flatten()
-            # The last new token was never fed, so that with seg_state "at" it has no state of its own.
-            found = found[found + offset < hidden.shape[1]]
-            steps.append(found)
-            states.append(hidden[row, found + offset])
+        steps = [(ids == self.config.tokens.seg).nonzero().flatten() for ids in sequences]
+        states = [hidden[row, found + offset] for row, found in enumerate(steps)]
         return GlammGenerated(sequences, hidden, steps, states)
 
-    def _decode(self, result, grounding, image_index, resized, original):
-        counts = [len(s) for s in result.states]
-        images = torch.as_tensor(image_index, device=grounding.device).clamp(min=0)
-        which = torch.repeat_interleave(images, torch.tensor(counts, device=grounding.device))
-        prompts, low_res = self.decode_masks(torch.cat(result.states), grounding, which)
+    def _decode(
+        self,
+        result: GlammGenerated,
+        grounding: torch.Tensor,
+        image_index: torch.Tensor,
+        resized: Sizes | None,
+        original: Sizes | None,
+    ) -> None:
+        """Adds the masks of all rows, decoded in one call. A row without image (-1) has nothing to point at."""
+        rows = [states[: None if image >= 0 else 0] for states, image in zip(result.states, image_index, strict=True)]
+        counts, images = [len(states) for states in rows], image_index.clamp(min=0)
+        which = torch.repeat_interleave(images, torch.tensor(counts, device=images.device)).to(grounding.device)
+        prompts, low_res = self.decode_masks(torch.cat(rows), grounding, which)
         result.prompts, result.low_res = list(prompts.split(counts)), list(low_res.split(counts))
-        if resized is None:
+        if resized is None or original is None:
             return
         size = self.config.grounding.image_size
         result.mask_logits = [
-            upscale_logits(masks, size, tuple(resized[int(i)]), tuple(original[int(i)]))
-            for masks, i in zip(result.low_res, images, strict=True)
+            upscale_logits(masks, size, tuple(resized[i]), tuple(original[i]))
+            for masks, i in zip(result.low_res, images.tolist(), strict=True)
         ]
 
 

@@ -5,9 +5,12 @@ micro-batch holds; `fixed` by what the whole optimizer step holds, over processe
 batch is cut does not change the training.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch.nn import functional as F
 
+from glamm_mini.model.config import LossConfig
 from glamm_mini.model.tokens import IGNORE_INDEX
 
 
@@ -34,7 +37,7 @@ def mask_dice_sum(logits: torch.Tensor, target: torch.Tensor, scale: float, eps:
     return (1 - (overlap + eps) / (area + eps)).sum()
 
 
-def check_masks(masks, mask_logits) -> None:
+def check_masks(masks: Sequence[torch.Tensor] | None, mask_logits: Sequence[torch.Tensor] | None) -> None:
     """True masks need predicted ones to be compared with, image by image; a ValueError says what is missing."""
     if masks is None:
         return
@@ -50,7 +53,7 @@ def check_masks(masks, mask_logits) -> None:
 
 
 def match_truth(image: int, logits: torch.Tensor, truth: torch.Tensor, cut_surplus: bool) -> torch.Tensor:
-    """True masks (M, H, W) of one image, one for each of its predicted ones; ValueError where the counts differ.
+    """True masks (M, H, W) of one image, one for each of its predicted ones; ValueError where counts or sizes differ.
 
     cut_surplus: drop true masks beyond the last [SEG], as the official code does after a truncated answer.
     """
@@ -61,4 +64,25 @@ def match_truth(image: int, logits: torch.Tensor, truth: torch.Tensor, cut_surpl
             f"image {image} of the batch has {len(logits)} [SEG] in its answers but {len(truth)} true masks; "
             "give one mask for each [SEG], in order"
         )
+    if truth.shape != logits.shape:
+        raise ValueError(
+            f"the true masks of image {image} of the batch have shape {tuple(truth.shape)}; expected "
+            f"{tuple(logits.shape)}: masks, height and width of the picture (`original`)"
+        )
     return truth.to(logits.device)
+
+
+def mask_sums(
+    mask_logits: Sequence[torch.Tensor], masks: Sequence[torch.Tensor], config: LossConfig, cut_surplus: bool
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Sums of both mask losses over all images, per image (M, H, W) logits and truth, and the number of masks."""
+    bce = dice = torch.zeros((), device=mask_logits[0].device)
+    count = 0
+    for i, (logits, truth) in enumerate(zip(mask_logits, masks, strict=True)):
+        truth = match_truth(i, logits, truth, cut_surplus)
+        if len(logits) == 0:
+            continue
+        bce = bce + mask_bce_sum(logits, truth)
+        dice = dice + mask_dice_sum(logits, truth, config.dice_scale, config.dice_eps)
+        count += len(logits)
+    return bce, dice, count

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import roi_align
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from glamm_mini.model.config import GlammConfig
 
@@ -37,6 +38,15 @@ class LevelMixer(nn.Module):
         return mixed
 
 
+class Round(GradientCheckpointingLayer, LevelMixer):
+    """A round of mixing that `gradient_checkpointing_enable` reaches: officially, five of them hold more than all
+    layers of the language model do."""
+
+    def forward(self, *levels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        # One by one, since gradients reach tensors inside a list by one of torch's two ways to checkpoint only.
+        return tuple(super().forward(list(levels)))
+
+
 class RegionEncoder(nn.Module):
     """Boxes (normalized x0 y0 x1 y1) and feature levels to one language-model vector a box."""
 
@@ -49,7 +59,7 @@ class RegionEncoder(nn.Module):
         levels = len(c.scales)
         # Two more channels hold the x and y coordinates of each position.
         self.inputs = nn.ModuleList(nn.Conv2d(config.vision.hidden_size + 2, c.channels, 1) for _ in range(levels))
-        self.mixers = nn.ModuleList(LevelMixer(c.channels, c.groups) for _ in range(c.rounds))
+        self.mixers = nn.ModuleList(Round(c.channels, c.groups) for _ in range(c.rounds))
         self.roi_convs = nn.ModuleList(nn.Conv2d(c.channels, c.channels, 3, padding=1) for _ in range(levels))
         self.flatten = nn.Linear(c.channels * c.roi_size**2, c.hidden)
         self.position = nn.Sequential(
@@ -74,8 +84,8 @@ class RegionEncoder(nn.Module):
     def fuse(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
         """All rounds of mixing."""
         for mixer in self.mixers:
-            maps = mixer(maps)
-        return maps
+            maps = mixer(*maps)
+        return list(maps)
 
     def cut_out(self, maps: list[torch.Tensor], boxes: list[torch.Tensor]) -> list[torch.Tensor]:
         """RoIAlign of every box on every level: one (N, C, roi, roi) a level, N boxes of all images in order.

@@ -6,8 +6,10 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, TwoWayTransformer
 from segment_anything.modeling.image_encoder import Attention, get_rel_pos
+from segment_anything.modeling.image_encoder import Block as SamBlock
 from torch import nn
 from torch.nn import functional as F
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from glamm_mini.model.config import GlammConfig
 
@@ -41,14 +43,16 @@ class FusedAttention(Attention):
             out = attend(q, k, v, rel_h, rel_w)
         return self.proj(out.transpose(1, 2).reshape(b, h, w, c))  # (B, heads, P, d) -> (B, h, w, C)
 
-    def _positions(self, q, h, w):
+    def _positions(self, q: torch.Tensor, h: int, w: int) -> tuple[torch.Tensor, torch.Tensor]:
         """What each query adds to the scores of a row (B, heads, P, h), and of a column (B, heads, P, w)."""
         grid = q.unflatten(2, (h, w))  # (B, heads, h, w, d)
         rel_h = torch.einsum("bnhwc,hkc->bnhwk", grid, get_rel_pos(h, h, self.rel_pos_h))
         rel_w = torch.einsum("bnhwc,wkc->bnhwk", grid, get_rel_pos(w, w, self.rel_pos_w))
         return rel_h.flatten(2, 3), rel_w.flatten(2, 3)
 
-    def in_blocks(self, q, k, v, rel_h, rel_w) -> torch.Tensor:
+    def in_blocks(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rel_h: torch.Tensor, rel_w: torch.Tensor
+    ) -> torch.Tensor:
         """A few heads, or a few queries of one head, at a time: positions first, dot products added to them in place.
 
         q, k, v: (B, heads, P, d); rel_h (B, heads, P, h) and rel_w (B, heads, P, w). Returns (B, heads, P, d).
@@ -64,12 +68,16 @@ class FusedAttention(Attention):
             out.append(torch.cat([self._block(*block, k, v) for block in blocks], dim=1))
         return torch.cat(out).unflatten(0, batch)
 
-    def _block(self, q, rel_h, rel_w, k, v):
+    def _block(
+        self, q: torch.Tensor, rel_h: torch.Tensor, rel_w: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> torch.Tensor:
         scores = (rel_h[..., :, None] + rel_w[..., None, :]).flatten(2)  # (N, Q, h, w) -> (N, Q, P)
         scores.baddbmm_(q, k.transpose(1, 2), alpha=self.scale)
         return scores.softmax(dim=-1) @ v
 
-    def in_one_kernel(self, q, k, v, rel_h, rel_w) -> torch.Tensor:
+    def in_one_kernel(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rel_h: torch.Tensor, rel_w: torch.Tensor
+    ) -> torch.Tensor:
         """Positions inside the dot product: rel_h and rel_w behind the query, one-hot rows and columns behind the key.
 
         Shapes as in `in_blocks`. Values are filled up to the same width, since flash kernels take one width only.
@@ -83,6 +91,10 @@ class FusedAttention(Attention):
         full = -(-q.shape[-1] // KERNEL_WIDTH) * KERNEL_WIDTH  # rounded up
         q, k, v = (F.pad(x, (0, full - x.shape[-1])) for x in (q, k, v))
         return F.scaled_dot_product_attention(q, k, v, scale=self.scale)[..., :width]
+
+
+class Block(GradientCheckpointingLayer, SamBlock):
+    """The library's block, parameters and all, which `gradient_checkpointing_enable` reaches."""
 
 
 class GroundingImageEncoder(nn.Module):
@@ -105,7 +117,7 @@ class GroundingImageEncoder(nn.Module):
             global_attn_indexes=c.global_attention,
         )
         for block in self.vit.blocks:
-            block.attn.__class__ = FusedAttention  # same parameters and names, another forward
+            block.__class__, block.attn.__class__ = Block, FusedAttention  # same parameters and names, another forward
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """images: (B, 3, S, S), normalized, zeros where the picture was padded."""
@@ -133,7 +145,13 @@ class PromptedMaskDecoder(MaskDecoder):
     mask token is read out, since GLaMM never asks for several proposals.
     """
 
-    def predict_masks(self, image_embeddings, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings):
+    def predict_masks(
+        self,
+        image_embeddings: torch.Tensor,
+        image_pe: torch.Tensor,
+        sparse_prompt_embeddings: torch.Tensor,
+        dense_prompt_embeddings: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """As the library's, with image_embeddings (N, C, h, w), one for each of N prompts. Returns (N, 1, 4h, 4w)."""
         n, c, h, w = image_embeddings.shape
         own = torch.cat([self.iou_token.weight, self.mask_tokens.weight]).expand(n, -1, -1)
@@ -173,7 +191,9 @@ class PixelDecoder(nn.Module):
             iou_head_hidden_dim=c.iou_hidden,
         )
 
-    def forward(self, embeddings: torch.Tensor, prompts: torch.Tensor, image_index: torch.Tensor):
+    def forward(
+        self, embeddings: torch.Tensor, prompts: torch.Tensor, image_index: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """One mask per prompt, many prompts in one call; more than fit in memory are taken in turns.
 
         embeddings: (I, C, h, w), one per image. prompts: (N, K, C), K vectors a mask (one [SEG], or points and boxes
@@ -187,7 +207,9 @@ class PixelDecoder(nn.Module):
         )
         return torch.cat(masks), torch.cat(quality)
 
-    def _decode(self, embeddings, prompts, positions):
+    def _decode(
+        self, embeddings: torch.Tensor, prompts: torch.Tensor, positions: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         dense = self.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)  # (1, C) -> (1, C, 1, 1)
         masks, quality = self.mask_decoder(
             image_embeddings=embeddings,

@@ -4,30 +4,30 @@ A row of ids has one `<image>` (index -200) at most; it makes room for all image
 it moves. Labels and attention move with it.
 """
 
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from transformers import LlamaForCausalLM
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from glamm_mini.model.tokens import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 
 
 @dataclass
 class Spliced:
-    """What the language model is fed: T positions a row, image features included.
+    """What the language model is fed: T positions a row, image features included."""
 
-    embeds: (R, T, D). attention: (R, T) bool. labels: (R, T) or None. ids: (R, T), IMAGE_TOKEN_INDEX at image
-    features. segments: (R, T) or None, see `packed_attention`.
-    """
-
-    embeds: torch.Tensor
-    attention: torch.Tensor
-    labels: torch.Tensor | None
-    ids: torch.Tensor
-    segments: torch.Tensor | None
+    embeds: torch.Tensor  # (R, T, D)
+    attention: torch.Tensor  # (R, T) bool, False at padding
+    labels: torch.Tensor | None = None  # (R, T), IGNORE_INDEX where nothing is learned
+    ids: torch.Tensor | None = None  # (R, T), IMAGE_TOKEN_INDEX at image features
+    segments: torch.Tensor | None = None  # (R, T), see `packed_attention`
 
 
-def check_rows(rows: int, images: int, image_index, boxes) -> None:
+def check_rows(
+    rows: int, images: int, image_index: Sequence[int] | torch.Tensor, boxes: Sequence[torch.Tensor | None]
+) -> None:
     """One entry of `image_index` (-1, or below `images`) and one of `boxes` for every row, or a ValueError."""
     for name, given in (("image_index", image_index), ("boxes", boxes)):
         if len(given) != rows:
@@ -37,7 +37,9 @@ def check_rows(rows: int, images: int, image_index, boxes) -> None:
         raise ValueError(f"image_index names image {worst}, but the batch has {images} images (numbered from 0)")
 
 
-def put_regions(embeds, ids, bbox_id, regions, counts):
+def put_regions(
+    embeds: torch.Tensor, ids: torch.Tensor, bbox_id: int, regions: torch.Tensor | None, counts: Sequence[int | None]
+) -> torch.Tensor:
     """Replace the k-th `<bbox>` of each row by the row's k-th region vector.
 
     embeds (R, L, D) token embeddings of ids (R, L); regions (sum of counts, D), counts: boxes per row, or None.
@@ -57,7 +59,15 @@ def put_regions(embeds, ids, bbox_id, regions, counts):
     return embeds.masked_scatter((is_box & with_boxes[:, None])[..., None], regions.to(embeds.dtype))
 
 
-def put_images(embeds, ids, attention, labels, segments, features, image_index) -> Spliced:
+def put_images(
+    embeds: torch.Tensor,
+    ids: torch.Tensor,
+    attention: torch.Tensor,
+    labels: torch.Tensor | None,
+    segments: torch.Tensor | None,
+    features: torch.Tensor,
+    image_index: Sequence[int] | torch.Tensor,
+) -> Spliced:
     """Make room for image features at `<image>`.
 
     embeds (R, L, D); ids, attention, labels, segments (R, L); features (I, P, D); image_index: per row the image's
@@ -72,34 +82,36 @@ def put_images(embeds, ids, attention, labels, segments, features, image_index) 
                 f"row {r} has {len(at)} <image> and is given {'an' if image >= 0 else 'no'} image; "
                 "expected one <image> for a row with an image and none otherwise"
             )
-        rows.append(_one_row(r, at, image, embeds, ids, attention, labels, segments, features))
+        own = tuple(None if c is None else c[r] for c in (embeds, attention, labels, ids, segments))
+        rows.append(_one_row(own, at[0], features[image]) if at else own)
     length = max(row[0].shape[0] for row in rows)
     fill = (0, False, IGNORE_INDEX, 0, 0)
     columns = [_pad(column, length, value) for column, value in zip(zip(*rows, strict=True), fill, strict=True)]
     return Spliced(*columns)
 
 
-def _one_row(r, at, image, embeds, ids, attention, labels, segments, features):
-    columns = (embeds[r], attention[r], _row(labels, r), ids[r], _row(segments, r))
-    if not at:
-        return columns
-    k, patches = at[0], features.shape[1]
-    segment = None if segments is None else segments[r, k].expand(patches)
+Row = tuple[torch.Tensor | None, ...]
+"""Embeddings, attention, labels, ids and segments of one row, each (L, ...)."""
+
+
+def _one_row(row: Row, k: int, image: torch.Tensor) -> Row:
+    """A row with `<image>` at k, with the image's features (P, D) in its place: (L - 1 + P, ...) each."""
+    embeds, attention, _, ids, segments = row
+    patches = len(image)
+    # What stands at the P positions of the image. They are seen where `<image>` was and belong to its segment, but
+    # nothing is learned there, since no word stands there; and they keep the index by which an image is known.
     middle = (
-        features[image].to(embeds.dtype),
-        attention[r, k].expand(patches),
+        image.to(embeds.dtype),
+        attention[k].expand(patches),
         ids.new_full((patches,), IGNORE_INDEX),
         ids.new_full((patches,), IMAGE_TOKEN_INDEX),
-        segment,
+        None if segments is None else segments[k].expand(patches),
     )
-    return tuple(None if c is None else torch.cat([c[:k], m, c[k + 1 :]]) for c, m in zip(columns, middle, strict=True))
+    return tuple(None if c is None else torch.cat([c[:k], m, c[k + 1 :]]) for c, m in zip(row, middle, strict=True))
 
 
-def _row(x, r):
-    return None if x is None else x[r]
-
-
-def _pad(column, length, value):
+def _pad(column: Sequence[torch.Tensor | None], length: int, value: int) -> torch.Tensor | None:
+    """Rows (T_r, ...) to one tensor (R, length, ...), filled up on the right."""
     if column[0] is None:
         return None
     out = column[0].new_full((len(column), length, *column[0].shape[1:]), value)
@@ -108,22 +120,30 @@ def _pad(column, length, value):
     return out
 
 
-def language_states(language_model, spliced: Spliced) -> torch.Tensor:
+def language_states(language_model: LlamaForCausalLM, spliced: Spliced) -> torch.Tensor:
     """Last hidden states (R, T, D) of a spliced batch, after the final norm."""
     return language_output(language_model, spliced).last_hidden_state
 
 
-def language_output(language_model, spliced: Spliced, **more):
-    """What transformers' language model returns for a spliced batch, without logits; `more` goes to it."""
+def language_output(language_model: LlamaForCausalLM, spliced: Spliced, **more: bool) -> BaseModelOutputWithPast:
+    """What transformers' language model returns for a spliced batch, without logits; `more` goes to it.
+
+    Raises ValueError for packed rows with flash attention, which takes no mask of who sees whom.
+    """
     mask, positions = spliced.attention, None
     if spliced.segments is not None:
+        kind = language_model.config._attn_implementation
+        if "flash" in kind:
+            raise ValueError(f"packed rows cannot go through {kind}; use attn_implementation 'sdpa', or do not pack")
         mask, positions = packed_attention(spliced.segments, spliced.attention)
+        if kind == "eager":  # which adds its mask to the scores
+            mask = torch.zeros_like(mask, dtype=spliced.embeds.dtype).masked_fill(~mask, float("-inf"))
     return language_model.model(
         inputs_embeds=spliced.embeds, attention_mask=mask, position_ids=positions, use_cache=False, **more
     )
 
 
-def packed_attention(segments: torch.Tensor, attention: torch.Tensor):
+def packed_attention(segments: torch.Tensor, attention: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Several conversations about one image in one row: who sees whom, and who stands where.
 
     segments (R, T): 0 is the shared beginning (up to and with the image), k > 0 the k-th conversation, in rising
@@ -146,21 +166,7 @@ def packed_attention(segments: torch.Tensor, attention: torch.Tensor):
     return mask[:, None], positions
 
 
-@contextmanager
-def last_states(model):
-    """A list that every call of a transformers model adds its last hidden states (R, T, D) to, while the block runs.
-
-    `output_hidden_states` would keep those of all layers: 160 MB for each image at the 7B size in bfloat16.
-    """
-    states = []
-    hook = model.register_forward_hook(lambda module, given, out: states.append(out.last_hidden_state))
-    try:
-        yield states
-    finally:
-        hook.remove()
-
-
-def pad_left(spliced):
+def pad_left(spliced: Spliced) -> Spliced:
     """Move the padding of rows without image, which the splice leaves on the right, to the left."""
     length = spliced.attention.shape[1]
     order = torch.argsort(spliced.attention.long(), dim=1, stable=True)  # padding first, the rest in order

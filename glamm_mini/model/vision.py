@@ -5,16 +5,31 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from transformers import CLIPVisionModel
+from transformers.modeling_outputs import BaseModelOutput
 
 from glamm_mini.model.config import GlammConfig
 
 
 @dataclass
 class GlobalFeatures:
-    """tokens: (B, P, C), what the language model reads. levels: four (B, C, h, w), shallowest first, for regions."""
+    """What CLIP makes of images."""
 
-    tokens: torch.Tensor
-    levels: list[torch.Tensor]
+    tokens: torch.Tensor  # (B, P, C), what the language model reads
+    levels: list[torch.Tensor]  # four (B, C, h, w), shallowest first, for regions
+
+
+class VisionTower(CLIPVisionModel):
+    """transformers' CLIP, parameters and all, that always returns the states of all layers.
+
+    transformers gathers them by hooks that stay on the layers, and that a model cannot be pickled with.
+    """
+
+    def forward(self, pixel_values: torch.Tensor, output_hidden_states: bool = True) -> BaseModelOutput:
+        """pixel_values: (B, 3, S, S). States (B, 1 + P, C): of the embeddings, then of every layer."""
+        states = [self.pre_layrnorm(self.embeddings(pixel_values))]
+        for layer in self.encoder.layers:
+            states.append(layer(states[-1], attention_mask=None))
+        return BaseModelOutput(last_hidden_state=states[-1], hidden_states=tuple(states))
 
 
 class GlobalImageEncoder(nn.Module):
@@ -25,14 +40,14 @@ class GlobalImageEncoder(nn.Module):
         self.grid = config.image_grid
         self.feature_layer = config.feature_layer
         self.region_layers = config.region_layers
-        self.clip = CLIPVisionModel(config.vision)
+        self.clip = VisionTower(config.vision)
 
     def forward(self, images: torch.Tensor) -> GlobalFeatures:
         """images: (B, 3, S, S) normalized as CLIP wants, S the config's image size."""
         side = self.clip.config.image_size
         if images.ndim != 4 or images.shape[1:] != (3, side, side):
             raise ValueError(f"global images have shape {tuple(images.shape)}; expected (B, 3, {side}, {side})")
-        states = self.clip(images, output_hidden_states=True).hidden_states
+        states = self.clip(images).hidden_states
         tokens = states[self.feature_layer][:, 1:]
         levels = [self._as_map(states[layer][:, 1:]) for layer in self.region_layers]
         return GlobalFeatures(tokens, levels)

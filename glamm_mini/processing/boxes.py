@@ -11,7 +11,7 @@ def box_array(boxes) -> np.ndarray | None:
     if boxes is None:
         return None
     try:
-        array = np.asarray(boxes, np.float32)
+        array = np.asarray(boxes.detach() if hasattr(boxes, "detach") else boxes, np.float32)  # a tensor that learns
     except (TypeError, ValueError) as error:
         raise ValueError(f"boxes cannot be read as numbers ({error}); expected (N, 4): x0 y0 x1 y1 of each") from error
     if array.size == 0:

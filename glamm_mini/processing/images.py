@@ -1,55 +1,94 @@
 """Images as the package wants them, upright RGB uint8, whatever was given; and masks as it stores them."""
 
 import struct
+from io import BytesIO, IOBase, TextIOBase
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from pycocotools import mask as coco_mask
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+"""What files are read as. Pillow has fifty readers more, some of which start other programs (PostScript)."""
 
 EXPECTED = "give a path, a PIL image, or an array of shape (H, W, 3) and type uint8"
 
 
-def load_image(image) -> np.ndarray:
-    """A path, a PIL image or an array to (H, W, 3) uint8 RGB, EXIF rotation applied, transparency on white.
+def load_image(image: Any) -> np.ndarray:
+    """A path, a PIL image, an array, or a file's bytes to (H, W, 3) uint8 RGB, read-only.
 
-    Arrays: (H, W) or (H, W, 1) grayscale, (H, W, 3) RGB, (H, W, 4) RGBA, uint8. The first frame of an animation.
-    Raises FileNotFoundError for a path that is no file; ValueError for no image at all, for a file that is no image
-    or damaged, and for arrays of other shapes or types.
+    EXIF rotation is applied, transparency lies on white, an animation gives its first frame. Arrays, and tensors of
+    torch: (H, W) or (H, W, 1) grayscale, (H, W, 3) RGB, (H, W, 4) RGBA, uint8. Files are PNG, JPEG, WebP, BMP, GIF or
+    TIFF, whatever their name. What this function has returned is handed back as it is.
+    Raises FileNotFoundError for a path that is not a file; ValueError for no image at all, for a file that is not an
+    image or damaged, and for arrays of other shapes or types.
     """
     if image is None or (isinstance(image, str) and not image.strip()):
         raise ValueError(f"no image was given, but {image!r}; {EXPECTED}")
-    if isinstance(image, (str, Path)):
-        return _read(Path(image))
+    if isinstance(image, str | PathLike):
+        return _read_path(Path(image))
     if isinstance(image, Image.Image):
         return _pixels(image, "the PIL image")
-    array = np.asarray(image)
+    if isinstance(image, bytes | bytearray):
+        return _read(BytesIO(image), "the bytes")
+    if isinstance(image, IOBase) and not isinstance(image, TextIOBase):
+        return _read(image, "the open file")
+    if isinstance(image, torch.Tensor) and image.dtype == torch.uint8 and not image.is_meta:
+        image = image.cpu().numpy()
+    if not isinstance(image, np.ndarray):
+        kind = f"a tensor of {image.dtype}" if isinstance(image, torch.Tensor) else f"a {type(image).__name__}"
+        raise ValueError(f"the image is {kind}; {EXPECTED}")
+    return _read_array(image)
+
+
+def _read_array(array: np.ndarray) -> np.ndarray:
     if array.size == 0:
         raise ValueError(f"the image array has shape {array.shape}; it holds no pixel; {EXPECTED}")
     if array.dtype != np.uint8:
         raise ValueError(
             f"the image array has type {array.dtype}; expected uint8 with values 0..255: scale it to that range first"
         )
+    if array.ndim == 3 and array.shape[2] == 3:
+        return array if not array.flags.writeable and array.flags.c_contiguous else _frozen(array.copy(order="C"))
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
-    if array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4)):
-        return np.asarray(_upright_rgb(Image.fromarray(array)))
+    if array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 4):
+        return _frozen(np.asarray(_upright_rgb(Image.fromarray(array))))
     raise ValueError(f"the image array has shape {array.shape}; expected (H, W), (H, W, 3) or (H, W, 4)")
 
 
-def _read(path: Path) -> np.ndarray:
-    if path.is_dir():
-        raise FileNotFoundError(f"{path} is a folder and no image; give the path of one of its files")
-    if not path.is_file():
+def _frozen(array: np.ndarray) -> np.ndarray:
+    """Nobody changes it any more: whoever holds it need not copy or read it again."""
+    array.flags.writeable = False
+    return array
+
+
+def _read_path(path: Path) -> np.ndarray:
+    try:
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except OSError as error:  # a name that is too long for the file system
+        raise FileNotFoundError(f"no image at {str(path)[:100]!r} ({error.strerror}); {EXPECTED}") from error
+    if is_folder:
+        raise FileNotFoundError(f"{path} is a folder, not an image; give the path of one of its files")
+    if not is_file:
         hint = "download it first, then " if "://" in str(path) or str(path).startswith(("http:", "https:")) else ""
         raise FileNotFoundError(f"no image at {path}; {hint}give the path of a PNG, JPEG, WebP, BMP, GIF or TIFF file")
+    return _read(path, str(path))
+
+
+def _read(file: Path | IOBase, name: str) -> np.ndarray:
     try:
-        with Image.open(path) as image:
-            return _pixels(image, str(path))
+        with Image.open(file, formats=FORMATS) as image:
+            return _pixels(image, name)
     except Image.DecompressionBombError as error:
-        raise ValueError(f"{path} has too many pixels ({error}); make it smaller first") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, struct.error) as error:
-        raise _unreadable(str(path), error) from error
+        raise ValueError(f"{name} has too many pixels ({error}); make it smaller first") from error
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{name} is not a PNG, JPEG, WebP, BMP, GIF or TIFF picture, or is damaged") from error
+    except (OSError, SyntaxError, struct.error) as error:
+        raise _unreadable(name, error) from error
 
 
 def _pixels(image: Image.Image, name: str) -> np.ndarray:
@@ -57,7 +96,7 @@ def _pixels(image: Image.Image, name: str) -> np.ndarray:
     if 0 in image.size:
         raise ValueError(f"{name} is {image.size[0]} x {image.size[1]} pixels large; it holds no pixel")
     try:
-        return np.asarray(_upright_rgb(image))
+        return _frozen(np.asarray(_upright_rgb(image)))
     except (OSError, SyntaxError, ValueError, struct.error) as error:
         raise _unreadable(name, error) from error
 

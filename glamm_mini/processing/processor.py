@@ -1,28 +1,33 @@
 """GlammProcessor: images, conversations, boxes and masks to one batch, and mask logits back to masks."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoProcessor, PreTrainedTokenizerFast
+from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 
 from glamm_mini import registry
 from glamm_mini.model.config import GlammConfig
 from glamm_mini.model.sam import upscale_logits
 from glamm_mini.model.tokens import ADDED_TOKENS, IGNORE_INDEX, IMAGE, IMAGE_TOKEN_INDEX
+from glamm_mini.processing.chat_template import chat_template
 from glamm_mini.processing.images import load_image
 from glamm_mini.processing.llama_tokenizer import official_decode, strips_blanks
 from glamm_mini.processing.prompts import Prompt, render
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+Turns = list[tuple[str, str | None]]
+"""A conversation: (question, answer), the last answer None where it is to be generated."""
+
 TOKEN_FIELDS = ("im_start", "im_end", "bbox", "point", "seg", "phrase_start", "phrase_end")
 
 
-class GlammProcessor:
-    """Everything between people's data and the model's tensors.
+class GlammProcessor(ProcessorMixin):
+    """Everything between people's data and the model's tensors; a transformers processor.
 
     In `fixed` mode both encoders see the whole picture, padded to a square, and boxes are fractions of that square.
     In `official` mode the global encoder sees the center crop while boxes are fractions of the full picture.
@@ -39,6 +44,7 @@ class GlammProcessor:
             )
         for field, i in zip(TOKEN_FIELDS, ids, strict=True):
             setattr(config.tokens, field, i)
+        self.chat_template = chat_template(config.prompt)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> "GlammProcessor":
@@ -49,14 +55,25 @@ class GlammProcessor:
         """
         return registry.find("checkpoint", "processor")(folder, **kwargs)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the tokenizer and the configuration."""
-        self.tokenizer.save_pretrained(folder)
-        self.config.save_pretrained(folder)
+    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Write the tokenizer and the configuration; `push_to_hub` and its arguments as in transformers."""
+        self.tokenizer.save_pretrained(save_directory)
+        self.config.save_pretrained(save_directory)
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
+
+    def __repr__(self) -> str:
+        c = self.config
+        return f"GlammProcessor({c.mode} mode, {len(self.tokenizer)} tokens, pictures of {c.grounding.image_size} px)"
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """What a batch holds for the model."""
+        return ["input_ids", "attention_mask", "global_images", "grounding_images", "resized", "original"]
 
     # --- images -----------------------------------------------------------------------------------------------------
 
-    def images(self, pictures: list) -> dict:
+    def images(self, pictures: Sequence) -> BatchFeature:
         """Pictures (paths, PIL images or uint8 arrays) to `global_images`, `grounding_images`, `resized`, `original`.
 
         resized and original are lists of (height, width).
@@ -65,12 +82,11 @@ class GlammProcessor:
             raise ValueError("no picture was given; expected at least one path, PIL image or uint8 array")
         arrays = [load_image(p) for p in pictures]
         grounding, resized = zip(*(self._grounding_image(a) for a in arrays), strict=True)
-        return {
+        tensors = {
             "global_images": torch.stack([self._global_image(a) for a in arrays]),
             "grounding_images": torch.stack(grounding),
-            "resized": list(resized),
-            "original": [a.shape[:2] for a in arrays],
         }
+        return BatchFeature(tensors | {"resized": list(resized), "original": [a.shape[:2] for a in arrays]})
 
     def _global_image(self, array: np.ndarray) -> torch.Tensor:
         side = self.config.vision.image_size
@@ -79,7 +95,7 @@ class GlammProcessor:
         fitted = _normalize(_fit(array, side, Image.Resampling.BICUBIC), CLIP_MEAN, CLIP_STD)
         return _pad(fitted, side)
 
-    def _grounding_image(self, array: np.ndarray):
+    def _grounding_image(self, array: np.ndarray) -> tuple[torch.Tensor, tuple[int, int]]:
         c = self.config.grounding
         fitted = _fit(array, c.image_size, Image.Resampling.BILINEAR)
         if self.config.mode == "official":  # same numbers but for the last bit, which official ones agree with
@@ -88,7 +104,7 @@ class GlammProcessor:
             normalised = _normalize(fitted, np.array(c.pixel_mean) / 255, np.array(c.pixel_std) / 255)
         return _pad(normalised, c.image_size), fitted.shape[:2]
 
-    def normalize_boxes(self, boxes, size: tuple[int, int]) -> torch.Tensor:
+    def normalize_boxes(self, boxes: Sequence | np.ndarray, size: tuple[int, int]) -> torch.Tensor:
         """Boxes (N, 4) in pixels of a picture of `size` (height, width) to fractions, as the region encoder wants."""
         h, w = size
         x, y = (w, h) if self.config.mode == "official" else (max(h, w), max(h, w))
@@ -102,15 +118,39 @@ class GlammProcessor:
         """Most ids that a row with one image may have, the image counting as one id (official 1536 - 575 = 961)."""
         return self.config.prompt.max_length - self.config.image_tokens + 1
 
-    def encode(
-        self, turns: list[tuple[str, str | None]], has_image: bool = True, truncate: bool = False
-    ) -> tuple[list[int], list[int]]:
-        """Ids and labels of one conversation; see `text.prompts.render`. `<image>` becomes one id of -200.
+    def encode(self, turns: Turns, has_image: bool = True, truncate: bool = False) -> tuple[list[int], list[int]]:
+        """Ids and labels of one conversation; see `prompts.render`. `<image>` becomes one id of -200.
 
         truncate: cut the row to `room` ids, as the released code does in training, but not when it answers.
         """
         ids, labels, _ = self._encode(render(self.config.prompt, turns, has_image))
         return (ids[: self.room], labels[: self.room]) if truncate else (ids, labels)
+
+    def encode_latest(self, turns: Turns) -> tuple[list[int], int]:
+        """Ids of the latest turns of a conversation about an image that fit into the longest row, for `prompts`.
+
+        Every turn is tokenized once, and the first that fits once more, however long the conversation is.
+
+        Returns:
+            The ids, those of `encode(turns[n:])`, and n, how many turns at the beginning were left out.
+
+        Raises:
+            ValueError: not even the last turn fits.
+        """
+        tails, length, first = [], 0, len(turns)
+        while first and length <= self.room:
+            first -= 1
+            # A turn begins behind the end token of the one before, where every tokenizer begins anew.
+            tails.insert(0, self._encode(render(self.config.prompt, turns[first : first + 1], False, False))[0])
+            length += len(tails[0])
+        for left_out in range(first, len(turns)):
+            head = self.encode(turns[left_out : left_out + 1])[0]
+            ids = head + [i for tail in tails[left_out - first + 1 :] for i in tail]
+            if len(ids) <= self.room:
+                return ids, left_out
+        raise ValueError(
+            f"the question takes {len(ids)} tokens, the model reads at most {self.room}; ask a shorter one"
+        )
 
     def encode_packed(self, conversations: list[list[tuple[str, str]]]) -> tuple[list[int], list[int], list[int]]:
         """Ids, labels and segments of several conversations about one image, their common beginning stored once.
@@ -129,19 +169,20 @@ class GlammProcessor:
             segments += [k] * (len(own) - shared)
         return ids, labels, segments
 
-    def _encode(self, prompt: Prompt):
+    def _encode(self, prompt: Prompt) -> tuple[list[int], list[int], int]:
         """Ids, labels, and how many ids the shared beginning has.
 
         Labels follow character offsets: no re-counting. The blank before an answer is learned too, by a tokenizer that
         has a piece for it or lets the next piece swallow it, as Llama's does.
         """
+        _check_letters(prompt.text)
         ids, labels, shared, at = [], [], 0, 0
         for k, chunk in enumerate(prompt.text.split(IMAGE)):
             if k:
                 ids.append(IMAGE_TOKEN_INDEX)
                 labels.append(IGNORE_INDEX)
                 at += len(IMAGE)
-            encoded = self.tokenizer(chunk, add_special_tokens=k == 0, return_offsets_mapping=True)
+            encoded = self.tokenizer(chunk, add_special_tokens=k == 0 and prompt.begins, return_offsets_mapping=True)
             for token, (start, end) in zip(encoded.input_ids, encoded.offset_mapping, strict=True):
                 learned = end > start and any(a - 1 <= at + start and at + end <= b for a, b in prompt.supervised)
                 ids.append(token)
@@ -150,7 +191,7 @@ class GlammProcessor:
             at += len(chunk)
         return ids, labels, shared
 
-    def decode(self, ids) -> str:
+    def decode(self, ids: Iterable[int] | torch.Tensor) -> str:
         """Ids of an answer to text, tags kept, begin, end and padding dropped."""
         t = self.tokenizer
         drop = {t.bos_token_id, t.eos_token_id, t.pad_token_id}
@@ -159,20 +200,57 @@ class GlammProcessor:
             return official_decode(t, kept)
         return t.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
+    def batch_decode(self, rows: Iterable[Iterable[int]] | torch.Tensor) -> list[str]:
+        """`decode` of every row."""
+        return [self.decode(ids) for ids in rows]
+
     # --- both -------------------------------------------------------------------------------------------------------
 
-    def prompts(self, rows: list[list[tuple[str, str | None]]], has_image: bool = True) -> dict:
-        """Open conversations to `input_ids` and `attention_mask`, padded on the left, for `generate`."""
-        encoded = [self.encode(turns, has_image)[0] for turns in rows]
-        return _padded({"input_ids": (encoded, self.tokenizer.pad_token_id)}, encoded, left=True)
+    def prompts(self, rows: Sequence[Turns | list[int]], has_image: bool = True) -> BatchFeature:
+        """Open conversations to `input_ids` and `attention_mask`, padded on the left, for `generate`.
 
-    def __call__(self, images=None, conversations=None, boxes=None, masks=None, truncate=False) -> dict:
-        """A batch of closed conversations, one a row, each about its own image.
-
-        images: R pictures or None. conversations: R lists of (question, answer). boxes: per row (N, 4) pixels of the
-        picture or None. masks: per row (M, H, W) bool or None. truncate: see `encode`. Returns what the model's forward
-        takes.
+        A row is a conversation, or the ids that `encode` or `encode_latest` made of it.
         """
+        rows = [row if row and isinstance(row[0], int) else self.encode(row, has_image)[0] for row in rows]
+        return BatchFeature(_padded({"input_ids": (rows, self.tokenizer.pad_token_id)}, rows, left=True))
+
+    def __call__(
+        self,
+        images: Any = None,
+        conversations: Sequence[Turns] | None = None,
+        boxes: Sequence | None = None,
+        masks: Sequence | None = None,
+        truncate: bool = False,
+        *,
+        text: str | Sequence[str] | None = None,
+        videos: None = None,
+        audio: None = None,
+        return_tensors: str | None = "pt",
+        padding: bool | str = True,
+    ) -> BatchFeature:
+        """A batch of rows for the model's forward (conversations) or its generate (text), as tensors.
+
+        Args:
+            images: R pictures, each about its own row, or None; with text, one for each `<image>` in it, in order.
+            conversations: R lists of (question, answer), to learn from; padded on the right, with labels.
+            text: R whole prompts, as `apply_chat_template` writes them; padded on the left. Tokens in it are tokens:
+                clean what users typed with `prompts.plain_words` before.
+            boxes: per row (N, 4) pixels of the picture or None.
+            masks: per row (M, H, W) bool or None; not with text.
+            truncate: see `encode`.
+            videos, audio: not taken. return_tensors: "pt". padding: rows are always padded to the longest.
+
+        Raises:
+            ValueError: numbers of rows, images, boxes or masks that differ.
+        """
+        if videos is not None or audio is not None:
+            raise ValueError("videos or audio were given, but GLaMM sees images alone")
+        if return_tensors not in (None, "pt"):
+            raise ValueError(f"return_tensors is {return_tensors!r}; only 'pt' can be made")
+        if text is not None:
+            if conversations is not None or masks is not None:
+                raise ValueError("text is for generation; to learn from conversations or masks, leave it out")
+            return self._prompts_of_text([text] if isinstance(text, str) else list(text), images, boxes)
         if not conversations:
             raise ValueError("no conversation was given; expected a list of lists of (question, answer)")
         if images is not None and len(images) != len(conversations):
@@ -185,18 +263,38 @@ class GlammProcessor:
                     f"{name} has {len(given)} entries for {len(conversations)} conversations; give one a row, or None"
                 )
         rows = [self.encode(turns, images is not None, truncate) for turns in conversations]
-        batch = pad_rows([r[0] for r in rows], [r[1] for r in rows], None, self.tokenizer.pad_token_id)
+        batch = BatchFeature(pad_rows([r[0] for r in rows], [r[1] for r in rows], None, self.tokenizer.pad_token_id))
         if images is not None:
-            batch |= self.images(images)
+            batch.update(self.images(images))
         if boxes is not None:
-            sizes = batch["original"]
-            batch["boxes"] = [
-                None if b is None else self.normalize_boxes(b, s) for b, s in zip(boxes, sizes, strict=True)
-            ]
+            batch["boxes"] = self._box_rows(boxes, batch["original"])
         if masks is not None:
             empty = [np.zeros((0, *s), bool) for s in batch["original"]]
             batch["masks"] = [torch.as_tensor(e if m is None else m) for m, e in zip(masks, empty, strict=True)]
         return batch
+
+    def _prompts_of_text(self, texts: list[str], images: Any, boxes: Sequence | None) -> BatchFeature:
+        nested = images if isinstance(images, list | tuple) else [] if images is None else [images]
+        pictures = [p for row in nested for p in (row if isinstance(row, list | tuple) else [row])]
+        counts = [t.count(IMAGE) for t in texts]
+        if sum(counts) != len(pictures) or any(n > 1 for n in counts):
+            raise ValueError(
+                f"{len(pictures)} images for rows of text with {counts} {IMAGE}; give one image for each, and at most "
+                "one a row"
+            )
+        batch = self.prompts([self._encode(Prompt(t, []))[0] for t in texts])
+        which = [sum(counts[:r]) if n else -1 for r, n in enumerate(counts)]
+        if pictures:
+            batch.update(self.images(pictures))
+            batch["image_index"] = torch.tensor(which)
+        if boxes is not None:
+            if len(boxes) != len(texts) or any(b is not None and i < 0 for b, i in zip(boxes, which, strict=True)):
+                raise ValueError(f"there are boxes for {len(boxes)} of {len(texts)} rows, or for rows without image")
+            batch["boxes"] = self._box_rows(boxes, [batch["original"][i] if i >= 0 else None for i in which])
+        return batch
+
+    def _box_rows(self, boxes: Sequence, sizes: Sequence) -> list[torch.Tensor | None]:
+        return [None if b is None else self.normalize_boxes(b, s) for b, s in zip(boxes, sizes, strict=True)]
 
     def post_process_masks(self, low_res: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Low-resolution logits (M, m, m) of one picture of `size` (height, width) to masks and logits (M, H, W)."""
@@ -207,6 +305,15 @@ class GlammProcessor:
 
 # transformers' AutoProcessor knows GLaMM as soon as this class is imported.
 AutoProcessor.register(GlammConfig, GlammProcessor)
+
+
+def _check_letters(text: str) -> None:
+    """Tokenizers cannot take half of a surrogate pair, as it comes from broken file names or JSON."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start]
+        raise ValueError(f"the text holds {half!r}, half of a letter that is written in two; take it out") from error
 
 
 def pad_rows(ids: list, labels: list, segments: list | None, pad_id: int) -> dict:
@@ -236,7 +343,7 @@ def fitted_size(size: tuple[int, int], side: int) -> tuple[int, int]:
     return tuple(max(1, int(n * scale + 0.5)) for n in size)
 
 
-def _fit(array: np.ndarray, side: int, resample) -> np.ndarray:
+def _fit(array: np.ndarray, side: int, resample: Image.Resampling) -> np.ndarray:
     h, w = fitted_size(array.shape[:2], side)
     if (h, w) == array.shape[:2]:
         return array
@@ -258,7 +365,7 @@ def _center_crop(array: np.ndarray, side: int) -> np.ndarray:
     return resized[top : top + side, left : left + side]
 
 
-def _normalize(array: np.ndarray, mean, std, scale: int = 255) -> torch.Tensor:
+def _normalize(array: np.ndarray, mean: Sequence, std: Sequence, scale: int = 255) -> torch.Tensor:
     """(H, W, 3) uint8 to (3, H, W) float32; mean and std are those of pixels over `scale`."""
     x = (array.astype(np.float32) / scale - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
     return torch.from_numpy(np.ascontiguousarray(x.transpose(2, 0, 1)))

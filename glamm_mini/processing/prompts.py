@@ -10,27 +10,33 @@ EOS = "</s>"
 
 @dataclass
 class Prompt:
-    """A conversation as text. supervised: (start, end) of every answer with its `</s>`, in characters.
+    """A conversation as text.
 
-    shared: length of the beginning that all conversations about one image have in common (up to the image's end).
+    Attributes:
+        text: the whole of it.
+        supervised: (start, end) of every answer with its `</s>`, in characters.
+        shared: length of the beginning that all conversations about one image have in common (to the image's end).
+        begins: whether it is the beginning of a row, before which `<s>` stands.
     """
 
     text: str
     supervised: list[tuple[int, int]]
     shared: int = 0
+    begins: bool = True
 
 
-def render(prompt: PromptConfig, turns: list[tuple[str, str | None]], has_image: bool) -> Prompt:
+def render(prompt: PromptConfig, turns: list[tuple[str, str | None]], has_image: bool, begins: bool = True) -> Prompt:
     """Turns (question, answer) to a prompt; an answer of None, in the last turn only, ends it for generation.
 
     Official layout: system, blank, then per turn "USER: question ASSISTANT: answer</s>" with nothing in between.
-    The line that introduces the image stands before the first question.
+    The line that introduces the image stands before the first question. begins: False for turns that follow others,
+    without the system's words.
     """
     if not turns:
         raise ValueError("the conversation has no turn; give at least one (question, answer)")
     if has_image and prompt.image_line.count(IMAGE) != 1:
         raise ValueError(f"the prompt's image_line is {prompt.image_line!r}; expected one {IMAGE} in it")
-    text = f"{prompt.system} " if prompt.system else ""
+    text = f"{prompt.system} " if prompt.system and begins else ""
     spans, shared = [], 0
     for k, (question, answer) in enumerate(turns):
         text += f"{prompt.user}: "
@@ -46,7 +52,7 @@ def render(prompt: PromptConfig, turns: list[tuple[str, str | None]], has_image:
         text += " "
         spans.append((len(text), len(text) + len(answer) + len(EOS)))
         text += answer + EOS
-    return Prompt(text, spans, shared)
+    return Prompt(text, spans, shared, begins)
 
 
 def plain_words(text: str, keep: tuple[str, ...] = (BBOX,)) -> str:

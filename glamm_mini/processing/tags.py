@@ -57,20 +57,6 @@ def parse_grounded(text: str) -> GroundedText:
     return GroundedText(caption.text, phrases, notes)
 
 
-def official_parse(output: str) -> tuple[str, list[str]]:
-    """A whole output, prompt included, to caption and phrases as the released evaluation took them.
-
-    Published numbers depend on its oddities: the answer begins behind the last "ASSISTANT: ", blank included; line
-    ends vanish without a blank; everything from a "<" to the next ">" is cut, ordinary text too; a phrase that was not
-    closed swallows the next one, tags included; quotation marks (') around the caption are dropped.
-    `parse_grounded` is what the package itself uses.
-    """
-    answer = output.replace("\n", "").replace("  ", " ").split("ASSISTANT: ")[-1]
-    phrases = [phrase.strip() for phrase in re.findall(f"{PHRASE_START}(.*?){PHRASE_END}", answer)]
-    caption = re.sub("<.*?>", "", answer).replace(SEG, "")
-    return " ".join(caption.split()).strip("'").strip(), phrases
-
-
 class _Caption:
     """Text that grows piece by piece; a blank at its end is kept back until a word follows it."""
 

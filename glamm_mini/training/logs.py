@@ -12,6 +12,11 @@ import torch
 LOG_NAME = "log.jsonl"
 
 
+def sum_type(device: torch.device) -> torch.dtype:
+    """float64, which Apple's GPUs lack: float32 there."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 class LossWindow:
     """Sums of the losses since the last log line, on the device, so that no step waits for a copy to the CPU."""
 
@@ -22,7 +27,8 @@ class LossWindow:
     def add(self, losses: Mapping[str, Any], scale: float = 1.0) -> None:
         """Adds `scale` times the losses of one micro-batch; `steps` is counted by the caller."""
         for name, value in losses.items():
-            value = torch.as_tensor(value).detach().double() * scale
+            value = torch.as_tensor(value).detach()
+            value = value.to(sum_type(value.device)) * scale
             self.sums[name] = self.sums[name] + value if name in self.sums else value
 
     def means(self, reduce: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, float]:
@@ -36,7 +42,8 @@ class LossWindow:
     def load(self, means: Mapping[str, float], steps: int, device: torch.device) -> None:
         """Takes the state that `means` and `steps` describe."""
         self.steps = steps
-        self.sums = {n: torch.tensor(m * steps, dtype=torch.float64, device=device) for n, m in means.items()}
+        kind = sum_type(torch.device(device))
+        self.sums = {n: torch.tensor(m * steps, dtype=kind, device=device) for n, m in means.items()}
 
 
 class TrainingLog:

@@ -4,11 +4,13 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 from scripted import GROUNDED, scripted_assistant, scripting, seen_prompts
 
 import glamm_mini
 from glamm_mini import paths
 from glamm_mini.assistant.assistant import Request
+from glamm_mini.assistant.memory import FeatureMemory
 from glamm_mini.assistant.requests import WORDINGS
 from glamm_mini.model.config import MODES
 from glamm_mini.processing.images import load_image
@@ -155,7 +157,7 @@ def test_a_chat_reads_its_turns_and_encodes_its_picture_once(glamm, picture, say
     says(GROUNDED)
     counts, encode = [], glamm.model.encode_images
     monkeypatch.setattr(glamm.model, "encode_images", lambda a, b=None: counts.append(len(a)) or encode(a, b))
-    monkeypatch.setattr(glamm, "_remembered", None)
+    monkeypatch.setattr(glamm, "_memory", FeatureMemory())
     chat = glamm.chat(picture)
     first = chat.say("What is this?")
     glamm.caption(np.zeros((9, 9, 3), np.uint8))  # another picture in between
@@ -248,10 +250,30 @@ def test_a_chat_shows_itself(glamm, picture, says, tmp_path):
 def test_an_answer_is_saved_in_the_format_of_its_ending(glamm, picture, says, tmp_path):
     says(GROUNDED)
     answer = glamm.ask(picture, "What is this?")
-    for name in ("a.png", "deep/er/b.jpg"):
+    for name in ("a.png", "deep/er/b.jpg", "c.JPEG", "d.webp", "e.bmp", "f.gif", "g.tif", "h.TIFF"):
         assert load_image(answer.save(tmp_path / name)).shape[1] == 1200
-    for name in ("a.txt", "a", "a.html"):
-        with pytest.raises(ValueError, match="names no image format; write to .png"):
+    for name in ("a.txt", "a", "a.html", "a.psd", "a.heic", "a.svg", "a.fits", "a.h5"):
+        with pytest.raises(ValueError, match="names no image format.*[.]png"):
             answer.save(tmp_path / name)
     assert answer._repr_png_().startswith(b"\x89PNG")
     assert "array" not in repr(answer), "a printed answer spills no pixels"
+
+
+def test_an_answer_is_never_saved_over_its_own_picture(glamm, picture, says, tmp_path):
+    says(GROUNDED)
+    path = tmp_path / "photo.png"
+    Image.fromarray(picture).save(path)
+    before = path.read_bytes()
+    chat = glamm.chat(path)
+    chat.say("What is this?")
+    with Image.open(path) as opened:
+        shown = [glamm.ask(path, "What is this?"), glamm.ask(opened, "What is this?"), chat, chat.turns[0]]
+    for one in shown:
+        for name in (path, tmp_path / "." / "photo.png"):
+            with pytest.raises(ValueError, match="photo.png"):
+                one.save(name)
+        one.save(tmp_path / "other.png")
+        one.save(tmp_path / "other.png")
+    assert path.read_bytes() == before
+    glamm.ask(picture, "What is this?").save(path)  # an array came from no file
+    assert path.read_bytes() != before

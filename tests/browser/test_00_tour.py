@@ -4,7 +4,7 @@ SCENE = """
 import numpy as np
 from glamm_mini import GroundedAnswer, GroundedPhrase
 from glamm_mini.storybook.world.render import render
-from glamm_mini.storybook.world.scene import sample_scene
+from glamm_mini.storybook.world.sampling import sample_scene
 from glamm_mini.course.drawing.widgets import PhraseExplorer
 
 scene = sample_scene("test", seed=0, index=8)

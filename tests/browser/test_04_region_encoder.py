@@ -5,7 +5,7 @@ from PIL import Image
 
 import glamm_mini
 from glamm_mini.storybook.world.render import render
-from glamm_mini.storybook.world.scene import sample_scene
+from glamm_mini.storybook.world.sampling import sample_scene
 from glamm_mini.course.room_04.pictures import region_explorer
 
 page = render(sample_scene("test", seed=0, index=8), long_side=256)

@@ -2,7 +2,7 @@
 
 CELL = """
 from glamm_mini.paths import checkpoint_folder
-from glamm_mini.training.recipes import load_backbones, untrained
+from glamm_mini.storybook.pretrain.run import load_backbones, untrained
 from glamm_mini.course.room_06.pictures import ClickToMask
 from glamm_mini.course.drawing.explorer import PictureExplorer
 

@@ -108,7 +108,7 @@ def test_types_are_kept_on_request(tmp_path, state, monkeypatch):
     glamm = Assistant(model, processor)
     [mask] = glamm.teacher_force(picture, [("Where is it?", "Here [SEG].")])
     assert mask.shape == (300, 200)
-    monkeypatch.setattr("glamm_mini.assistant.assistant.MAX_NEW_TOKENS", 4)
+    monkeypatch.setattr("glamm_mini.assistant.assistant.MAX_NEW_TOKENS", dict.fromkeys(("fixed", "official"), 4))
     assert glamm.ask(picture, "What is <bbox>?", [10, 20, 150, 250]).image.shape == (300, 200, 3)
     # As the released code does: all is cast, SAM's matrix of frequencies too; computed buffers are not.
     model = load_model(folder, "bfloat16", vision_tower=clip)[0]

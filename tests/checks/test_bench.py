@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from glamm_mini import paths
-from glamm_mini.checks.bench import answers, generation, sam, whole
-from glamm_mini.checks.bench.measure import Report, Row, Setting, memory_of, paired
+from glamm_mini.checks.bench import answer_speed, generation, sam_speed, whole_size
+from glamm_mini.checks.bench.measure import Measured, Report, Setting, memory_of, paired
 from glamm_mini.cli.main import main
 from glamm_mini.model.region_encoder import RegionEncoder
 from glamm_mini.model.vision import GlobalImageEncoder
@@ -28,7 +28,7 @@ def counted(monkeypatch, cls):
 
 
 def test_rows_and_reports_become_json():
-    row = Row("s", ours=[1.0, 3.0, 2.0], plain=[8.0, 6.0, 10.0], difference=0.5)
+    row = Measured("s", ours=[1.0, 3.0, 2.0], plain=[8.0, 6.0, 10.0], difference=0.5)
     assert row.as_dict() == {
         "unit": "s",
         "ours": {"min": 1.0, "median": 2.0},
@@ -36,7 +36,7 @@ def test_rows_and_reports_become_json():
         "ratio": {"min": 6.0, "median": 4.0},
         "difference": 0.5,
     }
-    report = Report("x", {"threads": 1}, {"a": Row("GB", [2.0])}, ["why"])
+    report = Report("x", {"threads": 1}, {"a": Measured("GB", [2.0])}, ["why"])
     expected = {"unit": "GB", "ours": {"min": 2.0, "median": 2.0}}
     assert json.loads(json.dumps(report.as_dict())) == {
         "x": {"setting": {"threads": 1}, "rows": {"a": expected}, "notes": ["why"]}
@@ -81,30 +81,30 @@ def test_differences_of_answers_are_seen():
 
 
 def test_sam_compares_with_the_library(setting, monkeypatch):
-    c = sam.GlammConfig.of_size("tiny")
+    c = sam_speed.GlammConfig.of_size("tiny")
     c.grounding.relative_positions, c.grounding.window, c.grounding.global_attention = True, 5, (1, 3)
-    monkeypatch.setattr(sam.GlammConfig, "of_size", lambda size: c)
-    ours = sam.random_encoder(c)
-    plain = sam.as_library(ours)
-    assert type(plain.vit.blocks[0].attn) is sam.Attention is not type(ours.vit.blocks[0].attn)
-    report = sam.run(setting)
+    monkeypatch.setattr(sam_speed.GlammConfig, "of_size", lambda size: c)
+    ours = sam_speed.random_encoder(c)
+    plain = sam_speed.as_library(ours)
+    assert type(plain.vit.blocks[0].attn) is sam_speed.Attention is not type(ours.vit.blocks[0].attn)
+    report = sam_speed.run(setting)
     assert 0 < report.rows["one picture"].difference < 1e-4
     assert report.setting["pixels"] == 128 and report.setting["window"] == 5
 
 
 def test_answers_are_the_same_with_features_kept(setting, monkeypatch, tmp_path):
     (tmp_path / "one.png").write_bytes((paths.samples_folder() / "town.png").read_bytes())
-    monkeypatch.setattr(answers.paths, "samples_folder", lambda: tmp_path)
+    monkeypatch.setattr(answer_speed.paths, "samples_folder", lambda: tmp_path)
     clip = counted(monkeypatch, GlobalImageEncoder)
-    report = answers.run(setting)
+    report = answer_speed.run(setting)
     assert len(clip) == 2 + 1  # anew twice; once for all that keep
     [(name, row)] = report.rows.items()
     assert name.startswith("one: ") and row.difference == 0 and not any("differ in words" in n for n in report.notes)
 
 
 def test_the_7b_benchmark_runs_from_end_to_end_at_tiny_size(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(whole, "NEW_TOKENS", 12)
-    monkeypatch.setattr(whole, "PEAK_SIDE", {"cpu": 128})
+    monkeypatch.setattr(whole_size, "NEW_TOKENS", 12)
+    monkeypatch.setattr(whole_size, "PEAK_SIDE", {"cpu": 128})
     target = tmp_path / "deep" / "figures.json"
     words = ["bench", "7b", "--size", "tiny", "--device", "cpu", "--threads", "1", "--repeats", "1"]
     with pytest.raises(SystemExit) as end:
@@ -150,7 +150,7 @@ def test_wrong_words_end_in_one_line(words, message, capsys):
 
 def test_json_alone_on_standard_output(monkeypatch, capsys):
     monkeypatch.setattr(
-        sam, "run", lambda setting: Report("sam", setting.as_dict(), {"a": Row("s", [1.0], [2.0], 0.0)})
+        sam_speed, "run", lambda setting: Report("sam", setting.as_dict(), {"a": Measured("s", [1.0], [2.0], 0.0)})
     )
     with pytest.raises(SystemExit):
         main(["bench", "sam", "--device", "cpu", "--threads", "1", "--json", "-"])

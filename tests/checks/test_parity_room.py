@@ -12,7 +12,7 @@ from write_case import write_case
 
 from glamm_mini.checks.parity import weights
 from glamm_mini.checks.parity.case import ReferenceCase, filled_model
-from glamm_mini.checks.parity.compare import Row, compare_case, first_difference
+from glamm_mini.checks.parity.compare import Comparison, compare_case, first_difference
 from glamm_mini.checks.parity.table import worst_of_families
 from glamm_mini.cli.main import build_app
 
@@ -229,7 +229,7 @@ def test_measuring_sees_one_wrong_number():
 
 
 def test_families_show_the_worst():
-    rows = [Row("region", f"a/roi_level{k}", d, 1e-4, d * 1e4) for k, d in enumerate((1e-6, 3e-4, 2e-6))]
+    rows = [Comparison("region", f"a/roi_level{k}", d, 1e-4, d * 1e4) for k, d in enumerate((1e-6, 3e-4, 2e-6))]
     [(worst, count, agree)] = worst_of_families(rows)
     assert (worst.name, worst.difference, worst.ok, count, agree) == ("roi", 3e-4, False, 3, 2)
 

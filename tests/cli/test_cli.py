@@ -73,7 +73,7 @@ def test_demo_describes_one_picture(assistant, pictures, tmp_path, capsys):
     assert status == 0
     assert "In the left half all is well." in out and "note: a note" in out
     assert out.splitlines()[-1] == str(tmp_path / "out" / "one.png")
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["one.html", "one.json", "one.png"]
+    assert sorted(p.name for p in (tmp_path / "out").glob("[!.]*")) == ["one.html", "one.json", "one.png"]
     assert assistant.asked == [("one.png", "describe", None)] and assistant.loaded == ["tiny"]
     record = json.loads((tmp_path / "out" / "one.json").read_text())
     assert record["image_id"] == "one" and record["phrases"] == ["the left half"]
@@ -132,7 +132,7 @@ def test_demo_loads_as_it_is_told(assistant, pictures, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--dtype", "int7"], "dtype 'int7' is unknown; expected float32, bfloat16"),
+        (["--dtype", "int7"], "dtype is 'int7'; expected float32, bfloat16"),
         (["--quantize", "2bit"], "quantize is '2bit'; expected None, '4bit' or '8bit'"),
         (["--device", "cpu", "--offload-folder", "off"], "offload_folder belong to device='auto'"),
         (["--vision-tower", "clip"], "vision_tower belongs to official checkpoints"),
@@ -204,7 +204,16 @@ def test_a_missing_extra_is_named(monkeypatch, capsys):
 
     monkeypatch.setattr(cli, "load_command", lambda name: command)
     status, _, err = run("train", capsys=capsys)
-    assert status == 1 and "`glamm-mini train` needs the module 'peft'" in err and "'glamm-mini[train]'" in err
+    assert status == 1 and "`glamm-mini train` needs the module 'peft'" in err and '"glamm-mini[train]"' in err
+
+
+def test_a_library_that_is_too_old_is_named(monkeypatch, capsys):
+    def command():
+        raise ImportError("transformers>=5.17.0 is required, but found transformers==5.12.0")
+
+    monkeypatch.setattr(cli, "load_command", lambda name: command)
+    status, _, err = run("train", capsys=capsys)
+    assert status == 1 and "transformers==5.12.0" in err and "Traceback" not in err
 
 
 def test_a_broken_install_is_named(monkeypatch, capsys):

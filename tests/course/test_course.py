@@ -3,6 +3,9 @@
 import importlib
 import json
 import linecache
+import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -123,6 +126,27 @@ def test_a_seed_cell_without_a_seed_is_an_error():
 def page():
     setup = new_code_cell("", metadata={"tags": ["setup"]})
     return new_notebook(cells=[new_markdown_cell("# 01 · A title\n\nWords."), setup])
+
+
+FAKE_PIP = """#!/bin/sh
+if [ "$1" = list ]; then printf 'numpy==2.0.2\\ntorch==2.11.0+cu128\\ntorchaudio==2.11.0\\n'; else
+printf '%s\\n' "$@" > asked; cp "$4" kept; fi
+"""
+
+
+@pytest.mark.skipif(shutil.which("sh") is None, reason="the cell's line is for Linux")
+def test_the_setup_cell_keeps_the_platforms_torch_and_pins_nothing_else(tmp_path):
+    (tmp_path / "pip").write_text(FAKE_PIP, encoding="utf-8")
+    (tmp_path / "pip").chmod(0o755)
+    line = badges.setup_source("https://github.com/someone/glamm").splitlines()[0]
+    (tmp_path / "here").mkdir()
+    environment = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    subprocess.run(["sh", "-c", line.removeprefix("!")], cwd=tmp_path / "here", env=environment, check=True)
+    asked = (tmp_path / "here" / "asked").read_text("utf-8").splitlines()
+    assert asked[:3] == ["install", "-q", "-c"] and asked[4:] == [
+        "glamm-mini[train,eval] @ git+https://github.com/someone/glamm"
+    ]
+    assert (tmp_path / "here" / "kept").read_text("utf-8") == "torch==2.11.0+cu128\ntorchaudio==2.11.0\n"
 
 
 def test_badges_come_and_go_with_the_address():

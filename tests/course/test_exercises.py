@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 from pathlib import Path
 
 import nbformat
@@ -59,6 +60,8 @@ def test_graders_see_what_is_nearly_right():
 
     assert not tour.grade_phrases(lambda text: [text])
     assert not tour.grade_phrases(lambda text: ["a red kite"])
+    assert tour.grade_phrases(lambda text: re.findall(r"<p> *(.*?) *</p>", text))
+    assert not tour.grade_phrases(lambda text: re.findall(r"<p> *(.*?) *</p> *\[SEG\]", text)), "some have no mask"
     assert not tour.grade_overlap(iou) and not tour.grade_overlap(lambda a, b: (a & b).mean())
     assert tour.grade_missed(missed(0.5, False))
     assert not tour.grade_missed(missed(0.4, False)) and not tour.grade_missed(missed(0.5, True)), "0.5 is found"
@@ -72,8 +75,39 @@ def test_grades_tell_what_was_expected():
     long = grade(lambda a: a, [((np.ones((3, 4), bool),), False)], same=lambda a, b: False)
     assert "a bool array of shape (3, 4) with 12 set" in long.message
     kept = [1, 2]
-    grade(lambda a: a.clear(), [((kept,), None)])
+    cleared = grade(lambda a: a.clear(), [((kept,), None)])
     assert kept == [1, 2], "a reader's function cannot change the cases"
+    assert not cleared and "argument 1 was changed" in cleared.message
+
+
+def test_grades_keep_the_case_that_is_wrong():
+    given = torch.arange(3.0)
+    wrong = grade(lambda a: a + 1, [((given,), given)], fault=array_fault)
+    assert wrong.case[0] is given and wrong.expected is given and torch.equal(wrong.yours, given + 1)
+    late = grade(lambda a: a or None, [((1,), 1), ((0,), 0)])
+    assert late.message == "case 2, for 0: expected 0, got None", "this function does return something"
+    raised = grade(lambda a: a.no_such_thing, [(([given, 2],), 1)])
+    assert raised.case == ([given, 2],) and raised.expected == 1
+    assert "for [a float32 tensor of shape (3,), 2]: stops with AttributeError" in raised.message
+    assert "line" in raised.message
+    assert not grade(len, [(([],), 0)]).case
+
+
+@pytest.mark.parametrize(
+    ("function", "expected", "says"),
+    [
+        (lambda a: None, 3, "expected 3, got None; is a `return` missing?"),
+        (lambda a: 3 + int(a["x"].add_(1).isnan().any()), 4, "argument 1 was changed"),
+        (lambda a: a.update(y=1) or 4, 4, "argument 1 was changed"),
+        (lambda a: a["z"].append(1) or 4, 4, "argument 1 was changed"),
+        (lambda a: [[1], [2]], 4, "expected 4, got [[1], [2]]; the two cannot be compared (TypeError"),
+    ],
+)
+def test_grades_blame_what_is_to_blame(function, expected, says):
+    given = {"x": torch.tensor([1.0, float("nan")]), "z": [1, (2, np.ones(2))]}
+    verdict = grade(function, [((given,), expected)], same=lambda value, right: int(value) == right)
+    assert not verdict and says in verdict.message
+    assert grade(lambda a: 4, [((given,), 4)])
 
 
 def test_faults_of_arrays_name_what_differs():

@@ -76,3 +76,18 @@ def test_colab_is_asked_to_run_widgets_and_nothing_else_is(monkeypatch):
     monkeypatch.setitem(sys.modules, "google.colab.output", output)
     PictureExplorer(draw)
     assert asked == ["asked"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("before", "at"), (0.5, 0.75), ("a", "an"), (96, 128), ("a", "b", "c"), (1, 2, 3), ["x", "y"], ("xy", "x")],
+)
+def test_options_in_a_tuple_are_options(options):
+    explorer = PictureExplorer(draw, axes={"kind": options})
+    assert explorer.axes[0]["options"] == list(options) and explorer.choice["kind"] == options[0]
+
+
+def test_options_beside_their_first_one():
+    for given, first in ((([96, 128], 128), 128), ((("a", "an"), "an"), "an"), ((range(3), 2), 2)):
+        explorer = PictureExplorer(draw, axes={"kind": given})
+        assert explorer.axes[0]["options"] == list(given[0]) and explorer.choice["kind"] == first

@@ -114,7 +114,7 @@ def test_the_widget_carries_a_picture_of_itself(answer):
 
 def test_the_widget_knows_the_chosen_phrase(answer):
     explorer = PhraseExplorer(answer)
-    assert explorer.phrase is None and explorer.phrases[0]["colour"] == hex_color(PALETTE[0])
+    assert explorer.phrase is None and explorer.phrases[0]["color"] == hex_color(PALETTE[0])
     explorer.selected = 1
     assert explorer.phrase.text == "a boat"
     with pytest.raises(TraitError, match="phrase 3 of 3"):

@@ -19,8 +19,8 @@ from glamm_mini.course.memory.parameters import OFFICIAL_TRAINED, list_weights
 from glamm_mini.course.memory.report import KINDS, Plan
 from glamm_mini.model.config import GlammConfig
 from glamm_mini.model.glamm import GlammForConditionalGeneration
-from glamm_mini.training.recompute import recomputed
-from glamm_mini.training.trained import store_frozen_as, thaw_only
+from glamm_mini.training.finetune import store_frozen_as, unfreeze_only
+from glamm_mini.training.trainer import layers_recomputed
 
 SIZES = dict(
     vision=dict(image_size=96, patch_size=8, hidden_size=64, intermediate_size=256, num_hidden_layers=4),
@@ -47,7 +47,7 @@ def build(config, trained, dtype=torch.float32) -> GlammForConditionalGeneration
     model = GlammForConditionalGeneration(config).train()
     if trained == "official":
         add_lora(model, dropout=0.0)
-        thaw_only(model, (*OFFICIAL_TRAINED, ".lora_"))
+        unfreeze_only(model, (*OFFICIAL_TRAINED, ".lora_"))
         store_frozen_as(model, dtype)
     return model
 
@@ -174,7 +174,7 @@ def test_checkpointing_keeps_layers_inputs(config, batch):
     for checkpointing in (False, True):
         model = build(config, "all")
         known = [*model.parameters(), *model.buffers()]
-        with as_on_a_gpu(), recomputed(model, checkpointing), Live(*known) as live:
+        with as_on_a_gpu(), layers_recomputed(model, checkpointing), Live(*known) as live:
             loss = model(**made).loss
             held[checkpointing] = live.now
             loss.backward()
@@ -225,7 +225,7 @@ def test_the_cache_is_transformers_own(config, batch):
     with torch.no_grad():
         for count in (length, *[1] * (new - 1)):
             embeds = torch.zeros(ROWS, count, config.text.hidden_size)
-            model.language_model.model(inputs_embeds=embeds, cache=cache, use_cache=True)
+            model.language_model.model(None, None, None, cache, embeds, use_cache=True)  # its name has changed
     stored = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     report = config.memory_report("float32", "none", new_tokens=new, **words)
     assert report["language_model"]["cache"] * 1e6 == stored

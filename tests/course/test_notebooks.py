@@ -74,6 +74,13 @@ def test_nothing_stored_needs_a_running_python(stored):
     )
 
 
+def test_no_cell_shows_the_insides_of_an_object_by_mistake(stored):
+    for cell in stored.cells:
+        for output in cell.get("outputs", []):
+            if "text/plain" in output.get("data", {}) and not {"image/png", "text/html"} & set(output.data):
+                assert output.data["text/plain"].count("\n") < 40, f"end it with a semicolon:\n{cell.source}"
+
+
 def test_pictures_are_small_and_have_words(stored):
     for size, words in images(stored):
         assert size < IMAGE_BYTES and words
@@ -172,20 +179,21 @@ def late(path: Path) -> bool:
     return path.stem >= "10"
 
 
-RUNS = [pytest.param(path, marks=pytest.mark.late if late(path) else ()) for path in PATHS]
+RUNS = [pytest.param(path, marks=pytest.mark.late if late(path) else ()) for path in ROOM_PATHS]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", RUNS, ids=name_of)
-def test_notebooks_run_from_top_to_bottom(path):
-    done = execute.run(path)
-    print(path.name, execute.what_it_took(done))
-    before = nbformat.read(path, as_version=4)
-    for fresh, kept in zip(done.notebook.cells, before.cells, strict=True):
-        kinds = [[sorted(output.get("data", {})) for output in cell.get("outputs", [])] for cell in (fresh, kept)]
-        assert kinds[0] == kinds[1], f"run `make notebooks`: other outputs now for\n{kept.source}"
-    promise = execute.stated(before)
-    if promise and done.computing is not None:
-        minutes, gigabytes = promise
-        assert done.computing <= 60 * minutes * SLOWER
-        assert gigabytes / 3 <= done.gigabytes <= gigabytes, "state the memory that was measured, rounded up"
+def test_a_room_and_its_solutions_run_from_top_to_bottom(path):
+    both = [path, path.parent / "solutions" / path.name]
+    for place, done in zip(both, execute.run_in_turn(both), strict=True):
+        print(name_of(place), execute.what_it_took(done))
+        before = nbformat.read(place, as_version=4)
+        for fresh, kept in zip(done.notebook.cells, before.cells, strict=True):
+            kinds = [[sorted(output.get("data", {})) for output in cell.get("outputs", [])] for cell in (fresh, kept)]
+            assert kinds[0] == kinds[1], f"run `make notebooks`: other outputs now for\n{kept.source}"
+        promise = execute.stated(before)
+        if promise and done.computing is not None:
+            minutes, gigabytes = promise
+            assert done.computing <= 60 * minutes * SLOWER
+            assert gigabytes / 3 <= done.gigabytes <= gigabytes, "state the memory that was measured, rounded up"

@@ -6,7 +6,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from glamm_mini.course.room_01 import grader as data
-from glamm_mini.course.room_01 import pictures as data_views
+from glamm_mini.course.room_01 import pictures as views
 from glamm_mini.course.room_01.lesson import (
     from_grandf,
     from_one_stream,
@@ -73,19 +73,32 @@ def test_graders_see_what_is_nearly_right():
 
     assert "expected" in data.grade_visible(wrong_side).message
     assert "dtype" in data.grade_visible(lambda whole: whole.astype(float)).message
-    assert "expected 0, got 12" in data.grade_area(lambda counts: sum(counts[::2])).message
+    assert "case 1, for [" in data.grade_area(lambda counts: sum(counts[::2])).message
     assert not data.grade_spans(lambda text, phrases: [(text.index(p), text.index(p) + len(p)) for p in phrases])
+
+    def spans(text, phrases, whole_words):
+        out, at = [], 0
+        for phrase in phrases:
+            start = text.index(phrase, at)
+            while whole_words and text[start + len(phrase)].isalpha():
+                start = text.index(phrase, start + 1)
+            at = start + len(phrase)
+            out.append((start, at))
+        return out
+
+    assert data.grade_spans(lambda text, phrases: spans(text, phrases, True))
+    assert not data.grade_spans(lambda text, phrases: spans(text, phrases, False)), "a kitesurfer holds no kite"
 
 
 def test_views_are_pictures_of_what_they_say():
     scene = sample_scene("train", 0, 3)
-    assert data_views.built_up(scene, most=4).width == 1200
+    assert views.built_up(scene, most=4).width == 1200
     mask = np.eye(4, 6, dtype=bool)
-    assert data_views.runs_picture(mask, run_lengths(mask)).height > 300
-    assert data_views.spelled("A red kite.", [(0, 10)]).height < data_views.spelled("A red kite. " * 9, []).height
+    assert views.runs_picture(mask, run_lengths(mask)).height > 300
+    assert views.spelled("A red kite.", [(0, 10)]).height < views.spelled("A red kite. " * 9, []).height
     image = np.full((4, 6, 3), 100, np.uint8)
-    shown = np.asarray(data_views.outlined(image, mask, np.ones_like(mask)))
+    shown = np.asarray(views.outlined(image, mask, np.ones_like(mask)))
     assert len({tuple(pixel) for pixel in shown.reshape(-1, 3)}) == 2, "visible and hidden"
-    picture, words = data_views.first_of_place({"seed": 1, "place": "winter"})
+    picture, words = views.first_of_place({"seed": 1, "place": "winter"})
     index = int(words.split(":")[0].removeprefix("winter, seed 1, scene "))
     assert isinstance(picture, Image.Image) and sample_scene("train", 1, index).place == "winter"

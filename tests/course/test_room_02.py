@@ -106,7 +106,7 @@ def test_tokens_know_who_says_them(processor):
     assert [t.text for t in told if t.role == "system"] == ["A", "picture", "."]
     assert [t.text for t in told[4:]] == [t.text for t in found[1:]]
     colored = token_strip.by_phrase(found)
-    assert [t.text for t in colored if t.colour == color(0)] == ["<p>", "the", "red", "kite", "</p>", "[SEG]"]
+    assert [t.text for t in colored if t.color == color(0)] == ["<p>", "the", "red", "kite", "</p>", "[SEG]"]
 
 
 def test_strips_grow_with_their_tokens(processor):

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from glamm_mini.course.room_03 import grader as projector
-from glamm_mini.course.room_03 import pictures as patch_views
+from glamm_mini.course.room_03 import pictures as views
 from glamm_mini.course.room_03.lesson import (
     answer_logits,
     clip_states,
@@ -111,22 +111,22 @@ def test_graders_see_what_is_nearly_right():
 
 def test_views_show_what_they_say():
     square = Image.fromarray(np.full((48, 48, 3), 200, np.uint8))
-    assert patch_views.patch_grid(square, 4, lit=[5]).width > 48
+    assert views.patch_grid(square, 4, lit=[5]).width > 48
     features = torch.zeros(16, 8)
     features[:8, 0] = 5.0
     features[::2, 1] = 1.0
-    colors = np.asarray(patch_views.feature_colors(features, 4, 16))
+    colors = np.asarray(views.feature_colors(features, 4, 16))
     assert (colors[0] != colors[-1]).any(), "upper and lower half have other features"
-    assert np.array_equal(colors, np.asarray(patch_views.feature_colors(copy.deepcopy(features), 4, 16)))
+    assert np.array_equal(colors, np.asarray(views.feature_colors(copy.deepcopy(features), 4, 16)))
     weights = torch.zeros(16)
     weights[3] = 1
-    lit = np.asarray(patch_views.lit_by(square, weights, 4, marked=0))
+    lit = np.asarray(views.lit_by(square, weights, 4, marked=0))
     assert lit[6, 42].mean() == 200 and lit[30, 6].mean() < 60 and tuple(lit[0, 0]) == (230, 159, 0)
     ids, labels = torch.tensor([1, -200, 5, 6]), torch.tensor([-100, -100, 5, 6])
     spliced = torch.tensor([1, -200, -200, -200, 5, 6])
-    strip = patch_views.spliced_rows(ids, labels, spliced, torch.tensor([-100, -100, -100, -100, 5, 6]))
+    strip = views.spliced_rows(ids, labels, spliced, torch.tensor([-100, -100, -100, -100, 5, 6]))
     assert strip.width == 1600
-    seen = patch_views.as_seen(torch.zeros(3, 4, 4), [0.5] * 3, [0.2] * 3, 8)
+    seen = views.as_seen(torch.zeros(3, 4, 4), [0.5] * 3, [0.2] * 3, 8)
     assert seen.size == (8, 8) and abs(np.asarray(seen).mean() - 127.5) < 1
 
 
@@ -136,7 +136,7 @@ def test_a_click_names_the_patch_and_the_words_that_look_at_it():
     looks[1, 6, 9] = 1.0  # in layer 2, patch 6 looks at patch 9
     word_looks = torch.zeros(2, 16)
     word_looks[1, 6] = 0.25
-    draw = patch_views.attention_view(square, looks, ["red", "kite"], word_looks)
+    draw = views.attention_view(square, looks, ["red", "kite"], word_looks)
     picture, said = draw({"layer": 2, "show": "it looks at", "point": (0.6, 0.3)})
     assert "patch 6: row 1, column 2, layer 2" in said and "kite 25.0%" in said
     assert np.asarray(picture)[30, 18].mean() == 255 and np.asarray(picture)[30, 42].mean() < 60

@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.ops import roi_align as library
 
 from glamm_mini.course.room_04 import grader as regions
-from glamm_mini.course.room_04 import pictures as region_views
+from glamm_mini.course.room_04 import pictures as views
 from glamm_mini.course.room_04.lesson import bilinear, roi_align, sampling_points, word_after
 from glamm_mini.model.config import GlammConfig
 from glamm_mini.model.region_encoder import RegionEncoder
@@ -116,7 +116,7 @@ class Fake:
 
 def test_the_explorer_shows_samples_and_cells_of_the_box():
     picture = Image.fromarray(np.full((60, 100, 3), 200, np.uint8))
-    explorer = region_views.region_explorer(Fake(), picture, panels=[{"box": [0.1, 0.2, 0.6, 0.9], "show": "level 2"}])
+    explorer = views.region_explorer(Fake(), picture, panels=[{"box": [0.1, 0.2, 0.6, 0.9], "show": "level 2"}])
     assert explorer.words == "Draw a box around something."
     explorer.choose(box=(0.1, 0.2, 0.6, 0.9))
     samples = explorer.picture
@@ -131,24 +131,24 @@ def test_the_explorer_shows_samples_and_cells_of_the_box():
 def test_features_have_the_colors_of_their_level():
     torch.manual_seed(3)
     level = torch.randn(16, 6, 6)
-    colors = region_views.principal_colors(level)
+    colors = views.principal_colors(level)
     assert colors.shape == (6, 6, 3) and colors.dtype == np.uint8 and colors.std() > 20
-    assert np.array_equal(region_views.principal_colors(level[:, 1:3, 2:5], level), colors[1:3, 2:5])
-    assert np.array_equal(region_views.principal_colors(level), region_views.principal_colors(level.clone()))
+    assert np.array_equal(views.principal_colors(level[:, 1:3, 2:5], level), colors[1:3, 2:5])
+    assert np.array_equal(views.principal_colors(level), views.principal_colors(level.clone()))
 
 
 def test_views_are_pictures_of_what_they_say():
     picture = Image.fromarray(np.full((200, 300, 3), 200, np.uint8))
     box, level = [0.1, 0.2, 0.6, 0.9], torch.randn(8, 5, 5)
-    row = region_views.levels_picture(picture, [level] * 4, box, ["picture", *"1234"])
+    row = views.levels_picture(picture, [level] * 4, box, ["picture", *"1234"])
     assert row.width == 1600 and row.height > 300
-    rois = region_views.rois_picture(picture, [level] * 2, [torch.randn(8, 3, 3)] * 2, box, ["picture", "1", "2"])
+    rois = views.rois_picture(picture, [level] * 2, [torch.randn(8, 3, 3)] * 2, box, ["picture", "1", "2"])
     assert rois.width == 1600
-    assert region_views.mixing_picture(48).size == (1600, 430)
-    slip = np.asarray(region_views.slip_picture(picture, box, 2 / 3), int)
+    assert views.mixing_picture(48).size == (1600, 430)
+    slip = np.asarray(views.slip_picture(picture, box, 2 / 3), int)
     for color in ((0, 114, 178), (230, 159, 0)):
         assert (np.abs(slip - color).sum(2) < 60).any(), "a frame in this color"
     x, y = sampling_points(torch.tensor([[1.3, 0.7, 4.9, 3.2]]), 4)
-    figure = region_views.sampling_figure([1.3, 0.7, 4.9, 3.2], x[0].numpy(), y[0].numpy(), 2, (5, 7))
+    figure = views.sampling_figure([1.3, 0.7, 4.9, 3.2], x[0].numpy(), y[0].numpy(), 2, (5, 7))
     weights = [float(text.get_text()) for text in figure.axes[1].texts]
     assert len(weights) == 4 and sum(weights) == pytest.approx(1, abs=0.02)

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from glamm_mini.course.room_05 import grader as grader
-from glamm_mini.course.room_05 import pictures as window_views
+from glamm_mini.course.room_05 import pictures as views
 from glamm_mini.course.room_05.lesson import (
     attention_cost,
     cut_windows,
@@ -162,12 +162,12 @@ def stub(table, side):
 
 def test_views_show_windows_padding_and_costs():
     square = Image.new("RGB", (100, 100), (40, 90, 60))
-    plain = window_views.windows_picture(square, 16, width=320)
-    cut = window_views.windows_picture(square, 16, 6, width=320)
+    plain = views.windows_picture(square, 16, width=320)
+    cut = views.windows_picture(square, 16, 6, width=320)
     assert plain.width == 320 and cut.width == 17 * 18
-    assert window_views.ORANGE in {cut.getpixel((1, 50)), cut.getpixel((6 * 17, 50))}
-    assert cut.getpixel((cut.width - 20, cut.height - 40)) in (window_views.GROUND, window_views.HATCH)
-    draw = window_views.windows_view(square, GlammConfig.of_size("7b").grounding)
+    assert views.ORANGE in {cut.getpixel((1, 50)), cut.getpixel((6 * 17, 50))}
+    assert cut.getpixel((cut.width - 20, cut.height - 40)) in (views.GROUND, views.HATCH)
+    draw = views.windows_view(square, GlammConfig.of_size("7b").grounding)
     picture, words = draw({"window": 14, "pixels": 1024})
     assert "25 windows of 14 x 14: 70 x 70, 16% padding" in words and "(global 1,073.7)" in words
     assert "0% padding" in draw({"window": 16, "pixels": 1024})[1] and picture.width == 630
@@ -175,11 +175,11 @@ def test_views_show_windows_padding_and_costs():
 
 def test_maps_and_close_ups():
     values = np.arange(12.0).reshape(3, 4)
-    drawn = window_views.number_map(values, marked=(1, 2), window=2, width=80)
-    assert drawn.size == (80, 60) and drawn.getpixel((50, 30)) == window_views.ORANGE
-    assert drawn.getpixel((70, 50)) == window_views.BLUE
-    assert window_views.number_map(np.ones((2, 2), bool), width=80).getpixel((40, 20)) == window_views.BLUE
+    drawn = views.number_map(values, marked=(1, 2), window=2, width=80)
+    assert drawn.size == (80, 60) and drawn.getpixel((50, 30)) == views.ORANGE
+    assert drawn.getpixel((70, 50)) == views.BLUE
+    assert views.number_map(np.ones((2, 2), bool), width=80).getpixel((40, 20)) == views.BLUE
     mask = np.zeros((60, 90), bool)
     mask[10:20, 70:88] = True
-    shown = window_views.close_up(np.full((60, 90, 3), 255, np.uint8), mask, mask, width=120)
-    assert shown.size == (120, 120) and (np.asarray(shown) == window_views.BLUE).all(-1).any()
+    shown = views.close_up(np.full((60, 90, 3), 255, np.uint8), mask, mask, width=120)
+    assert shown.size == (120, 120) and (np.asarray(shown) == views.BLUE).all(-1).any()

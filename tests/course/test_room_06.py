@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from glamm_mini.course.room_06 import grader as decoder
-from glamm_mini.course.room_06 import pictures as decoder_views
+from glamm_mini.course.room_06 import pictures as views
 from glamm_mini.course.room_06.lesson import (
     WORDS,
     NarrowAttention,
@@ -145,10 +145,10 @@ def dice(logits, target, scale, eps):
         ("upscale", lambda x, w, b: F.conv_transpose2d(x, w, stride=2), "is .* expected"),
         ("upscale", lambda x, w, b: F.conv_transpose2d(x, w.flip(2, 3), b, stride=2), "differ"),
         ("upscale", lambda x, w, b: x, "expected shape"),
-        ("dice", lambda p, t, s, e: dice(p, t, s, e).mean(), r"expected shape \(1,\), got \(\)"),
+        ("dice", lambda p, t, s, e: dice(p, t, s, e).mean(), r"expected shape \(\d,\), got \(\)"),
         ("dice", lambda p, t, s, e: dice((p > 0) * 9e3 - 4e3, t, s, e), "expected"),
         ("dice", lambda p, t, s, e: dice(p, t, 1.0, e), "expected"),
-        ("apart", lambda x: x > 0, r"element \[1, 0, 0\]"),
+        ("apart", lambda x: x > 0, "is 1, expected 0"),
         ("apart", lambda x: (x > 0).float(), "expected dtype torch.bool"),
         ("apart", lambda x: x == x.max(0).values, "expected"),
     ],
@@ -161,23 +161,23 @@ def test_graders_explain_near_misses(name, wrong, words):
 
 def test_pictures_have_their_sizes_and_colors():
     field = np.array([[-2.0, 0.0], [0.0, 2.0]])
-    corners = np.asarray(decoder_views.signed(field, 2.0, side=8))
-    assert tuple(corners[0, 0]) == decoder_views.BLUE and tuple(corners[-1, -1]) == decoder_views.ORANGE
+    corners = np.asarray(views.signed(field, 2.0, side=8))
+    assert tuple(corners[0, 0]) == views.BLUE and tuple(corners[-1, -1]) == views.ORANGE
     assert tuple(corners[0, -1]) == (255, 255, 255)
     image = np.full((30, 40, 3), 200, np.uint8)
-    warm = np.asarray(decoder_views.heat(image, np.eye(30, 40), point=(20, 15)))
+    warm = np.asarray(views.heat(image, np.eye(30, 40), point=(20, 15)))
     assert warm.shape == image.shape and warm[0, 0, 0] > warm[0, 0, 2]
     mask = np.zeros((30, 40), bool)
     mask[5:20, 5:20] = True
-    painted = decoder_views.prompted(image, mask, point=(9, 9), box=(4, 4, 21, 21), truth=mask)
+    painted = views.prompted(image, mask, point=(9, 9), box=(4, 4, 21, 21), truth=mask)
     assert painted.size == (40, 30)
-    assert decoder_views.sum_of_channels(torch.randn(4, 6, 6), torch.randn(4)).width == 1200
-    assert decoder_views.block_diagram().width == 1600
-    [chart] = decoder_views.bars({"click": 0.6, "nothing": 0.1}, 1, "IoU").axes
+    assert views.sum_of_channels(torch.randn(4, 6, 6), torch.randn(4)).width == 1200
+    assert views.block_diagram().width == 1600
+    [chart] = views.bars({"click": 0.6, "nothing": 0.1}, 1, "IoU").axes
     assert [round(bar.get_width(), 1) for bar in chart.patches] == [0.6, 0.1]
-    [chart] = decoder_views.curves({"BCE": torch.ones(3), "dice": torch.zeros(3)}, "step", "loss").axes
+    [chart] = views.curves({"BCE": torch.ones(3), "dice": torch.zeros(3)}, "step", "loss").axes
     assert [line.get_label() for line in chart.lines] == ["BCE", "dice"]
-    assert decoder_views.upscaled_steps([torch.randn(8, 4, 4), torch.randn(2, 8, 8)]).width == 1200
+    assert views.upscaled_steps([torch.randn(8, 4, 4), torch.randn(2, 8, 8)]).width == 1200
 
 
 def test_a_click_draws_a_mask_and_says_how_large_it_is():
@@ -189,7 +189,7 @@ def test_a_click_draws_a_mask_and_says_how_large_it_is():
 
     torch.manual_seed(0)
     glamm = GlammForConditionalGeneration(small_config()).eval()
-    draw = decoder_views.ClickToMask(glamm, Processor(), [3, 4], long_side=64)
+    draw = views.ClickToMask(glamm, Processor(), [3, 4], long_side=64)
     picture, words = draw({"scene": 1, "point": None})
     assert isinstance(picture, Image.Image) and words == "Click on something."
     clicked, words = draw({"scene": 1, "point": (0.999, 1.0)})
@@ -198,6 +198,6 @@ def test_a_click_draws_a_mask_and_says_how_large_it_is():
     assert scene.page.thing_masks[0][int(scene.inside(0)[1]), int(scene.inside(0)[0])]
     assert len(draw.good_clicks(2)) == 2 and all(0 <= v < 1 for spot in draw.good_clicks(2) for v in spot)
     masks = torch.zeros(3, *scene.original, dtype=torch.bool)
-    assert decoder_views.three_ways(scene, masks, (3, 4), (1, 1, 9, 9), "red kite").width == 1200
-    rows = decoder_views.word_rows([scene], [["kite", "sky"]], [torch.randn(2, *scene.original)])
+    assert views.three_ways(scene, masks, (3, 4), (1, 1, 9, 9), "red kite").width == 1200
+    rows = views.word_rows([scene], [["kite", "sky"]], [torch.randn(2, *scene.original)])
     assert rows.width == 1200

@@ -32,7 +32,7 @@ def features(model, pictures):
         return model.encode_images(*pictures)
 
 
-# ---- lessons ----
+# ---- what the notebook builds ----
 
 
 def test_the_whole_pass_is_the_model_s_forward(model, features):
@@ -80,11 +80,12 @@ def seg_states(steps, new, seg, before=1):
     return states[at.clamp(max=len(states) - 1)]
 
 
-def glamm_loss(logits, labels, mask_logits, masks, weights, shift=1, count=None):
+def glamm_loss(logits, labels, mask_logits, masks, weights, shift=1, count=None, undefined=False):
     target = labels[shift:]
     words = cross_entropy_sum(logits[: len(logits) - shift], target) / (count or (target != IGNORE_INDEX).sum())
-    bce = mask_bce_sum(mask_logits, masks) / len(masks)
-    dice = mask_dice_sum(mask_logits, masks, weights.dice_scale, weights.dice_eps) / len(masks)
+    many = len(masks) if undefined else max(len(masks), 1)
+    bce = mask_bce_sum(mask_logits, masks) / many
+    dice = mask_dice_sum(mask_logits, masks, weights.dice_scale, weights.dice_eps) / many
     return weights.cross_entropy * words + weights.mask_bce * bce + weights.mask_dice * dice
 
 
@@ -103,7 +104,7 @@ def test_the_grader_of_places_sees_the_lost_minus_one():
     grade = whole.grade_places(off_by_one)
     assert not grade and "case 1" in grade.message and "expected [0, 1, 5], got [0, 1, 6]" in grade.message
     grade = whole.grade_places(lambda ids, patches: places(ids[: ids.index(IMAGE_TOKEN_INDEX) + 9], patches))
-    assert not grade and "case 2 stops with ValueError" in grade.message
+    assert not grade and "case 2, for [1, 5, 6], 4: stops with ValueError" in grade.message
 
 
 def test_the_grader_of_states_sees_one_position_too_late():
@@ -113,8 +114,8 @@ def test_the_grader_of_states_sees_one_position_too_late():
     assert not grade and "shape" in grade.message
 
 
-def test_the_grader_of_the_loss_sees_a_missing_shift_and_a_wrong_count():
-    for wrong in ({"shift": 0}, {"count": 1}):
+def test_the_grader_of_the_loss_sees_a_missing_shift_a_wrong_count_and_an_answer_without_masks():
+    for wrong in ({"shift": 0}, {"count": 1}, {"undefined": True}):
         grade = whole.grade_loss(lambda *given, wrong=wrong: glamm_loss(*given, **wrong))
         assert not grade and "the value is" in grade.message
 

@@ -8,11 +8,11 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 
 from glamm_mini.course.room_09 import grader as protocol
-from glamm_mini.course.room_09 import pictures as protocol_views
+from glamm_mini.course.room_09 import pictures as views
 from glamm_mini.course.room_09.lesson import (
     average_precision,
     best_pairs,
-    consensus,
+    cider,
     greedy_pairs,
     hits_by_score,
     interpolated,
@@ -21,7 +21,7 @@ from glamm_mini.course.room_09.lesson import (
 )
 from glamm_mini.evaluation import records
 from glamm_mini.evaluation.captioning import python_tokenize
-from glamm_mini.evaluation.gcg import official_grounding, official_matches, official_miou, prepare
+from glamm_mini.evaluation.gcg import compare_images, official_grounding, official_matches, official_miou
 from glamm_mini.evaluation.masks import coco_stats
 from glamm_mini.evaluation.similarity import THRESHOLD, get_similarity
 from glamm_mini.processing.images import encode_mask
@@ -35,10 +35,10 @@ EXPECTED = json.loads((CASE / "expected.json").read_text())["gcg"]
 def case():
     truths, coco_truth = records.read_grounded_truth(CASE / "gcg" / "gt", "gcg", "val")
     predictions = records.read_grounded_predictions(CASE / "gcg" / "pred", [truth.image_id for truth in truths])
-    return prepare(truths, predictions, get_similarity("trigram")), coco_truth
+    return compare_images(truths, predictions, get_similarity("trigram")), coco_truth
 
 
-# --- lessons ------------------------------------------------------------------------------------------------------
+# ---- what the notebook builds ----
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -110,12 +110,12 @@ def test_cider_is_the_reference_one(case):
     truths = [image.truth for image in case[0]]
     references = [[python_tokenize(text) for text in truth.captions] for truth in truths]
     captions = [python_tokenize(image.prediction.caption) for image in case[0]]
-    assert consensus(references, captions).mean() == pytest.approx(EXPECTED["caption"]["CIDEr"], abs=1e-5)
-    assert consensus(references, [""] * len(truths)).sum() == 0
-    assert consensus(references[:1], references[0][:1]).tolist() == [0], "with one picture nothing is rare"
+    assert cider(references, captions).mean() == pytest.approx(EXPECTED["caption"]["CIDEr"], abs=1e-5)
+    assert cider(references, [""] * len(truths)).sum() == 0
+    assert cider(references[:1], references[0][:1]).tolist() == [0], "with one picture nothing is rare"
 
 
-# --- graders ------------------------------------------------------------------------------------------------------
+# ---- graders ----
 
 
 def test_graders_say_what_is_nearly_right():
@@ -151,29 +151,29 @@ def test_graders_say_what_is_nearly_right():
     assert not one_after_the_other and "expected" in one_after_the_other.message
 
 
-# --- pictures -----------------------------------------------------------------------------------------------------
+# ---- pictures ----
 
 
 def test_the_matrix_frames_its_pairs():
     ious, agree = np.array([[0.8, 0.1], [0.0, 0.6]]), np.array([[True, False], [False, False]])
-    plain = protocol_views.matrix_picture(ious, agree, ["a kite", "a " + "very " * 20 + "red boat"], [])
-    framed = protocol_views.matrix_picture(ious, agree, ["a kite", "a boat"], [(0, 0), (1, 1)], title="both")
-    low = protocol_views.matrix_picture(ious, agree, ["a kite", "a boat"], [(0, 0), (1, 1)], bar=0.9)
+    plain = views.matrix_picture(ious, agree, ["a kite", "a " + "very " * 20 + "red boat"], [])
+    framed = views.matrix_picture(ious, agree, ["a kite", "a boat"], [(0, 0), (1, 1)], title="both")
+    low = views.matrix_picture(ious, agree, ["a kite", "a boat"], [(0, 0), (1, 1)], bar=0.9)
     edges = {name: set(map(tuple, np.asarray(p).reshape(-1, 3))) for name, p in (("framed", framed), ("low", low))}
     assert plain.width == 1040 and framed.height > plain.height
-    for tint in (protocol_views.GREEN, protocol_views.WRONG):
-        assert tint in edges["framed"] and tint not in edges["low"] - {protocol_views.GREEN}
-    assert color(0) in edges["framed"] and protocol_views.UNPAIRED in edges["low"]
+    for tint in (views.GREEN, views.WRONG):
+        assert tint in edges["framed"] and tint not in edges["low"] - {views.GREEN}
+    assert color(0) in edges["framed"] and views.UNPAIRED in edges["low"]
 
 
 def test_a_higher_bar_finds_less(case):
     images = [image for image in case[0] if len(image.prediction.masks) == len(image.prediction.phrases)]
     pictures = [np.full((*image.truth.size, 3), 200, np.uint8) for image in images]
-    explorer = protocol_views.bar_explorer(pictures, images)
+    explorer = views.bar_explorer(pictures, images)
     first = explorer.words
     explorer.choose(**{"IoU at least": 0.95})
     recalls = [float(words.split("recall ")[1].split(",")[0]) for words in (first, explorer.words)]
     assert recalls[1] < recalls[0] and "Scene 0" in first and f"All {len(images)} scenes" in first
     assert explorer.static_picture().width == 1200
     for image, picture in zip(images, pictures, strict=True):
-        assert protocol_views.matching_view(picture, image).width == 1200
+        assert views.matching_view(picture, image).width == 1200

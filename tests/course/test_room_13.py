@@ -207,6 +207,24 @@ def _largest(theirs, ours, tolerance):
     return None
 
 
+def _by_ours(theirs, ours, tolerance):
+    """Relative to the size of ours, where the task says theirs."""
+    for name, a in theirs.items():
+        if name not in ours or ours[name].shape != a.shape:
+            return name
+        if not (np.abs(a - ours[name]) <= tolerance * (1 + np.abs(ours[name]))).all():
+            return name
+    return None
+
+
+def _in_place(state, alpha):
+    """Right numbers, but the tensors of the given dict are written to."""
+    out = merge(state, alpha)
+    for name in out:
+        state[name].copy_(out[name])
+    return out
+
+
 @pytest.mark.parametrize(
     ("grade", "slip", "said"),
     [
@@ -218,6 +236,8 @@ def _largest(theirs, ours, tolerance):
         (grader.grade_widen, lambda raw, shape: widen(raw, shape).tolist(), "expected a numpy.ndarray"),
         (grader.grade_first_difference, _unordered, "expected"),
         (grader.grade_first_difference, _absolute, "expected None, got 'a'"),
+        (grader.grade_first_difference, lambda a, b, t: first_apart(b, a, t), "expected"),
+        (grader.grade_first_difference, _by_ours, "expected 'a', got None"),
         (grader.grade_first_difference, _largest, "case 1, .*expected 'a', got None"),
         (grader.grade_merge, lambda state, alpha: merge(state, alpha, lambda a, r: a), "q_proj.weight: element"),
         (
@@ -227,6 +247,7 @@ def _largest(theirs, ours, tolerance):
         ),
         (grader.grade_merge, lambda state, alpha: merge(state, 2.0), "element"),
         (grader.grade_merge, lambda state, alpha: list(state), "expected a dict, got a list"),
+        (grader.grade_merge, _in_place, "argument 1 was changed"),
     ],
 )
 def test_graders_say_what_is_wrong(grade, slip, said):

@@ -14,12 +14,12 @@ from glamm_mini.course.room_14 import grader as scaling
 from glamm_mini.course.room_14 import pictures as views
 from glamm_mini.course.room_14.lesson import (
     EVEN,
-    NORMAL,
+    NF4,
     bytes_of,
     cache_bytes,
-    four_bits,
     held_for_backward,
     language_activations,
+    quantize_blockwise,
     reduce_scatter,
     rows_of,
     state_bytes,
@@ -79,11 +79,11 @@ def test_the_cache_is_that_of_the_model():
     assert cache_bytes(config.num_hidden_layers, config.num_key_value_heads, width, 9, 4) == held
 
 
-def test_four_bits_are_those_of_bitsandbytes():
+def test_quantize_blockwise_are_those_of_bitsandbytes():
     torch.manual_seed(0)
     weights = torch.randn(64, 128)
-    ours = four_bits(weights, NORMAL)
-    assert (ours - weights).norm() < (four_bits(weights, EVEN) - weights).norm()
+    ours = quantize_blockwise(weights, NF4)
+    assert (ours - weights).norm() < (quantize_blockwise(weights, EVEN) - weights).norm()
     functional = pytest.importorskip("bitsandbytes.functional", reason="comes with the quantize extra")
     codes, state = functional.quantize_4bit(weights, blocksize=64, quant_type="nf4")
     torch.testing.assert_close(ours, functional.dequantize_4bit(codes, state), rtol=1e-5, atol=1e-5)
@@ -175,7 +175,9 @@ def test_graders_pass_right_functions():
     ("verdict", "says"),
     [
         (lambda: scaling.grade_lora_numbers(lambda shapes, rank: sum(rank * a * b for a, b in shapes)), "times as"),
-        (lambda: scaling.grade_lora_numbers(lambda shapes, rank: None), "expected a number, got NoneType"),
+        (lambda: scaling.grade_lora_numbers(lambda shapes, rank: None), "is a `return` missing?"),
+        (lambda: scaling.grade_stage_bytes(lambda *a: str(stage_bytes(*a))), "expected a number, got str"),
+        (lambda: scaling.grade_stage_bytes(lambda *a: stage_bytes(*a) + 1), "expected"),
         (lambda: scaling.grade_stage_bytes(lambda *a: stage_bytes(*a, least=(3, 1, 1))), "expected"),
         (lambda: scaling.grade_stage_bytes(lambda f, t, g, s: stage_bytes(f, t, g, s) - 8 * t), "expected"),
         (lambda: scaling.grade_largest_batch(lambda card, fixed, row: int((0.9 * card - fixed) // row)), "is 0"),

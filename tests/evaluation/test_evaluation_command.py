@@ -2,14 +2,16 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
+import torch
 from evaluation_fakes import StorybookOracle
 
 import glamm_mini
 from glamm_mini.cli.main import main
-from glamm_mini.evaluation.processes import Processes, choose_device, find_processes, own_device
-from glamm_mini.storybook import dataset
+from glamm_mini.evaluation.processes import choose_device, find_processes
+from glamm_mini.storybook import data_source
 
 SMALL = ["--split", "test", "--seed", "7", "--limit", "3", "--long-side", "64", "--no-meteor"]
 
@@ -17,10 +19,10 @@ SMALL = ["--split", "test", "--seed", "7", "--limit", "3", "--long-side", "64", 
 @pytest.fixture(autouse=True)
 def oracle(monkeypatch):
     """`load` gives an oracle that remembers how it was loaded, Java is away."""
-    fake, evaluation_samples = StorybookOracle(), dataset.evaluation_samples
+    fake, evaluation_samples = StorybookOracle(), data_source.evaluation_samples
     fake.loaded = []
     monkeypatch.setattr(glamm_mini, "load", lambda *a, **k: fake.loaded.append((*a, k)) or fake, raising=False)
-    monkeypatch.setattr(dataset, "evaluation_samples", lambda *a, **k: fake.watch(evaluation_samples(*a, **k)))
+    monkeypatch.setattr(data_source, "evaluation_samples", lambda *a, **k: fake.watch(evaluation_samples(*a, **k)))
     monkeypatch.setattr(shutil, "which", lambda name: None)
     return fake
 
@@ -82,29 +84,23 @@ def test_a_folder_whose_settings_do_not_say_how_the_model_was_loaded_goes_on(tmp
 
 
 def test_each_process_has_a_gpu_of_its_own(monkeypatch):
-    import accelerate
-    import torch
+    def process(rank: int, world: int = 4) -> SimpleNamespace:
+        return SimpleNamespace(local_process_index=rank, num_processes=world)
 
-    assert [own_device(rank, 2) for rank in range(4)] == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
-    assert own_device(1, 0) == "cpu"
-    assert choose_device(None, Processes(1, 2, "cuda:1")) == "cuda:1"
-    assert choose_device("cpu", Processes(1, 2, "cuda:1")) == "cpu"
-    assert choose_device(None, Processes()) is None and choose_device("auto", Processes()) == "auto"
-    with pytest.raises(ValueError, match="'auto' spreads one model over all GPUs, but 2 processes were started"):
-        choose_device("auto", Processes(1, 2, "cuda:1"))
-
-    class State:
-        """The second process of the second machine, two processes a machine."""
-
-        def __init__(self, cpu):
-            self.process_index, self.num_processes, self.local_process_index = 3, 4, 1
-
-    monkeypatch.setattr(accelerate, "PartialState", State)
+    assert choose_device(None, process(0, 1)) is None and choose_device("auto", process(0, 1)) == "auto"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device(None, process(1)) == "cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert [choose_device(None, process(rank)) for rank in range(4)] == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
+    assert choose_device("cpu", process(1)) == "cpu"
+    with pytest.raises(ValueError, match="'auto'.* 4 processes"):
+        choose_device("auto", process(1))
+
+
+def test_a_process_alone_is_the_first():
     found = find_processes()
-    assert (found.rank, found.world, found.device) == (3, 4, "cuda:1")
+    assert found.num_processes == 1 and found.is_main_process
 
 
 @pytest.mark.parametrize(

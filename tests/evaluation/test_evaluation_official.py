@@ -10,12 +10,12 @@ import pytest
 from glamm_mini.evaluation import records
 from glamm_mini.evaluation.captioning import Captions, caption_scores, ptb_tokenize, python_tokenize
 from glamm_mini.evaluation.gcg import (
+    compare_images,
     fixed_grounding,
     official_grounding,
     official_matches,
     official_miou,
     optimal_pairs,
-    prepare,
 )
 from glamm_mini.evaluation.masks import coco_stats, decode_masks
 from glamm_mini.evaluation.segmentation import fixed_refseg, official_refseg
@@ -30,7 +30,7 @@ GCG = EXPECTED["gcg"]
 def case():
     truths, coco_truth = records.read_grounded_truth(CASE / "gcg" / "gt", "gcg", "val")
     predictions = records.read_grounded_predictions(CASE / "gcg" / "pred", [truth.image_id for truth in truths])
-    return prepare(truths, predictions, get_similarity("trigram")), coco_truth
+    return compare_images(truths, predictions, get_similarity("trigram")), coco_truth
 
 
 def test_gcg_scores_are_the_official_ones(case):
@@ -107,7 +107,7 @@ def _corpora(case) -> dict[str, Captions]:
     found = records.read_results(CASE / "region_results")
     regions = Captions(
         [[annotation["caption"]] for annotation in truth["annotations"]],
-        [found[annotation["image_id"]] for annotation in truth["annotations"]],
+        [found[str(annotation["image_id"])] for annotation in truth["annotations"]],
     )
     gcg = Captions([image.truth.captions for image in images], [image.prediction.caption for image in images])
     return {"gcg": gcg, "regcap": regions}

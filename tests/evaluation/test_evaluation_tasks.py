@@ -8,7 +8,7 @@ import pytest
 from evaluation_fakes import Careless, FakeAnswer, H, Oracle, StorybookOracle, W, figures, run
 
 from glamm_mini.evaluation import TASKS, get_similarity, predict_samples, score_folder, similarity
-from glamm_mini.evaluation.answers import answer_accuracy
+from glamm_mini.evaluation.score import answer_accuracy
 from glamm_mini.evaluation.segmentation import draw_expressions
 from glamm_mini.processing.images import encode_mask
 from glamm_mini.storybook.dataset import evaluation_samples
@@ -67,9 +67,11 @@ def test_carelessness_costs(task, tmp_path):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_two_processes_and_one_give_the_same_figures(task, tmp_path):
-    run(task, Careless(task), tmp_path / "one", count=7)
+    alone, both = Careless(task), (Careless(task), Careless(task))
+    run(task, alone, tmp_path / "one", count=7)
     for rank in (0, 1):
-        run(task, Careless(task), tmp_path / "two", count=7, rank=rank, world=2)
+        run(task, both[rank], tmp_path / "two", count=7, rank=rank, world=2)
+    assert [4 * alone.asked, 3 * alone.asked] == [7 * one.asked for one in both], "each answers its share"
     one, two = (figures(task, tmp_path / name) for name in ("one", "two"))
     assert one == two
     for path in (tmp_path / "one" / "ground_truth").iterdir():

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from glamm_mini import paths
 from glamm_mini.checks.parity.case import PARTS, ReferenceCase
-from glamm_mini.checks.parity.compare import Row
+from glamm_mini.checks.parity.compare import Comparison
 from glamm_mini.checks.parity.inputs import PICTURES, WORDS
 from glamm_mini.checks.parity.outputs import Outputs
 from glamm_mini.checks.parity.table import full_table, summary_table, verdict
@@ -47,7 +47,7 @@ def pytest_terminal_summary(terminalreporter, config):
     """The table of all compared quantities; a test process hands its rows over as properties of its reports."""
     reports = [r for kind in ("passed", "failed") for r in terminalreporter.stats.get(kind, [])]
     found = [row for report in reports for name, rows in report.user_properties if name == ROWS for row in rows]
-    rows = [Row(**{k: float("inf") if v is None else v for k, v in row.items() if k != "ok"}) for row in found]
+    rows = [Comparison(**{k: float("inf") if v is None else v for k, v in row.items() if k != "ok"}) for row in found]
     if rows:
         rows.sort(key=lambda row: (PICTURES, WORDS, *PARTS).index(row.part))  # two processes mix the stages
         full = config.getoption("--full", default=False) or config.getoption("verbose") > 0

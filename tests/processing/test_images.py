@@ -1,7 +1,11 @@
 """Every kind of picture becomes upright RGB uint8; what is no picture is refused with a reason."""
 
+from io import BytesIO, StringIO
+from os import PathLike
+
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from glamm_mini.processing.images import load_image
@@ -137,7 +141,18 @@ def test_first_frame_of_an_animated_gif(tmp_path):
         (np.zeros((0, 4, 3), np.uint8), "no pixel"),
         (np.zeros(4, np.uint8), "expected"),
         (np.zeros((4, 4), np.uint16), "type uint16; expected uint8 .*scale it"),
-        ([], "no pixel"),
+        ([], "list"),
+        ([[1, 2], [3]], "list"),
+        ({}, "dict"),
+        (5, "int"),
+        (torch.zeros(8, 8, 3), "float32"),
+        (torch.zeros(8, 8, 3, dtype=torch.bfloat16), "bfloat16"),
+        (torch.rand(3, 8, 8, requires_grad=True), "float32"),
+        (torch.zeros(8, 8, 3, dtype=torch.uint8, device="meta"), "uint8"),
+        (torch.zeros(3, 8, 8, dtype=torch.uint8), r"\(3, 8, 8\)"),
+        (b"\x89PNG", "the bytes"),
+        (BytesIO(b"words"), "the open file"),
+        (StringIO("words"), "StringIO"),
         (None, "no image was given, but None; give a path"),
         ("", "no image was given, but ''; give a path"),
         ("  ", "no image was given"),
@@ -152,12 +167,14 @@ def test_other_arrays_are_refused(given, words):
 def test_missing_and_broken_files_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no image at .*none.png"):
         load_image(tmp_path / "none.png")
-    with pytest.raises(FileNotFoundError, match="is a folder and no image; give the path of one of its files"):
+    with pytest.raises(FileNotFoundError, match="is a folder, not an image; give the path of one of its files"):
         load_image(tmp_path)
     with pytest.raises(FileNotFoundError, match="no image at https:.*download it first"):
         load_image("https://example.org/a.png")
     (tmp_path / "words.png").write_text("no picture")
-    with pytest.raises(ValueError, match="words.png cannot be read as an image"):
+    with pytest.raises(FileNotFoundError, match="aaaa"):
+        load_image("a" * 5000)
+    with pytest.raises(ValueError, match="words.png"):
         load_image(tmp_path / "words.png")
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     for name in ("a.png", "a.jpg", "a.gif", "a.webp", "a.tiff", "a.bmp"):
@@ -182,3 +199,56 @@ def test_twenty_megapixels_are_read_at_full_size(tmp_path):
     out = load_image(tmp_path / "a.png")
     check(out, (4000, 5000, 3))
     assert (out[::500, ::500] == 77).all()
+
+
+def test_bytes_open_files_paths_of_any_kind_and_tensors(tmp_path):
+    array = block()
+    Image.fromarray(array).save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+
+    class Place(PathLike):
+        def __fspath__(self):
+            return str(tmp_path / "a.png")
+
+    with open(tmp_path / "a.png", "rb") as file:
+        for given in (data, bytearray(data), BytesIO(data), file, Place(), torch.from_numpy(array.copy())):
+            np.testing.assert_array_equal(load_image(given), array)
+
+
+def test_what_was_read_is_not_read_again_and_nobody_can_change_it():
+    array = block()
+    first = load_image(array)
+    assert load_image(first) is first and not first.flags.writeable
+    array[:] = 0
+    assert first.any()  # the caller's own array may change
+
+
+@pytest.mark.parametrize("ending", ["ppm", "tga", "pcx", "sgi", "dds", "ico", "jp2", "im", "msp", "xbm"])
+def test_files_of_other_kinds_are_refused(tmp_path, ending):
+    try:
+        Image.new("1" if ending in ("msp", "xbm") else "RGB", (16, 16)).save(tmp_path / f"x.{ending}")
+    except OSError:
+        pytest.skip(f"this Pillow cannot write {ending}")
+    with pytest.raises(ValueError, match=f"x.{ending}"):
+        load_image(tmp_path / f"x.{ending}")
+
+
+def test_no_other_program_is_started_for_a_file(tmp_path, monkeypatch):
+    """Pillow hands PostScript to Ghostscript, whatever the file is called."""
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
+    monkeypatch.setattr("subprocess.Popen", None)
+    with pytest.raises(ValueError, match="a.png") as seen:
+        load_image(tmp_path / "a.png")
+    assert "hostscript" not in str(seen.value)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "a.bmp", "a.gif", "a.tiff", "no_ending"])
+def test_the_named_formats_are_read_whatever_the_name(tmp_path, name):
+    Image.new("RGB", (8, 6), (200, 10, 10)).save(tmp_path / name, format="PNG" if name == "no_ending" else None)
+    assert np.abs(load_image(tmp_path / name).astype(int) - [200, 10, 10]).max() < 8
+
+
+def test_the_first_of_a_camera_s_two_pictures_in_one_file(tmp_path):
+    first, second = (Image.new("RGB", (8, 6), color) for color in ((200, 10, 10), (10, 200, 10)))
+    first.save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[second])
+    assert np.abs(load_image(tmp_path / "a.jpg").astype(int) - [200, 10, 10]).max() < 8

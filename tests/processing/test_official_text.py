@@ -13,13 +13,13 @@ from sentencepiece import SentencePieceProcessor
 from small_models import small_config
 
 from glamm_mini import paths
-from glamm_mini.checks.parity.inputs import set_introduction
+from glamm_mini.checks.parity.inputs import official_parse, set_introduction
 from glamm_mini.model.config import OFFICIAL_SYSTEM
 from glamm_mini.model.tokens import ADDED_TOKENS, IGNORE_INDEX
 from glamm_mini.processing.llama_tokenizer import official_decode, official_tokenizer
 from glamm_mini.processing.processor import GlammProcessor, pad_rows
 from glamm_mini.processing.prompts import render
-from glamm_mini.processing.tags import official_parse, parse_grounded
+from glamm_mini.processing.tags import parse_grounded
 
 TOKENS = json.loads((paths.parity_folder() / "tokens.json").read_text("utf-8"))
 FOLDER = paths.parity_folder() / "tokenizer"

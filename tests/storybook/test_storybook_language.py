@@ -231,7 +231,103 @@ def test_the_place_is_named_only_where_the_ground_tells_it():
     assert captions.place_of(hand_made(stuff=(("sky", 0, 50), ("dunes", 50, 100)))) == "desert"
 
 
+def test_words_of_one_thing_and_of_several():
+    assert [captions.third_person(verb) for verb in ("fly", "sway", "sail")] == ["flies", "sways", "sails"]
+    assert captions.at_home(random.Random(0), "fish", "sea") == "in"
+    assert captions.at_home(random.Random(0), "boat", "sea") == "on"
+    one, two = hand_made(TWO_HOUSES[0]), hand_made(*TWO_HOUSES[:2])
+    texts = [[CaptionWriter(Draft(view), random.Random(k)).scene() for k in range(200)] for view in (one, two)]
+    assert not any(re.search(r"\bthem\b", text) for text in texts[0])
+    assert any(re.search(r"\bthem\b", text) for text in texts[1])
+
+
+def test_what_is_said_of_a_group_holds_for_all_of_it():
+    kites = [("kite", "red", "plain", "medium", (x, 5, x + 15, 20)) for x in (5, 80)]
+    house = ("house", "blue", "plain", "large", (40, 60, 60, 90))
+    view = hand_made(*kites, house)
+    both, one = view.groups
+    assert both.members == (0, 1) and captions.relation_of(view, both, one) == []
+    alone = hand_made(kites[0], house)
+    assert "left" in captions.relation_of(alone, *alone.groups)
+    writer = CaptionWriter(Draft(view), random.Random(0))
+    assert writer._spot(both) is None and writer._spot(one) == phrasebook.SPOTS[1]
+    assert CaptionWriter(Draft(alone), random.Random(0))._spot(alone.groups[0]) == phrasebook.SPOTS[0]
+    grounds = (("sky", 0, 40), ("sea", 40, 70), ("beach", 70, 100))
+    rocks = [("rock", "gray", "plain", "small", (10, y, 20, y + 10)) for y in (45, 80)]
+    coast = hand_made(*rocks, stuff=grounds, place="coast")
+    homes = {coast.home(k) for k in (0, 1)}
+    assert captions.home_of(coast, coast.groups[0]) == (homes.pop() if len(homes) == 1 else None)
+
+
 # ---- referring ----
+
+
+def expressions(view, writer, count=300):
+    found = [writer(view, random.Random(k)) for k in range(count)]
+    return [expression for expression in found if expression]
+
+
+def test_the_leftmost_is_so_by_a_clear_gap():
+    kite = ("kite", "red", "plain", "medium")
+    for gap, clear in ((5, False), (8, True)):
+        view = hand_made((*kite, (10, 5, 25, 20)), (*kite, (10 + gap, 25, 25 + gap, 40)))
+        words = " ".join(expression.text for expression in expressions(view, referring.by_superlative))
+        assert ("left" in words) == clear
+
+
+def test_the_largest_shows_itself_as_such():
+    small = ("house", "red", "plain", "small", (60, 60, 70, 70))
+    for width, clear in ((11, False), (13, True)):
+        large = ("house", "red", "plain", "large", (10, 60, 10 + width, 65))
+        texts = [expression.text for expression in expressions(hand_made(small, large), referring.by_superlative)]
+        assert any("largest" in text or "biggest" in text for text in texts) == clear
+
+
+def test_ordinals_count_things_that_stand_apart():
+    kite = ("kite", "red", "plain", "medium")
+    for step, apart in ((4, False), (20, True)):
+        xs = [5 + step * k for k in range(4)]
+        view = hand_made(*((*kite, (x, 5, x + 3, 8)) for x in xs))
+        found = [e for e in expressions(view, referring.by_superlative) if re.search("second|third", e.text)]
+        assert bool(found) == apart
+        for expression in found:
+            place = {"second": 1, "third": 2}[re.search("second|third", expression.text)[0]]
+            assert expression.members == ((place,) if "from the left" in expression.text else (3 - place,))
+
+
+def test_a_group_is_more_than_one_and_an_answer_states_what_all_share():
+    view = hand_made(*TWO_HOUSES)
+    found = expressions(view, referring.by_group)
+    assert found and all(len(expression.members) >= 2 for expression in found)
+    both = referring.Expression("the houses", (0, 1), "group")
+    phrase, facts = referring.full_description(view, random.Random(0), both)
+    assert facts == {"cls": "house", "colour": None, "pattern": None, "size": None, "count": 2}
+    stated = parse_phrase(phrase)
+    assert (stated.colour, stated.pattern, stated.size) == (None, None, None)
+    alike = referring.Expression("the red things", (0, 2), "group")
+    stated = parse_phrase(referring.full_description(view, random.Random(0), alike)[0])
+    assert stated.colour == "red" and stated.pattern is None, "plain is what is meant where nothing is said"
+
+
+def test_a_rival_whose_home_is_open_may_be_there_too():
+    view = hand_made(*TWO_HOUSES)
+    view._homes = {0: "meadow", 1: None}
+    assert referring._by_home(view, random.Random(0), 0, {"cls": "house"}, [1]) is None
+    view._homes = {0: "meadow", 1: "meadow"}
+    assert referring._by_home(view, random.Random(0), 0, {"cls": "house"}, [1]) is None
+    view._homes = {0: "meadow", 1: "road"}
+    assert referring._by_home(view, random.Random(0), 0, {"cls": "house"}, [1]).members == (0,)
+
+
+def test_a_relation_that_a_rival_nearly_has_is_not_used():
+    house = ("house", "blue", "plain", "large", (50, 60, 70, 80))
+    kite = ("kite", "red", "plain", "medium")
+    view = hand_made((*kite, (20, 60, 30, 70)), (*kite, (54, 5, 62, 15)), house)
+    # The second kite is left of the house by two hundredths: not surely, but somebody might say so.
+    assert "left" not in view.relation(1, 2) and "left" in view.relation(0, 2)
+    names = {referring._sure_relation(view, random.Random(k), 0, 2, [1]) for k in range(40)}
+    assert "left" not in names
+    assert "left" in {referring._sure_relation(view, random.Random(k), 0, 2, []) for k in range(40)}
 
 
 def test_expressions_mean_one_thing():

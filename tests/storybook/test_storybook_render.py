@@ -11,7 +11,7 @@ from glamm_mini.storybook.world.art import brush as paint
 from glamm_mini.storybook.world.art.forms import FORMS
 from glamm_mini.storybook.world.art.things import coarse_silhouette
 from glamm_mini.storybook.world.layout import GRID, silhouette
-from glamm_mini.storybook.world.render import mask_boxes, picture_size, render
+from glamm_mini.storybook.world.render import boxes_around, picture_size, render
 from glamm_mini.storybook.world.sampling import sample_scene
 from glamm_mini.storybook.world.scene import Scene, Stuff, Thing
 from glamm_mini.storybook.world.silhouettes import SILHOUETTES
@@ -70,7 +70,7 @@ def test_boxes_fit_their_masks(drawn):
 
 
 def test_an_empty_mask_has_a_box_of_zeros():
-    assert mask_boxes(np.zeros((1, 4, 5), bool)).tolist() == [[0, 0, 0, 0]]
+    assert boxes_around(np.zeros((1, 4, 5), bool)).tolist() == [[0, 0, 0, 0]]
 
 
 def test_the_front_thing_hides_the_one_behind():

@@ -51,7 +51,7 @@ def test_records_are_the_same_everywhere(split):
 
 def test_records_do_not_depend_on_the_process():
     code = (
-        "from glamm_mini.storybook.world.scene import sample_scene; import hashlib; "
+        "from glamm_mini.storybook.world.sampling import sample_scene; import hashlib; "
         "print(hashlib.sha256(repr(sample_scene('test', 3, 11)).encode()).hexdigest())"
     )
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()

@@ -4,7 +4,7 @@ import torch
 from transformers import LogitsProcessor
 
 from glamm_mini import paths
-from glamm_mini.checks.bench.measure import Report, Row, Setting, paired
+from glamm_mini.checks.bench.measure import Measured, Report, Setting, paired
 from glamm_mini.checks.parity.case import ReferenceCase
 from glamm_mini.model.sam import upscale_logits
 
@@ -63,7 +63,7 @@ def run(setting: Setting) -> Report:
     slow, fast, expected, got = paired("generation", plain, ours, setting)
     report = Report("generation", setting.as_dict() | {"case": CASE, "new_tokens": new_tokens, "masks": MASKS})
     difference, report.notes = compare(*expected, *got)
-    report.rows[f"{new_tokens} tokens and {MASKS} masks"] = Row("s", fast, slow, difference)
+    report.rows[f"{new_tokens} tokens and {MASKS} masks"] = Measured("s", fast, slow, difference)
     return report
 
 

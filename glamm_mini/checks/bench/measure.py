@@ -35,7 +35,7 @@ class Setting:
 
 
 @dataclass
-class Row:
+class Measured:
     """One measured thing: `ours` and, where there are two ways, `plain`, a value for each repeat; and how far apart the
     results were at most. Of times the ratio is plain / ours: how many times faster ours is."""
 
@@ -61,7 +61,7 @@ class Report:
 
     name: str
     setting: dict[str, Any]
-    rows: dict[str, Row] = field(default_factory=dict)
+    rows: dict[str, Measured] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def seconds(function: Callable[[], Any], device: torch.device) -> tuple[float, A
 
 
 def repeated(what: str, function: Callable[[], Any], setting: Setting) -> tuple[list[float], Any]:
-    """Seconds of each repeat, and the last result; whoever calls has run it once before, for a first call is slow."""
+    """Seconds of each repeat, and the last result; call it once before: a first call is slow."""
     times = []
     for _ in _shown(what, setting.repeats):
         spent, out = seconds(function, setting.device)
@@ -89,7 +89,7 @@ def repeated(what: str, function: Callable[[], Any], setting: Setting) -> tuple[
 
 
 def paired(what: str, plain: Callable[[], Any], ours: Callable[[], Any], setting: Setting):
-    """Both in turns, so that whatever else the machine does meets both; whoever calls has run each once before.
+    """Both in turns, so that other work of the machine slows both; call each once before.
 
     Returns (seconds of plain, seconds of ours, result of plain, result of ours).
     """
@@ -124,12 +124,12 @@ def _forget_peak(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return float(torch.cuda.memory_allocated(device))
-    Path("/proc/self/clear_refs").write_text("5")  # proc(5): sets the peak back to what is held now
+    Path("/proc/self/clear_refs").write_text("5", "utf-8")  # proc(5): sets the peak back to what is held now
     return _of_process("VmRSS")
 
 
 def _of_process(name: str) -> float:
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text("utf-8").splitlines())
     return 1024.0 * int(lines[name].split()[0])
 
 

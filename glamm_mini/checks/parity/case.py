@@ -6,8 +6,10 @@ from names alone (`parity.weights`), so that a case of any size is small.
 
 import ast
 import json
+import zlib
 from functools import cached_property
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -22,26 +24,38 @@ from glamm_mini.model.glamm import GlammForConditionalGeneration
 
 PARTS = ("vision", "region", "splice", "train", "generate")
 INPUTS = ("global_image", "grounding_image")
+META = ("inputs", "config", "vision", "train", "generate")
+"""What meta.json must hold."""
 
 
 class ReferenceCase:
     """Reads a case folder. Arrays are handed out as numpy, inputs of the model as torch tensors.
 
-    Raises FileNotFoundError for a folder without meta.json, and for a missing manifest when that is first needed.
+    Raises FileNotFoundError for a folder without meta.json, and for a missing manifest when that is first needed;
+    ValueError for files that are damaged.
     """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         if not (self.folder / "meta.json").is_file():
             raise FileNotFoundError(f"{self.folder} holds no meta.json; --case wants the folder of a reference case")
-        self.meta = json.loads((self.folder / "meta.json").read_text("utf-8"))
+        try:
+            self.meta = json.loads((self.folder / "meta.json").read_text("utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{self.folder / 'meta.json'} is damaged ({error}); copy the case again") from error
+        absent = [key for key in META if not isinstance(self.meta, dict) or key not in self.meta]
+        if absent:
+            raise ValueError(f"{self.folder / 'meta.json'} lacks {', '.join(absent)}; it is not that of a case")
         self._npz = {}
 
     def arrays(self, part: str) -> dict[str, np.ndarray]:
         """All entries of one npz file; summaries of big arrays have several entries each. Empty without the file."""
         if part not in self._npz:
             path = self.folder / f"{part}.npz"
-            self._npz[part] = dict(np.load(path)) if path.is_file() else {}
+            try:
+                self._npz[part] = dict(np.load(path)) if path.is_file() else {}
+            except (ValueError, EOFError, OSError, BadZipFile, zlib.error, TypeError) as error:
+                raise ValueError(f"{path} is damaged or cut short ({error}); copy the case again") from error
         return self._npz[part]
 
     def names(self, part: str) -> list[str]:

@@ -18,7 +18,7 @@ LOGIT_LIKE = ("logits", "masks", "iou_pred", "loss", "margin")
 
 
 @dataclass
-class Row:
+class Comparison:
     """One compared quantity.
 
     part: file that holds it; name: its name there. difference: the largest, or how many whole numbers differ.
@@ -48,7 +48,7 @@ def tolerance_of(name: str) -> float:
     return LOGITS if any(word in name.split("/")[-1] for word in LOGIT_LIKE) else FEATURES
 
 
-def compare_case(case: ReferenceCase, model=None) -> Iterator[Row]:
+def compare_case(case: ReferenceCase, model=None) -> Iterator[Comparison]:
     """A row for every number that the case stores, as soon as it is compared; model: default `case.model()`.
 
     A part without numbers, and a number that we do not compute, is a row that is not ok.
@@ -61,7 +61,7 @@ def compare_case(case: ReferenceCase, model=None) -> Iterator[Row]:
         yield from compare_stage(outputs, stage)
 
 
-def compare_stage(outputs: Outputs, stage: str) -> Iterator[Row]:
+def compare_stage(outputs: Outputs, stage: str) -> Iterator[Comparison]:
     """The rows of one stage of `Outputs.stages`."""
     case = outputs.case
     part, _, tag = stage.partition(" ")
@@ -79,7 +79,7 @@ def compare_stage(outputs: Outputs, stage: str) -> Iterator[Row]:
         yield _missing(part, name, "stored in the case, but not computed by us")
 
 
-def first_difference(rows: Iterator[Row]) -> tuple[Row | None, Row | None]:
+def first_difference(rows: Iterator[Comparison]) -> tuple[Comparison | None, Comparison | None]:
     """The first row that is not ok, and the last before it that is; nothing behind it is computed. (None, last) if
     all agree."""
     before = None
@@ -90,7 +90,7 @@ def first_difference(rows: Iterator[Row]) -> tuple[Row | None, Row | None]:
     return None, before
 
 
-def _row(case: ReferenceCase, part: str, name: str, value: torch.Tensor) -> Row:
+def _row(case: ReferenceCase, part: str, name: str, value: torch.Tensor) -> Comparison:
     ours = value.detach().numpy()
     if name.endswith("/mask_area"):
         return _area(part, name, case.arrays(part)[name], *ours)
@@ -100,20 +100,20 @@ def _row(case: ReferenceCase, part: str, name: str, value: torch.Tensor) -> Row:
     return measured_row(part, name, case.arrays(part), ours, 0.0 if whole else tolerance_of(name))
 
 
-def measured_row(part: str, name: str, stored: dict, ours: np.ndarray, tolerance: float) -> Row:
+def measured_row(part: str, name: str, stored: dict, ours: np.ndarray, tolerance: float) -> Comparison:
     """A row from `weights.measure`; another shape is a row that is not ok."""
     try:
         difference, share = weights.measure(stored, name, ours, tolerance)
     except ValueError as error:
         return _missing(part, name, str(error))
-    return Row(part, name, difference, tolerance, share)
+    return Comparison(part, name, difference, tolerance, share)
 
 
-def _missing(part: str, name: str, note: str) -> Row:
-    return Row(part, name, math.inf, 0.0, math.inf, note)
+def _missing(part: str, name: str, note: str) -> Comparison:
+    return Comparison(part, name, math.inf, 0.0, math.inf, note)
 
 
-def _area(part: str, name: str, expected: np.ndarray, areas: np.ndarray, near: np.ndarray) -> Row:
+def _area(part: str, name: str, expected: np.ndarray, areas: np.ndarray, near: np.ndarray) -> Comparison:
     """Pixels near the threshold may fall on either side; more than those may not differ."""
     if expected.shape != areas.shape:
         return _missing(part, name, f"{len(areas)} masks, expected {len(expected)}")
@@ -122,10 +122,10 @@ def _area(part: str, name: str, expected: np.ndarray, areas: np.ndarray, near: n
         (o / n if n else (math.inf if o else 0.0) for o, n in zip(off.tolist(), near.tolist(), strict=True)),
         default=0.0,
     )
-    return Row(part, name, float(off.max(initial=0)), float(near.max(initial=0)), share)
+    return Comparison(part, name, float(off.max(initial=0)), float(near.max(initial=0)), share)
 
 
-def _gradient(stored: dict, name: str, ours: np.ndarray) -> Row:
+def _gradient(stored: dict, name: str, ours: np.ndarray) -> Comparison:
     """On the scale of its largest entry: small entries of a gradient are sums that nearly cancel."""
     scale = max(float(np.abs(ours).max(initial=0)), 1e-8)
     whole = (f"{name}__shape", f"{name}__step")
@@ -139,9 +139,9 @@ def _gradient(stored: dict, name: str, ours: np.ndarray) -> Row:
     return row
 
 
-def _norm(case: ReferenceCase, tag: str, name: str, ours: float) -> Row:
+def _norm(case: ReferenceCase, tag: str, name: str, ours: float) -> Comparison:
     expected = case.gradient_norms(tag)[name.split("/grad_norm/")[1]]
     off = abs(ours - expected)
     allowed = GRADIENTS * abs(expected) + 1e-6
     share = off / allowed if math.isfinite(off) else math.inf
-    return Row("train", name, off, GRADIENTS, share, "relative")
+    return Comparison("train", name, off, GRADIENTS, share, "relative")

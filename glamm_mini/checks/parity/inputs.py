@@ -11,21 +11,20 @@ from pathlib import Path
 import numpy as np
 
 from glamm_mini.checks.parity import weights
-from glamm_mini.checks.parity.compare import Row, measured_row
+from glamm_mini.checks.parity.compare import Comparison, measured_row
 from glamm_mini.model.config import OFFICIAL_SYSTEM, GlammConfig
-from glamm_mini.model.tokens import IM_END, IM_START, IMAGE
+from glamm_mini.model.tokens import IM_END, IM_START, IMAGE, PHRASE_END, PHRASE_START, SEG
 from glamm_mini.paths import parity_folder
 from glamm_mini.processing.images import encode_mask
 from glamm_mini.processing.llama_tokenizer import official_decode, official_tokenizer
 from glamm_mini.processing.processor import GlammProcessor, pad_rows
-from glamm_mini.processing.tags import official_parse
 
 PICTURES, WORDS = "preprocess", "tokens"
 INTRODUCTIONS = (f"The {IMAGE} provides an overview of the picture.\n", f"{IMAGE}\n")
 """Lines that bring in the image; visual question answering and RefCOCO's regions use the second."""
 
 
-def compare_inputs(folder: str | Path | None = None) -> Iterator[Row]:
+def compare_inputs(folder: str | Path | None = None) -> Iterator[Comparison]:
     """Rows for all pictures and all texts; folder: default the bundled one. Nothing may differ, in any bit."""
     folder = parity_folder() if folder is None else Path(folder)
     processor = GlammProcessor(GlammConfig.of_size("7b"), official_tokenizer(folder / "tokenizer"))
@@ -36,7 +35,7 @@ def compare_inputs(folder: str | Path | None = None) -> Iterator[Row]:
 # --- pictures --------------------------------------------------------------------------------------------------------
 
 
-def compare_pictures(folder: Path, processor: GlammProcessor) -> Iterator[Row]:
+def compare_pictures(folder: Path, processor: GlammProcessor) -> Iterator[Comparison]:
     """Four pictures as both encoders get them, and three masks as the records store them."""
     meta = json.loads((folder / "preprocess.json").read_text("utf-8"))
     stored = dict(np.load(folder / "preprocess.npz"))
@@ -62,7 +61,7 @@ def _rectangle(rect) -> np.ndarray:
     return np.zeros((7, 9), bool) if rect is None else weights.rect_mask((7, 9), rect) > 0
 
 
-def _exact(stored: dict, name: str, ours: np.ndarray) -> Row:
+def _exact(stored: dict, name: str, ours: np.ndarray) -> Comparison:
     """Every stored number must be there to the last bit; the probe, a sum over all, within its rounding."""
     row = measured_row(PICTURES, name, stored, ours, 1e-12)
     row.tolerance = 0.0
@@ -72,7 +71,7 @@ def _exact(stored: dict, name: str, ours: np.ndarray) -> Row:
 # --- words -----------------------------------------------------------------------------------------------------------
 
 
-def compare_words(stored: dict, processor: GlammProcessor) -> Iterator[Row]:
+def compare_words(stored: dict, processor: GlammProcessor) -> Iterator[Comparison]:
     """Token ids, labels, padding, truncation, prompts, decoding and the clean-up of answers."""
     tokenizer = processor.tokenizer
     for text, expected in stored["tokenizer_fragments"].items():
@@ -120,7 +119,7 @@ def set_introduction(processor: GlammProcessor, conversation: str) -> list[tuple
     return turns
 
 
-def _truncation(stored: dict, processor: GlammProcessor) -> Iterator[Row]:
+def _truncation(stored: dict, processor: GlammProcessor) -> Iterator[Comparison]:
     """Rows may be as long as the longest of a model of that length, and only in training are cut to it."""
     longest = processor.config.prompt.max_length
     # The stored conversation's words are not known, only its 362 ids: one here that is as long or longer.
@@ -138,10 +137,24 @@ def _truncation(stored: dict, processor: GlammProcessor) -> Iterator[Row]:
     processor.config.prompt.max_length = longest
 
 
-def _same(part: str, name: str, ours, expected) -> Row:
+def _same(part: str, name: str, ours, expected) -> Comparison:
     """Equal or not; where both are lists, how many entries differ."""
     if isinstance(ours, list) and isinstance(expected, list):
         off = sum(a != b for a, b in zip(ours, expected, strict=False)) + abs(len(ours) - len(expected))
     else:
         off = int(ours != expected)
-    return Row(part, name, float(off), 0.0, float("inf") if off else 0.0)
+    return Comparison(part, name, float(off), 0.0, float("inf") if off else 0.0)
+
+
+def official_parse(output: str) -> tuple[str, list[str]]:
+    """A whole output, prompt included, to caption and phrases as the released evaluation took them.
+
+    Published numbers depend on its oddities: the answer begins behind the last "ASSISTANT: ", blank included; line
+    ends vanish without a blank; everything from a "<" to the next ">" is cut, ordinary text too; a phrase that was not
+    closed swallows the next one, tags included; quotation marks (') around the caption are dropped.
+    `processing.tags.parse_grounded` is what the package itself uses.
+    """
+    answer = output.replace("\n", "").replace("  ", " ").split("ASSISTANT: ")[-1]
+    phrases = [phrase.strip() for phrase in re.findall(f"{PHRASE_START}(.*?){PHRASE_END}", answer)]
+    caption = re.sub("<.*?>", "", answer).replace(SEG, "")
+    return " ".join(caption.split()).strip("'").strip(), phrases

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from rich.markup import escape
 from rich.table import Table
 
-from glamm_mini.checks.parity.compare import Row
+from glamm_mini.checks.parity.compare import Comparison
 
 
-def family(row: Row) -> tuple[str, str]:
+def family(row: Comparison) -> tuple[str, str]:
     """The file, and the quantity without its tag and without the numbers behind its name."""
     if "/grad_norm/" in row.name:
         return row.part, "gradient norms"
@@ -21,7 +21,7 @@ def family(row: Row) -> tuple[str, str]:
     return row.part, re.sub(r"(_image|_level|_)?\d+$", "", row.name.split("/")[-1]) or row.name
 
 
-def worst_of_families(rows: Iterable[Row]) -> list[tuple[Row, int, int]]:
+def worst_of_families(rows: Iterable[Comparison]) -> list[tuple[Comparison, int, int]]:
     """For each family, in the order of its first row: the worst row under the family's name, how many rows, and how
     many of them agree."""
     groups = {}
@@ -29,7 +29,7 @@ def worst_of_families(rows: Iterable[Row]) -> list[tuple[Row, int, int]]:
         groups.setdefault(family(row), []).append(row)
     return [
         (
-            Row(part, name, max(r.difference for r in found), worst.tolerance, worst.share, worst.note),
+            Comparison(part, name, max(r.difference for r in found), worst.tolerance, worst.share, worst.note),
             len(found),
             sum(r.ok for r in found),
         )
@@ -38,7 +38,7 @@ def worst_of_families(rows: Iterable[Row]) -> list[tuple[Row, int, int]]:
     ]
 
 
-def summary_table(rows: Iterable[Row]) -> Table:
+def summary_table(rows: Iterable[Comparison]) -> Table:
     """One line for each file and family of quantities."""
     table = _table("count")
     for row, count, agree in worst_of_families(rows):
@@ -46,7 +46,7 @@ def summary_table(rows: Iterable[Row]) -> Table:
     return table
 
 
-def full_table(rows: Iterable[Row]) -> Table:
+def full_table(rows: Iterable[Comparison]) -> Table:
     """One line for each quantity."""
     table = _table("note")
     for row in rows:
@@ -54,7 +54,7 @@ def full_table(rows: Iterable[Row]) -> Table:
     return table
 
 
-def verdict(rows: list[Row]) -> str:
+def verdict(rows: list[Comparison]) -> str:
     """The count in words."""
     wrong = sum(not row.ok for row in rows)
     return f"{len(rows)} quantities compared, " + (f"{wrong} differ" if wrong else "all agree")
@@ -70,7 +70,7 @@ def _table(third: str) -> Table:
     return table
 
 
-def _cells(row: Row, third: str) -> list[str]:
+def _cells(row: Comparison, third: str) -> list[str]:
     used = f"{row.share:.1%}" if math.isfinite(row.share) else "-"
     allowed = "exact" if row.tolerance == 0 else f"{row.tolerance:g}"
     ok = "[green]yes[/]" if row.ok else "[red]NO[/]"

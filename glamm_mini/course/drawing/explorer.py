@@ -124,7 +124,9 @@ class PictureExplorer(PicturedWidget):
 
 def _axis(name: str, given) -> tuple[list, Any]:
     """The options of an axis and the first choice."""
-    options, first = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
+    # Two options in a tuple are two options; only options in a sequence of their own have a first one beside them.
+    paired = isinstance(given, tuple) and len(given) == 2 and _is_sequence(given[0]) and not _is_sequence(given[1])
+    options, first = given if paired else (given, None)
     options = list(options)
     if name in ("point", "box", "text") or not options:
         raise ValueError(f"axis {name!r} needs a name other than point, box and text, and at least one option")
@@ -132,3 +134,7 @@ def _axis(name: str, given) -> tuple[list, Any]:
     if first not in options:
         raise ValueError(f"{name} begins with {first!r}; expected one of {', '.join(map(str, options))}")
     return options, first
+
+
+def _is_sequence(value) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)

@@ -29,7 +29,8 @@ def illustration(picture, alt: str, width: int | None = None) -> Shown:
         raise ValueError("the picture has no words: say in `alt` what is to be seen")
     if hasattr(picture, "savefig"):
         picture = _drawn(picture)
-    return Shown(data=png_bytes(picture, BYTES), format="png", alt=alt, width=width)
+    # As metadata, since the IPython of hosted notebooks takes no `alt`.
+    return Shown(data=png_bytes(picture, BYTES), format="png", metadata={"alt": alt}, width=width)
 
 
 def _drawn(figure) -> Image.Image:

@@ -93,7 +93,7 @@ def _row(diagram: Diagram, floor: Floor, rooms: tuple[Room, ...], top: float, li
     width = (WIDTH - 2 * MARGIN - (floor.per_row - 1) * _ARROW) / floor.per_row
     for number, room in enumerate(rooms):
         left = MARGIN + number * (width + _ARROW)
-        _room(diagram, (left, top, left + width, top + _CARD), room, floor.colour, room.name == lit)
+        _room(diagram, (left, top, left + width, top + _CARD), room, floor.color, room.name == lit)
         if number + 1 < len(rooms):
             y = top + _CARD / 2
             diagram.arrow([(left + width + 7, y), (left + width + _ARROW - 7, y)], GRAY)

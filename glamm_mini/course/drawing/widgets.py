@@ -76,7 +76,7 @@ def _record(index: int, phrase) -> dict:
     share = f"{phrase.mask.mean():.1%} of the picture, score {phrase.score:.2f}"
     return {
         "path": mask_path(phrase.mask),
-        "colour": hex_color(rgb),
+        "color": hex_color(rgb),
         "ink": hex_color(ink_on(rgb)),
         "about": share if phrase.mask.any() else "no pixel was found for this phrase",
     }

@@ -23,12 +23,12 @@ def memory(
     trained: Annotated[
         str, typer.Option(help="none (to answer), official, all, or pieces of names, a comma each.")
     ] = "none",
-    batch: Annotated[int, typer.Option(help="Rows per device, a picture each.")] = 1,
-    text: Annotated[int, typer.Option(help="Tokens of a row beside the image.")] = 192,
-    new: Annotated[int, typer.Option(help="Tokens of an answer.")] = 100,
-    boxes: Annotated[int, typer.Option(help="Boxes of a row.")] = 1,
-    masks: Annotated[int, typer.Option(help="Masks of a row.")] = 3,
-    shard: Annotated[int, typer.Option(help="How many devices train together.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, max=10**6, help="Rows per device, a picture each.")] = 1,
+    text: Annotated[int, typer.Option(min=1, max=10**6, help="Tokens of a row beside the image.")] = 192,
+    new: Annotated[int, typer.Option(min=1, max=10**6, help="Tokens of an answer.")] = 100,
+    boxes: Annotated[int, typer.Option(min=0, max=10**6, help="Boxes of a row.")] = 1,
+    masks: Annotated[int, typer.Option(min=0, max=10**6, help="Masks of a row.")] = 3,
+    shard: Annotated[int, typer.Option(min=1, max=10**6, help="How many devices train together.")] = 1,
     sharding: Annotated[Sharding, typer.Option(help="How these divide the training.")] = Sharding.full,
     checkpointing: Annotated[bool, typer.Option(help="Compute layers again instead of keeping them.")] = True,
 ) -> None:

@@ -1,1 +1,1 @@
-"""Notebook 00: what it builds, its graders and its pictures."""
+"""Room 00, notebooks/00_tour.ipynb: what it builds, and its graders."""

@@ -34,6 +34,7 @@ def grade_missed(function: Callable[[np.ndarray, np.ndarray], list[int]]) -> Gra
 def _texts(count: int) -> Iterator[tuple]:
     yield ("Yes .",), []
     yield ("<p> a red kite </p> [SEG] .",), ["a red kite"]
+    yield ("<p> a kite </p> and <p> the sea </p> [SEG] .",), ["a kite", "the sea"]  # a phrase may have no mask
     for index in range(count):
         scene = sample_scene("val", 31, index)
         turns = conversation("gcg", scene, render(scene, long_side=64), keyed_rng("exercise", 0, index))
@@ -44,11 +45,11 @@ def _texts(count: int) -> Iterator[tuple]:
 def _pairs(count: int) -> Iterator[tuple]:
     rng = np.random.default_rng(31)
     empty = np.zeros((6, 9), bool)
-    yield (empty, empty), 1.0
-    yield (empty, ~empty), 0.0
     for _ in range(count):
         a, b = rng.random((2, *rng.integers(1, 12, 2))) < rng.random((2, 1, 1))
         yield (a, b), _iou(a[None], b[None]).item()
+    yield (empty, ~empty), 0.0
+    yield (empty, empty), 1.0
 
 
 def _scenes(count: int) -> Iterator[tuple]:
@@ -60,7 +61,7 @@ def _scenes(count: int) -> Iterator[tuple]:
         truth = np.stack([_rectangle(*corner) for corner in corners])
         kept = corners[rng.random(len(corners)) < 0.8]
         moved = [_rectangle(*(corner + rng.integers(0, 4, 2))) for corner in kept]
-        masks = np.stack(moved) if moved and number else none
+        masks = np.stack(moved) if moved and number + 1 < count else none
         best = _iou(truth, masks).max(axis=1, initial=0.0)
         yield (truth, masks), [int(index) for index in np.flatnonzero(best < ENOUGH)]
 

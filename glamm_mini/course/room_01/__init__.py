@@ -1,1 +1,1 @@
-"""Notebook 01: what it builds, its graders and its pictures."""
+"""Room 01, notebooks/01_storybook_data.ipynb: what it builds, its graders, its pictures."""

@@ -25,7 +25,6 @@ def grade_spans(function: Callable[[str, list[str]], list[tuple[int, int]]]) -> 
 
 def _stacks(count: int) -> Iterator[tuple]:
     rng = np.random.default_rng(11)
-    yield (np.zeros((0, 4, 5), bool),), np.zeros((0, 4, 5), bool)
     for _ in range(count):
         whole = rng.random((rng.integers(1, 6), *rng.integers(2, 9, 2))) < 0.5
         covered = np.zeros(whole.shape[1:], bool)
@@ -34,25 +33,28 @@ def _stacks(count: int) -> Iterator[tuple]:
             visible[k] = whole[k] & ~covered
             covered |= whole[k]
         yield (whole,), visible
+    yield (np.zeros((0, 4, 5), bool),), np.zeros((0, 4, 5), bool)
 
 
 def _counts(count: int) -> Iterator[tuple]:
     rng = np.random.default_rng(12)
-    yield ([12],), 0
-    yield ([0, 12],), 12
     for _ in range(count):
         mask = rng.random(rng.integers(1, 12, 2)) < rng.random()
         yield (run_lengths(mask),), int(mask.sum())
+    yield ([12],), 0
+    yield ([0, 12],), 12
 
 
 def _captions(count: int) -> Iterator[tuple]:
-    """Sentences in which the same words may come twice, and one phrase may be the beginning of another."""
+    """Sentences in which the same words may come twice, and one phrase may be the beginning of other words, which may
+    be no phrase themselves."""
     rng = np.random.default_rng(13)
     nouns = ["a kite", "a kite", "a kitesurfer", "the sea", "two boats", "a red kite"]
     for _ in range(count):
         caption, spans = "", []
         for noun in rng.choice(nouns, rng.integers(1, 6)):
-            caption += str(rng.choice(["And ", "Near ", "Over "])) if caption else ""
+            before = ["And ", "Near ", "Over "] + ["Past a kitesurfer, "] * (noun != "a kitesurfer")
+            caption += str(rng.choice(before)) if caption else ""
             spans.append((len(caption), len(caption) + len(noun)))
             caption += noun + str(rng.choice([". ", ", ", "; "]))
         yield (caption, [caption[start:end] for start, end in spans]), spans

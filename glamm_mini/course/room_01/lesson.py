@@ -1,4 +1,5 @@
-"""Room 01: the code that the notebook builds, piece by piece."""
+"""A world of our own: masks as run lengths, captions as GranD-f stores them, random streams, and how much of a thing
+hides behind others."""
 
 import random
 from dataclasses import replace
@@ -9,8 +10,9 @@ from pycocotools import mask as coco
 from glamm_mini.storybook.world.render import render
 from glamm_mini.storybook.world.scene import keyed_rng
 
-# --- run lengths -----------------------------------------------------------------------------------------------------
-# Masks as run lengths, the form in which every public dataset stores them (COCO's RLE).
+# ---- run lengths ----
+# COCO's RLE, the form in which every public dataset stores masks.
+
 
 def run_lengths(mask):
     """A mask (H, W) bool to the lengths of its runs, read column by column; the first run is of zeros, maybe empty."""
@@ -33,8 +35,9 @@ def from_run_lengths(counts, size):
     return np.repeat(values, counts).reshape((height, width), order="F")  # (H * W,) -> (H, W)
 
 
-# --- grandf ----------------------------------------------------------------------------------------------------------
-# A grounded caption as GranD-f stores it for training, written and read.
+# ---- GranD-f records ----
+# A grounded caption as it lies in GranD-f's training files, written and read.
+
 
 def to_grandf(image_id, caption, phrases):
     """A record of GranD-f's training files.
@@ -77,8 +80,9 @@ def from_grandf(record):
     return caption, phrases
 
 
-# --- streams ---------------------------------------------------------------------------------------------------------
-# Random numbers for many scenes: from one stream, and from a stream for each scene.
+# ---- random streams ----
+# Numbers for many scenes: from one stream, and from a stream for each scene.
+
 
 def from_one_stream(extra):
     """Three numbers for each of five scenes, all from one stream; `extra`: scene 0 draws a fourth."""
@@ -92,8 +96,8 @@ def from_own_streams(extra):
     return [[round(streams[i].random(), 2) for _ in range(3 + (extra and i == 0))] for i in range(5)]
 
 
-# --- visibility ------------------------------------------------------------------------------------------------------
-# How much of a thing hides behind others.
+# ---- visibility ----
+
 
 def hidden_share(scene, index):
     """The share of a thing's pixels that other things cover, 0..1; scene is a Scene, index counts its things."""

@@ -1,1 +1,1 @@
-"""Notebook 02: what it builds, its graders and its pictures."""
+"""Room 02, notebooks/02_grounding_tokens.ipynb: what it builds, its graders, its pictures."""

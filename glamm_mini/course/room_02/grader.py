@@ -33,13 +33,13 @@ def _plain(value) -> list[tuple[int, int] | None]:
 
 def _labels(count: int) -> Iterator[tuple]:
     rng = np.random.default_rng(21)
-    yield ([IGNORE_INDEX] * 3,), []
-    yield ([5],), []
     for _ in range(count):
         learned = rng.random(rng.integers(2, 12)) < 0.5
         labels = [int(rng.integers(2, 90)) if one else IGNORE_INDEX for one in learned]
         asked = [(at - 1, label) for at, label in enumerate(labels) if at and label != IGNORE_INDEX]
         yield (labels,), asked
+    yield ([5],), []
+    yield ([IGNORE_INDEX] * 3,), []
 
 
 def _answers(count: int) -> Iterator[tuple]:

@@ -92,7 +92,7 @@ def token_strip(
         top = _MARGIN + row * pitch
         for token, left, wide in line:
             box = (left, top, left + wide, top + 1.6 * size)
-            diagram.card(box, token.colour or ROLES[token.role], 0.32, width=3, radius=8)
+            diagram.card(box, token.color or ROLES[token.role], 0.32, width=3, radius=8)
             diagram.words((left + wide / 2, top + 0.8 * size), token.text, size, token.role == "special", anchor="mm")
             if token.learned:
                 diagram.card((left + 2, top + 1.72 * size, left + wide - 2, top + 1.94 * size), INK, 1.0, 0, 3)
@@ -128,7 +128,7 @@ def shift_strip(tokens: Sequence[Token], width: int = 1600, size: float = 27) ->
             middle = left + wide / 2
             cards = ((read, top, 0.32, True), (asked, top + 3.6 * size, 0.32 if asked.learned else 0.04, asked.learned))
             for token, y, strength, dark in cards:
-                frame = token.colour or ROLES[token.role] if dark else GRAY
+                frame = token.color or ROLES[token.role] if dark else GRAY
                 diagram.card((left, y, left + wide, y + 1.6 * size), frame, strength, width=3 if dark else 1, radius=8)
                 ink = INK if dark else QUIET
                 diagram.words((middle, y + 0.8 * size), token.text, size, token.role == "special", ink, anchor="mm")
@@ -149,7 +149,7 @@ def typed_tokens(processor: GlammProcessor, width: int = 620) -> Callable[[dict]
             turns = [(plain_words(text) if kind == "question" else text, "Yes.")]
         tokens = read_tokens(processor, turns)
         asking = sum(token.number == processor.config.tokens.seg for token in tokens)
-        said = [f"As {kind}: {len(tokens)} tokens, {sum(token.learnt for token in tokens)} of them learned"]
+        said = [f"As {kind}: {len(tokens)} tokens, {sum(token.learned for token in tokens)} of them learned"]
         said.append(f"{SEG} that the model reads as a token: {asking}")
         if kind == "answer":
             parsed = parse_grounded(text)
@@ -169,7 +169,7 @@ def _width(ruler: Diagram, token: Token, size: float, numbers: bool) -> float:
 
 def _legend_rows(ruler: Diagram, tokens: Sequence[Token], width: int) -> list[list[tuple[str, RGB]]]:
     """The roles that occur, and what the bar means, in rows that fit."""
-    used = [(role, shade) for role, shade in ROLES.items() if any(t.role == role and not t.colour for t in tokens)]
+    used = [(role, shade) for role, shade in ROLES.items() if any(t.role == role and not t.color for t in tokens)]
     keys = used + ([("learned", INK)] if any(t.learned for t in tokens) else [])
     rows, x = [[]], _MARGIN
     for name, shade in keys:

@@ -1,1 +1,1 @@
-"""Notebook 03: what it builds, its graders and its pictures."""
+"""Room 03, notebooks/03_vl_projector.ipynb: what it builds, its graders, its pictures."""

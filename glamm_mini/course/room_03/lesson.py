@@ -1,4 +1,5 @@
-"""Room 03: the code that the notebook builds, piece by piece."""
+"""Sight to words: a picture as a row of patches, CLIP's vision transformer in plain torch, and the first training step
+of LLaVA, in which a projector learns from words alone."""
 
 import torch
 
@@ -7,8 +8,9 @@ from glamm_mini.model.tokens import IGNORE_INDEX
 from glamm_mini.processing.processor import pad_rows
 from glamm_mini.storybook.language.vocabulary import CLASSES, COLOURS
 
-# --- patches ---------------------------------------------------------------------------------------------------------
-# A picture as a row of vectors: patches, their embedding, and a vision transformer of CLIP's form, in plain torch.
+# ---- patches and CLIP ----
+# Patches, their embedding, and a vision transformer with the weights of transformers' CLIPVisionModel.
+
 
 def cut_patches(images, side):
     """Images (B, C, H, W) to patches of side x side pixels, row by row: (B, P, C * side * side)."""
@@ -68,8 +70,9 @@ def clip_states(images, clip):
     return states, looks
 
 
-# --- llava step ------------------------------------------------------------------------------------------------------
+# ---- LLaVA's first step ----
 # The first training step of LLaVA in small: a projector learns from words alone, all else stays as it is.
+
 
 def spoken_rows(samples, processor):
     """One packed row (ids, labels, segments) a Sample, of the conversations that need neither boxes nor masks.

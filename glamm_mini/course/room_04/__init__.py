@@ -1,1 +1,1 @@
-"""Notebook 04: what it builds, its graders and its pictures."""
+"""Room 04, notebooks/04_region_encoder.ipynb: what it builds, its graders, its pictures."""

@@ -1,11 +1,13 @@
-"""Room 04: the code that the notebook builds, piece by piece."""
+"""Box to token: RoIAlign from scratch, and what a frozen language model says when all it knows of a picture is one
+vector a box."""
 
 import torch
 
 from glamm_mini.model.splice import put_regions
 
-# --- roi align -------------------------------------------------------------------------------------------------------
-# RoIAlign from scratch, for one image: values between the cells of a grid, averaged in the parts of a box.
+# ---- RoIAlign ----
+# For one image: values between the cells of a grid, averaged in the parts of a box.
+
 
 def bilinear(features, x, y):
     """Values between the cells of a feature grid.
@@ -60,8 +62,9 @@ def roi_align(features, boxes, size, scale, ratio, aligned=True):
     return parts.mean((3, 5)).transpose(0, 1)  # (C, N, size, size) -> (N, C, size, size)
 
 
-# --- naming ----------------------------------------------------------------------------------------------------------
+# ---- naming regions ----
 # What a frozen language model says when all it is given of a picture is one vector a box.
+
 
 def word_after(model, prompt, vectors):
     """Logits (N, V) of the word that follows a prompt, once for each vector.

@@ -1,1 +1,1 @@
-"""Notebook 05: what it builds, its graders and its pictures."""
+"""Room 05, notebooks/05_grounding_encoder.ipynb: what it builds, its graders, its pictures."""

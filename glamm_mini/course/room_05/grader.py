@@ -45,7 +45,7 @@ def _real(h: int, w: int, side: int) -> torch.Tensor:
 def _tables(count: int) -> Iterator[tuple]:
     torch.manual_seed(52)
     for number in range(count):
-        side = number % 5 + 1
+        side = (number + 1) % 5 + 1
         table = torch.randn(2 * side - 1, 2 * side - 1)
         bias = torch.empty(side * side, side * side)
         for query in range(side * side):

@@ -1,12 +1,13 @@
-"""Room 05: the code that the notebook builds, piece by piece."""
+"""Seeing in detail: SAM's image encoder from scratch, what its attention costs, what coarse grids leave of masks."""
 
 import torch
 from torch.nn import functional as F
 
 from glamm_mini.course.room_03.lesson import embed_patches
 
-# --- window attention -------------------------------------------------------------------------------------------------
-# SAM's image encoder from scratch: windows with padding, relative positions, attention on a grid, neck.
+# ---- windowed attention ----
+# Windows with padding, relative positions, attention on a grid, neck: with the weights of segment-anything's encoder.
+
 
 def cut_windows(x, side):
     """Features (B, h, w, C) to windows (B * N, side, side, C), row by row; zeros fill up the last ones."""
@@ -98,8 +99,9 @@ def sam_states(images, vit):
     return states
 
 
-# --- attention cost ---------------------------------------------------------------------------------------------------
-# What attention on a grid costs, counted: multiply-adds and bytes, for windows and for the whole grid.
+# ---- what attention costs ----
+# Multiply-adds and bytes, for windows and for the whole grid.
+
 
 def padded_side(grid, window=0):
     """Side in patches of what is computed: the grid, filled up to whole windows; window 0 is the whole grid."""
@@ -134,8 +136,8 @@ def encoder_cost(grounding):
     return total + patches * g.prompt_dim * (g.hidden + 9 * g.prompt_dim)  # the neck: 1 x 1, then 3 x 3
 
 
-# --- mask grids ------------------------------------------------------------------------------------------------------
-# What is left of a mask on a coarser grid.
+# ---- masks on coarse grids ----
+
 
 def through_grid(mask, side):
     """A mask (H, W) bool reduced to a grid of side x side values over its padded square, and enlarged again.
@@ -148,11 +150,3 @@ def through_grid(mask, side):
     small = F.interpolate(square, (side, side), mode="area")
     back = F.interpolate(small, square.shape[2:], mode="bilinear", align_corners=False)
     return back[0, 0, :h, :w] > 0.5
-
-
-# --- overlap ---------------------------------------------------------------------------------------------------------
-# How well two masks agree.
-
-def iou(a, b):
-    """Intersection over union of two boolean masks of one shape, 0..1; not a number where both are empty."""
-    return (a & b).sum() / (a | b).sum()

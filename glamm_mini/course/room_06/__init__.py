@@ -1,1 +1,1 @@
-"""Notebook 06: what it builds, its graders and its pictures."""
+"""Room 06, notebooks/06_pixel_decoder.ipynb: what it builds, its graders, its pictures."""

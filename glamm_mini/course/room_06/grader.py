@@ -41,14 +41,14 @@ def _grids(count: int) -> Iterator[tuple]:
 def _masks(count: int) -> Iterator[tuple]:
     generator = torch.Generator().manual_seed(62)
     nothing = torch.full((1, 4, 5), -200.0)
-    yield (nothing, torch.zeros(1, 4, 5), 1000.0, 1e-6), torch.zeros(1)
-    yield (-nothing, torch.zeros(1, 4, 5), 1000.0, 1e-6), _dice(-nothing, torch.zeros(1, 4, 5), 1000.0, 1e-6)
     for number in range(count):
         m, h, w = (int(size) for size in torch.randint(1, 6, (3,), generator=generator))
         logits = 4 * torch.randn(m, h, w, generator=generator)
         target = (torch.rand(m, h, w, generator=generator) < 0.4).float()
         scale, eps = (1000.0, 1e-6) if number % 2 else (1.0, 1.0)
         yield (logits, target, scale, eps), _dice(logits, target, scale, eps)
+    yield (nothing, torch.zeros(1, 4, 5), 1000.0, 1e-6), torch.zeros(1)
+    yield (-nothing, torch.zeros(1, 4, 5), 1000.0, 1e-6), _dice(-nothing, torch.zeros(1, 4, 5), 1000.0, 1e-6)
 
 
 def _dice(logits: torch.Tensor, target: torch.Tensor, scale: float, eps: float) -> torch.Tensor:
@@ -58,10 +58,10 @@ def _dice(logits: torch.Tensor, target: torch.Tensor, scale: float, eps: float) 
 
 def _stacks(count: int) -> Iterator[tuple]:
     generator = torch.Generator().manual_seed(63)
-    yield (torch.zeros(2, 3, 4),), torch.zeros(2, 3, 4, dtype=torch.bool)
-    yield (torch.ones(3, 2, 5),), torch.tensor([True, False, False])[:, None, None].expand(3, 2, 5)
     for _ in range(count):
         m, h, w = (int(size) for size in torch.randint(1, 6, (3,), generator=generator))
         logits = torch.randn(m, h, w, generator=generator)
         best, which = logits.max(dim=0)
         yield (logits,), (torch.arange(m)[:, None, None] == which) & (best > 0)
+    yield (torch.zeros(2, 3, 4),), torch.zeros(2, 3, 4, dtype=torch.bool)
+    yield (torch.ones(3, 2, 5),), torch.tensor([True, False, False])[:, None, None].expand(3, 2, 5)

@@ -1,4 +1,4 @@
-"""Room 06: the code that the notebook builds, piece by piece."""
+"""State to mask: SAM's pixel decoder and its prompts from scratch, and LISA's step in small: words become prompts."""
 
 import math
 from collections import OrderedDict
@@ -14,9 +14,10 @@ from glamm_mini.model.sam import LPProjector
 from glamm_mini.storybook.dataset import StorybookDataset
 from glamm_mini.storybook.language.vocabulary import CLASSES, COLOURS, STUFF
 
-# --- two way attention ------------------------------------------------------------------------------------------------
+# ---- two-way attention ----
 # The pixel decoder's transformer: a few tokens read the picture, and the picture reads the tokens. Parameters carry
 # the names of segment-anything's, so that a state dict of one loads into the other.
+
 
 class NarrowAttention(nn.Module):
     """Attention from one list of vectors to another, computed in `width // narrower` channels.
@@ -108,8 +109,9 @@ def like(transformer):
     return mine.eval().to(next(transformer.parameters()).device, torch.float32)
 
 
-# --- prompt codes ----------------------------------------------------------------------------------------------------
-# Where is it? Positions as vectors, and the prompts that segment-anything makes of clicks and boxes.
+# ---- positions and prompts ----
+# Positional encodings, and the prompts that segment-anything makes of clicks and boxes.
+
 
 def position_code(points, matrix):
     """Random Fourier features of points.
@@ -146,8 +148,8 @@ def box_prompt(boxes, encoder):
     return code + torch.cat([table.weight for table in encoder.point_embeddings[2:]])  # (N, 2, C) + (2, C)
 
 
-# --- word masks ------------------------------------------------------------------------------------------------------
-# The LISA step in small: a word becomes a prompt, and the decoder draws what the word means.
+# ---- words as prompts ----
+# The decoder learns to draw what a word means.
 
 WORDS = ("", *COLOURS, *CLASSES, *STUFF)
 """Row 0 of the table is silence: "kite" names no color."""
@@ -204,9 +206,7 @@ def word_ids(texts: list[str]) -> torch.Tensor:
         first, _, rest = text.partition(" ")
         color, kind = (first, rest) if first in COLOURS else ("", text)
         if kind not in WORDS[1 + len(COLOURS) :]:
-            raise ValueError(
-                f"{text!r} names no kind of thing or stuff; expected a color or none, then one of {WORDS}"
-            )
+            raise ValueError(f"{text!r} names no kind of thing or stuff; expected a color or none, then one of {WORDS}")
         rows.append([WORDS.index(color), WORDS.index(kind)])
     return torch.tensor(rows).reshape(-1, 2)
 

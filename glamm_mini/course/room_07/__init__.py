@@ -1,1 +1,1 @@
-"""Notebook 07: what it builds, its graders and its pictures."""
+"""Room 07, notebooks/07_glamm.ipynb: what it builds, its graders, its pictures."""

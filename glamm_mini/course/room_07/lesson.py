@@ -1,4 +1,4 @@
-"""Room 07: the code that the notebook builds, piece by piece."""
+"""The whole model: GLaMM's forward pass in ten lines, and greedy decoding without and with a cache."""
 
 import time
 
@@ -7,8 +7,9 @@ from transformers import DynamicCache
 
 from glamm_mini.model.tokens import IMAGE_TOKEN_INDEX
 
-# --- whole pass ------------------------------------------------------------------------------------------------------
-# GLaMM's forward pass in ten lines, for one row with one picture; `model/glamm.py` does the same for any batch.
+# ---- the whole pass ----
+# One row with one picture; `model/glamm.py` does the same for any batch.
+
 
 def whole_pass(glamm, ids, features):
     """Ids (1, L) with one `<image>`, and the features of one picture, to words and masks.
@@ -28,8 +29,9 @@ def whole_pass(glamm, ids, features):
     return hidden, prompts, low_res
 
 
-# --- decoding --------------------------------------------------------------------------------------------------------
+# ---- decoding ----
 # Greedy decoding twice: everything anew for each word, as the official code does, and with a key-value cache.
+
 
 @torch.no_grad()
 def decode_anew(model, embeds, most, end):

@@ -1,1 +1,1 @@
-"""Notebook 08: what it builds, its graders and its pictures."""
+"""Room 08, notebooks/08_training.ipynb: what it builds, its graders, its pictures."""

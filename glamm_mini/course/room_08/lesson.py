@@ -1,4 +1,4 @@
-"""Room 08: the code that the notebook builds, piece by piece."""
+"""Teach it: LoRA from scratch, and a small run in the official way, watched on scenes that it never sees."""
 
 import signal
 
@@ -13,9 +13,10 @@ from glamm_mini.processing.processor import GlammProcessor
 from glamm_mini.storybook.pretrain.run import load_backbones, untrained
 from glamm_mini.training.data_order import COUNTS
 
-# --- lora ------------------------------------------------------------------------------------------------------------
-# LoRA from scratch: a frozen linear layer with a trained low-rank detour; and which parameters a run trains. Equal to
-# peft's layer, a test compares them (Hu et al., LoRA, 2021).
+# ---- LoRA ----
+# A frozen linear layer with a trained low-rank detour (Hu et al., LoRA, 2021), equal to peft's; and which parameters a
+# run trains.
+
 
 class LoRALinear(nn.Module):
     """y = base(x) + alpha / rank * B(A(x)), for x (..., in). B starts at zero: at first nothing changes.
@@ -73,8 +74,8 @@ def thaw_only(model: nn.Module, parts: tuple) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-# --- official run ----------------------------------------------------------------------------------------------------
-# A small run in the official way: what is loaded, what is new, what is trained, and how it is watched.
+# ---- a run in the official way ----
+# What is loaded, what is new, what is trained, and how it is watched.
 
 OFFICIAL_PARTS = ("lora_", "embed_tokens", "lm_head", "region_encoder", "lp_projector", "pixel_decoder.mask_decoder")
 """What the official fine-tuning trains, by a piece of each parameter's name; all else is frozen."""

@@ -1,1 +1,1 @@
-"""Notebook 09: what it builds, its graders and its pictures."""
+"""Room 09, notebooks/09_grounded_conversation.ipynb: what it builds, its graders, its pictures."""

@@ -43,7 +43,7 @@ def patient_matches(ious: np.ndarray, agree: np.ndarray) -> list[tuple[int, int]
     return matches
 
 
-# --- what is wrong with an answer --------------------------------------------------------------------------------
+# ---- what is wrong with an answer ----
 
 
 def _two_numbers(value, expected) -> str:
@@ -85,7 +85,7 @@ def _record_fault(value, expected) -> str:
     return ""
 
 
-# --- cases ------------------------------------------------------------------------------------------------------
+# ---- cases ----
 
 
 def _expressions(count: int) -> Iterator[tuple]:

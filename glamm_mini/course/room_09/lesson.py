@@ -1,12 +1,13 @@
-"""Room 09: the code that the notebook builds, piece by piece."""
+"""Talk and measure: which mask answers which, average precision, and CIDEr, each from scratch."""
 
 from collections import Counter
 from itertools import permutations
 
 import numpy as np
 
-# --- matching --------------------------------------------------------------------------------------------------------
+# ---- matching ----
 # Which predicted mask belongs to which true one: greedily, by trying everything, as the official recall does.
+
 
 def greedy_pairs(ious):
     """Pairs (row, column) of an IoU matrix (G, P), the largest first, each row and column once, while IoU is above 0.
@@ -50,8 +51,9 @@ def stopping_matches(ious, agree):
     return matches
 
 
-# --- average precision ------------------------------------------------------------------------------------------------
-# Average precision of masks, as COCO's evaluation computes it, from IoU matrices and scores.
+# ---- average precision ----
+# As COCO's evaluation computes it for masks, from IoU matrices and scores.
+
 
 def hits_by_score(ious, scores, bar=0.5):
     """Which predictions find a truth of their own: ious (G, P), scores (P,) -> (P,) bool.
@@ -91,28 +93,28 @@ def average_precision(ious, scores, bar=0.5):
     return interpolated(*curve).mean()
 
 
-# --- consensus -------------------------------------------------------------------------------------------------------
+# ---- CIDEr ----
 # CIDEr-D: how much a caption shares with its references, rare words counting more.
 
-def pieces(text, n):
-    """How often each run of n words stands in a text whose words are separated by blanks: a Counter of tuples."""
+def ngrams(text, n):
+    """How often each run of n words stands in a text whose words are separated by spaces: a Counter of tuples."""
     words = text.split()
     return Counter(zip(*(words[k:] for k in range(n)), strict=False))
 
 
-def weighted(counts, seen, pictures):
-    """Counts times rarity, log(pictures / pictures whose references have the piece): a dict of numbers >= 0."""
-    return {piece: count * np.log(pictures / max(seen[piece], 1)) for piece, count in counts.items()}
+def tf_idf(counts, seen, pictures):
+    """Counts times rarity, log(pictures / pictures whose references have the n-gram): a dict of numbers >= 0."""
+    return {gram: count * np.log(pictures / max(seen[gram], 1)) for gram, count in counts.items()}
 
 
 def clipped_cosine(mine, theirs):
-    """Cosine of two dicts of weights, 0..1; saying a piece more often than the reference does not help."""
-    shared = sum(min(mine[piece], theirs[piece]) * theirs[piece] for piece in mine.keys() & theirs.keys())
+    """Cosine of two dicts of weights, 0..1; saying an n-gram more often than the reference does not help."""
+    shared = sum(min(mine[gram], theirs[gram]) * theirs[gram] for gram in mine.keys() & theirs.keys())
     lengths = np.sqrt(sum(w * w for w in mine.values()) * sum(w * w for w in theirs.values()))
     return shared / lengths if lengths else 0.0
 
 
-def consensus(references, captions):
+def cider(references, captions):
     """CIDEr-D of each caption, 0..10: references is a list of lists of texts, captions a list of texts -> (B,).
 
     Texts are tokenized: lower case, no punctuation. What counts as rare is taken from these references, so figures
@@ -120,11 +122,11 @@ def consensus(references, captions):
     """
     scores = np.zeros(len(captions))
     for n in (1, 2, 3, 4):
-        seen = Counter(piece for texts in references for piece in set().union(*(pieces(text, n) for text in texts)))
+        seen = Counter(gram for texts in references for gram in set().union(*(ngrams(text, n) for text in texts)))
         for k, caption in enumerate(captions):
-            mine = weighted(pieces(caption, n), seen, len(captions))
+            mine = tf_idf(ngrams(caption, n), seen, len(captions))
             for text in references[k]:
-                theirs = weighted(pieces(text, n), seen, len(captions))
+                theirs = tf_idf(ngrams(text, n), seen, len(captions))
                 gap = len(caption.split()) - len(text.split())
                 close = clipped_cosine(mine, theirs) * np.exp(-(gap**2) / 72)  # 72 = 2 * 6 words squared
                 scores[k] += 10 * close / len(references[k]) / 4

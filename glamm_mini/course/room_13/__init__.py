@@ -1,1 +1,1 @@
-"""Notebook 13: what it builds, its graders and its pictures."""
+"""Room 13, notebooks/13_official_weights.ipynb: what it builds, its graders, its pictures."""

@@ -39,7 +39,7 @@ def _names(count: int) -> Iterator[tuple]:
     yield ("old.lm_head.weight", NAMES), None  # in the middle, and not at the beginning
     yield ("a.a.weight", [("a.", "b.")]), "b.a.weight"
     yield ("model.norm.weight", [("model.norm.weight", "x"), ("model.", "y.")]), "x"
-    tensors = json.loads((parity_folder() / "manifest_7b.json").read_text())["tensors"]
+    tensors = json.loads((parity_folder() / "manifest_7b.json").read_text("utf-8"))["tensors"]
     for name in np.random.default_rng(51).choice(sorted(tensors), count):
         yield (str(name), NAMES), _renamed(str(name), NAMES)
 
@@ -65,6 +65,7 @@ def _flows(count: int) -> Iterator[tuple]:
     yield ({"a": np.ones((2, 1))}, {"a": np.ones((1, 2))}, 1e-3), "a"  # these would broadcast
     yield ({"a": np.ones(2), "b": np.ones(2)}, {"a": np.ones(2)}, 1e-3), "b"
     yield ({"a": np.array([1000.0])}, {"a": np.array([1000.5])}, 1e-3), None
+    yield ({"a": np.array([1000.0])}, {"a": np.array([1001.0015])}, 1e-3), "a"  # would pass by 1 + |ours|
     for number in range(count):
         theirs = {name: rng.standard_normal(tuple(rng.integers(1, 5, 2))) for name in names}
         ours = {name: array + 1e-6 * rng.standard_normal(array.shape) for name, array in theirs.items()}

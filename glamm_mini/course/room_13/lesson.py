@@ -1,4 +1,4 @@
-"""Files of weights from scratch: how a checkpoint is cut into shards, and what the bytes of a safetensors file say."""
+"""Official weights: how a checkpoint is cut into shards, and what the bytes of a safetensors file say."""
 
 import json
 

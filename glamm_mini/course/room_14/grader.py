@@ -96,9 +96,9 @@ def _where(row: int, rows: int, processes: int) -> tuple[int, int]:
 def _number_fault(value, expected: float) -> str:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return f"expected a number, got {type(value).__name__}"
-    if abs(value - expected) <= 1e-9 * abs(expected):
+    if abs(value - expected) < max(1.0, 1e-9 * abs(expected)):  # who rounds to whole bytes is right, too
         return ""
-    return f"got {value:,.0f}, expected {expected:,.0f} ({value / expected:.3g} times as much)"
+    return f"got {value:,.0f}, expected {expected:,.0f} ({value / expected:.6g} times as much)"
 
 
 def _rows_fault(value, expected: int) -> str:

@@ -1,4 +1,5 @@
-"""Room 14: the code that the notebook builds, piece by piece."""
+"""Scaling to 7B: what a training step holds in memory, four-bit weights, slices of a matrix on many GPUs, and how many
+operations a step takes."""
 
 from collections.abc import Callable
 
@@ -7,8 +8,9 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.distributed.tensor import DTensor
 
-# --- memory meter ----------------------------------------------------------------------------------------------------
-# What a training step holds in memory, counted tensor by tensor; on the meta device too, where nothing is stored.
+# ---- memory, counted ----
+# Tensor by tensor, what a training step holds; on the meta device too, where nothing is stored.
+
 
 def state_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:
     """Bytes of a model's weights, of their gradients, and of what the optimizer remembers of each trained number."""
@@ -63,8 +65,9 @@ def language_activations(glamm: nn.Module, rows: int, length: int) -> list[tuple
     return held
 
 
-# --- memory sums -----------------------------------------------------------------------------------------------------
-# The memory of a training as a sum: so many bytes for each number, by what is done with it.
+# ---- memory, summed up ----
+# So many bytes for each number, by what is done with it.
+
 
 def training_state(
     frozen: float, trained: float, frozen_bytes: float = 4, gpus: int = 1, cut: tuple = ()
@@ -84,21 +87,21 @@ def cache_bytes(layers: int, heads: int, head_width: int, tokens: int, number_by
     return 2 * layers * heads * head_width * tokens * number_bytes
 
 
-# --- four bits -------------------------------------------------------------------------------------------------------
-# Weights in four bits: the nearest of sixteen levels, times a scale for each block (Dettmers et al., QLoRA, 2023).
+# ---- NF4 ----
+# Four bits a weight: the nearest of sixteen levels, times a scale for each block (Dettmers et al., QLoRA, 2023).
 
 EVEN = torch.linspace(-1, 1, 16)
 """Sixteen levels at equal distances."""
 
 # Quantiles of a normal distribution, scaled to -1 .. 1, with an exact zero: table of the paper's appendix E.
-NORMAL = torch.tensor(
+NF4 = torch.tensor(
     [-1.0, -0.6961928, -0.5250731, -0.3949175, -0.2844414, -0.1847734, -0.0910500, 0.0]
     + [0.0795803, 0.1609302, 0.2461123, 0.3379152, 0.4407098, 0.5626170, 0.7229568, 1.0]
 )
-"""Sixteen levels that lie closer where weights are many (NF4)."""
+"""Sixteen levels that lie closer where weights are many: 4-bit NormalFloat."""
 
 
-def four_bits(weights: torch.Tensor, levels: torch.Tensor, block: int = 64) -> torch.Tensor:
+def quantize_blockwise(weights: torch.Tensor, levels: torch.Tensor, block: int = 64) -> torch.Tensor:
     """What is left of weights (out, in) when each is stored as the number of a level, and each block has one scale.
 
     The number of elements must be a multiple of `block`.
@@ -109,8 +112,9 @@ def four_bits(weights: torch.Tensor, levels: torch.Tensor, block: int = 64) -> t
     return (levels[codes] * scale).reshape(weights.shape)
 
 
-# --- shards ----------------------------------------------------------------------------------------------------------
-# Sharding by hand: who holds which rows of a matrix, and how gradients of many become one.
+# ---- sharding ----
+# Who holds which rows of a matrix, and how the gradients of many become one.
+
 
 def rows_of(tensor: torch.Tensor, rank: int, processes: int) -> torch.Tensor:
     """The slice of a tensor (rows, ...) that process `rank` of `processes` holds; the last ones may hold fewer rows.
@@ -127,8 +131,9 @@ def reduce_scatter(gradients: list[torch.Tensor], rank: int) -> torch.Tensor:
     return rows_of(sum(gradients) / processes, rank, processes)
 
 
-# --- step cost -------------------------------------------------------------------------------------------------------
-# How many floating-point operations a training step takes, from three numbers.
+# ---- operations of a step ----
+# Floating-point operations, from three numbers.
+
 
 def step_flops(numbers: float, trained: float, tokens: int, recompute: bool = False) -> float:
     """Operations of one step of a part whose `numbers` weights all meet all `tokens`; attention's scores not counted.

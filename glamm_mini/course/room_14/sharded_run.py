@@ -18,8 +18,7 @@ from glamm_mini.course.room_14.lesson import state_bytes
 from glamm_mini.data.collate import Collate
 from glamm_mini.storybook.dataset import StorybookDataset
 from glamm_mini.training.settings import TrainSettings
-from glamm_mini.training.stopping import TrainingInterrupted
-from glamm_mini.training.trainer import Trainer
+from glamm_mini.training.trainer import Trainer, TrainingInterrupted
 
 SETTINGS = TrainSettings(
     steps=4, batch_size=4, lr=2e-3, schedule="constant", warmup=0, log_every=1, save_every=4, save_frozen=False,
@@ -49,7 +48,7 @@ def note_held(model: torch.nn.Module, out: Path) -> None:
         written.append(out)
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
         out.mkdir(parents=True, exist_ok=True)
-        (out / f"held_{rank}.json").write_text(json.dumps(held_here(model, optimizer)))
+        (out / f"held_{rank}.json").write_text(json.dumps(held_here(model, optimizer)), "utf-8")
 
     # At that moment gradients are still there, and moments exist. Hooks stay: torch is going through them.
     register_optimizer_step_post_hook(note)

@@ -242,7 +242,7 @@ class CaptionWriter:
             scene = phrasebook.SCENE_WORDS[place] if place else "a scene"
             return f"{scene} {'at night ' if night else ''}with {nouns}."
         words = [pick(rng, phrasebook.NIGHT_WORDS)] if night else []
-        # A winter day is no night.
+        # A winter day is not a night.
         words += [pick(rng, phrasebook.PLACE_WORDS[place][: 1 if night else None])] if place else []
         front = f"{' '.join(words)}, " if words else ""
         return f"{front}{self.body(view.groups, {}, 2)}."

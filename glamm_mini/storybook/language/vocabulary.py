@@ -98,7 +98,7 @@ UNSEEN_PAIRS = frozenset({
 
 
 def is_unseen(thing: dict) -> bool:
-    """Whether training never shows the pair of a record's "cls" and "colour"; an open colour is no such pair."""
+    """Whether training never shows the pair of a record's "cls" and "colour"; an open colour does not make one."""
     return (thing.get("cls"), thing.get("colour")) in UNSEEN_PAIRS
 
 

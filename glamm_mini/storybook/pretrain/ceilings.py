@@ -1,10 +1,10 @@
-"""What limits the tiny model? GLaMM put together from its backbones, with eyes of its own or with perfect ones.
+"""What limits the tiny model? GLaMM put together from its backbones, with its own encoders or with perfect ones.
 
     python -m glamm_mini.storybook.pretrain.ceilings --backbones data/checkpoints/backbones --scenes 40
 
-Perfect eyes write the true code of every patch and region, so that what is still wrong is the language model's or the
-segmenter's doing; the difference to the second row is the encoder's. Nothing was trained together yet: both rows also
-tell where GLaMM's own training starts.
+Perfect encoders write the true code of every patch and region, so that what is still wrong comes from the language
+model or the segmenter; the difference to the second row is the encoder's. Nothing was trained together yet: both rows
+also tell where GLaMM's own training starts.
 """
 
 import argparse
@@ -17,13 +17,13 @@ from glamm_mini import paths
 from glamm_mini.assistant.assistant import Assistant
 from glamm_mini.data.sample import Sample
 from glamm_mini.model.glamm import ImageFeatures
+from glamm_mini.storybook.pretrain import run
 from glamm_mini.storybook.pretrain.code_book import CodeBook
 from glamm_mini.storybook.pretrain.dense_labels import dense_labels, region_labels
 from glamm_mini.storybook.pretrain.validation import storybook_figures
-from glamm_mini.training import recipes
 
 
-class PerfectEyes(Assistant):
+class OracleEncoders(Assistant):
     """An assistant that knows the scenes it is asked about, and hands the language model their codes."""
 
     def __init__(self, model, processor):
@@ -63,18 +63,18 @@ class _RegionCodes(nn.Module):
 
 
 def ceilings(backbones: Path, scenes: int) -> dict[str, dict[str, float]]:
-    """Figures on val scenes, as in training, of GLaMM from backbones: {"own eyes": ..., "perfect eyes": ...}."""
-    own, perfect = Assistant(*_assembled(backbones)), PerfectEyes(*_assembled(backbones))
+    """Figures on val scenes, as in training, of GLaMM from backbones: with "own encoders" and "perfect encoders"."""
+    own, perfect = Assistant(*_assembled(backbones)), OracleEncoders(*_assembled(backbones))
     return {
-        "own eyes": storybook_figures(own, scenes),
-        "perfect eyes": storybook_figures(perfect, scenes, before=perfect.learn),
+        "own encoders": storybook_figures(own, scenes),
+        "perfect encoders": storybook_figures(perfect, scenes, before=perfect.learn),
     }
 
 
 def _assembled(backbones: Path):
     """GLaMM from backbones, and its processor."""
-    glamm, processor = recipes.untrained("tiny")
-    recipes.load_backbones(Path(backbones), glamm)
+    glamm, processor = run.untrained("tiny")
+    run.load_backbones(Path(backbones), glamm)
     return glamm, processor
 
 
@@ -85,9 +85,9 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=40, help="how many val scenes (default 40)")
     given = parser.parse_args()
     found = ceilings(given.backbones or paths.checkpoint_folder("backbones"), given.scenes)
-    print(f"{'':26}" + "".join(f"{name:>14}" for name in found))
+    print(f"{'':26}" + "".join(f"{name:>18}" for name in found))
     for figure in next(iter(found.values())):
-        print(f"{figure:26}" + "".join(f"{figures[figure]:14.3f}" for figures in found.values()))
+        print(f"{figure:26}" + "".join(f"{figures[figure]:18.3f}" for figures in found.values()))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""The code in which the tiny parts learn to speak before they meet: what a thing is and where, as one vector.
+"""Targets that the tiny parts share when each is pretrained alone: what a thing is and where, as one vector.
 
-The big parts met language long before GLaMM: CLIP's features were trained against captions, and Llama has read more
-than anyone. The tiny parts get a code book instead: a fixed random direction for every kind, colour, pattern and size,
-and waves of the box. The encoder learns to write the code of every patch and region, the language model to read it and
-to write the code of what a [SEG] means, the decoder to take that as a prompt. Put together, they already understand
-each other, roughly; GLaMM's own training starts from there, and nothing holds it to the code.
+CLIP's features were trained against captions before GLaMM read them, and Llama has read a large part of the web. The
+tiny parts get a code book instead: a fixed random direction for every kind, colour, pattern and size, and waves of the
+box. The encoder learns to write the code of every patch and region; the language model learns to read it, and to write
+the code of what a [SEG] means; the decoder takes that as a prompt. Put together, the parts fit roughly, and GLaMM's own
+training starts from there without the code.
 """
 
 import math

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torchvision.ops import masks_to_boxes
 
 from glamm_mini.storybook.language.vocabulary import CLASSES, COLOURS, PATTERNS, SIZES, STUFF
 
@@ -87,15 +88,10 @@ def _single(things: list[dict], boxes: list) -> DenseLabels:
 
 
 def mask_boxes(masks: torch.Tensor) -> torch.Tensor:
-    """(M, H, W) bool to boxes (M, 4) in pixels, x0 y0 x1 y1; zeros for an empty mask."""
-    if not len(masks):
-        return torch.zeros(0, 4)
-    columns, rows = masks.any(1).float(), masks.any(2).float()  # (M, W), (M, H)
-    w, h = columns.shape[1], rows.shape[1]
-    x0, y0 = columns.argmax(1), rows.argmax(1)
-    x1, y1 = w - columns.flip(1).argmax(1), h - rows.flip(1).argmax(1)
-    boxes = torch.stack([x0, y0, x1, y1], dim=1).float()
-    return boxes * masks.any(1).any(1)[:, None]
+    """(M, H, W) bool to boxes (M, 4) in pixels, x0 y0 x1 y1, x1 and y1 exclusive; zeros for an empty mask."""
+    boxes = masks_to_boxes(masks)  # torchvision's x1 and y1 are the last pixels'
+    boxes[:, 2:] += masks.flatten(1).any(1)[:, None]
+    return boxes
 
 
 def _one(extras: dict, size: tuple[int, int], grid: int):

@@ -2,7 +2,7 @@
 
 import re
 
-from glamm_mini.storybook.scores.similarity import describe
+from glamm_mini.storybook.scores.same_phrase import stated_in
 
 ATTRIBUTES = ("cls", "colour", "pattern", "size")
 
@@ -18,7 +18,7 @@ def region_accuracy(attributes: list[dict], descriptions: list[str]) -> dict:
         return {"class_accuracy": None, "colour": None, "exact": None}
     right = {"class_accuracy": 0, "colour": 0, "exact": 0}
     for truth, text in zip(attributes, descriptions, strict=True):
-        said = describe(text)
+        said = stated_in(text)
         same = {key: said[key] == truth[key] for key in ATTRIBUTES if truth.get(key) is not None}
         right["class_accuracy"] += said["cls"] == truth["cls"]
         right["colour"] += same.get("colour", True)
@@ -31,10 +31,10 @@ def mentioned_classes(text: str) -> set[str]:
     words = re.findall(r"[a-z]+", text.lower())
     found, position = set(), 0
     while position < len(words):
-        alone = describe(words[position])["cls"]
+        alone = stated_in(words[position])["cls"]
         if position + 1 < len(words):
-            following = describe(words[position + 1])["cls"]
-            together = describe(f"{words[position]} {words[position + 1]}")["cls"]
+            following = stated_in(words[position + 1])["cls"]
+            together = stated_in(f"{words[position]} {words[position + 1]}")["cls"]
             if together not in (alone, following, None):  # a name of two words, such as "night sky"
                 found.add(together)
                 position += 2

@@ -12,7 +12,7 @@ import numpy as np
 
 from glamm_mini.evaluation.gcg import GroundedImage, Pair, optimal_pairs
 from glamm_mini.evaluation.similarity import THRESHOLD
-from glamm_mini.storybook.scores.similarity import describe, meaning
+from glamm_mini.storybook.scores.same_phrase import meaning, stated_in
 
 FOUND = 0.5
 """From this IoU on a pair counts as found, as in the protocol's recall."""
@@ -117,7 +117,7 @@ def _on_neighbour(image: GroundedImage, k: int, used: set[int]) -> tuple[int, in
     for j in range(min(ious.shape[1], image.similarities.shape[1])):
         other = int(np.argmax(ious[:, j]))
         strays = other != k and ious[other, j] >= FOUND and ious[k, j] < SAME
-        # Words that fit the other thing too, such as those of its twin, are no stray words.
+        # Words that fit the other thing too, such as those of its twin, are not stray words.
         if j not in used and strays and image.similarities[k, j] >= THRESHOLD > image.similarities[other, j]:
             return j, other
     return None
@@ -125,7 +125,7 @@ def _on_neighbour(image: GroundedImage, k: int, used: set[int]) -> tuple[int, in
 
 def _wrong_words(image: GroundedImage, pair: Pair) -> Fault:
     phrase, rough = _phrase(image, pair.prediction), "" if pair.iou >= FOUND else f" {_iou(pair)}"
-    said = describe(phrase)
+    said = stated_in(phrase)
     meant = meaning(image.truth.labels[pair.truth], image.truth.attributes[pair.truth])
     for key, kind in ATTRIBUTES.items():
         if said[key] is not None and meant[key] is not None and said[key] != meant[key]:

@@ -10,7 +10,7 @@ from glamm_mini.storybook.world.scene import Picture, Scene, Thing
 
 SEEN_THING = 0.0008
 SEEN_STUFF = 0.01
-"""Below this share of the picture a thing or a region of stuff counts as unseen: nobody is asked to find it."""
+"""Below this share of the picture a thing or a region of stuff counts as unseen: no question asks for it."""
 
 MARGIN = 0.08
 """Two centers must be this far apart, as a share of the picture's side, before one is left of or above the other."""
@@ -87,7 +87,7 @@ class View:
 
     @cached_property
     def ground(self) -> tuple[str, ...]:
-        """The visible kinds of stuff that are no sky, from back to front."""
+        """The visible kinds of stuff that are not a sky, from back to front."""
         return tuple(kind for kind in self.stuff if kind not in vocabulary.SKIES)
 
     def thing(self, k: int) -> Thing:
@@ -109,7 +109,7 @@ class View:
         masks, where = self.picture.stuff_masks, self.stuff[kind]
         return masks[where[0]] if len(where) == 1 else masks[list(where)].any(axis=0)
 
-    # ---- relations of two things: true only where nobody would dispute it ----
+    # ---- relations of two things: true only where they are beyond dispute ----
 
     def left_of(self, a: int, b: int, margin: float = MARGIN) -> bool:
         """Whether the center of `a` lies left of that of `b` by more than `margin` of the width."""

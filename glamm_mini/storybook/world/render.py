@@ -50,7 +50,7 @@ def render(scene: Scene, long_side: int = 128, supersample: int = 2) -> Picture:
     image = np.asarray(canvas.reduce(supersample)) if supersample > 1 else np.array(canvas)
     masks = _majority(np.asarray(labels), len(scene.stuff) + len(scene.things), supersample)
     things = masks[len(scene.stuff) :]
-    return Picture(image, things, masks[: len(scene.stuff)], mask_boxes(things))
+    return Picture(image, things, masks[: len(scene.stuff)], boxes_around(things))
 
 
 @lru_cache(maxsize=256)
@@ -82,7 +82,7 @@ def _majority(labels: np.ndarray, count: int, factor: int) -> np.ndarray:
     return labels[None] == np.arange(count, dtype=np.uint8)[:, None, None]
 
 
-def mask_boxes(masks: np.ndarray) -> np.ndarray:
+def boxes_around(masks: np.ndarray) -> np.ndarray:
     """Boxes (N, 4) float32 around masks (N, H, W): x0 y0 x1 y1, x1 and y1 exclusive; zeros for an empty mask."""
     boxes = np.zeros((len(masks), 4), np.float32)
     for box, mask in zip(boxes, masks, strict=True):

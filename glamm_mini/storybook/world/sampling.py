@@ -24,7 +24,7 @@ _SINGLES = ("sun", "lighthouse")  # two of them would look odd
 _NIGHT, _TWIN, _SAME_COLOUR, _CROWD = 0.26, 0.26, 0.40, 0.48
 
 
-def pick(rng: random.Random, odds: Sequence[tuple]):
+def weighted_pick(rng: random.Random, odds: Sequence[tuple]):
     """One of the (value, weight) pairs' values; uses a single `rng.random()`."""
     mark = rng.random() * sum(weight for _, weight in odds)
     for value, weight in odds:
@@ -40,11 +40,11 @@ def sample_scene(split: str, seed: int, index: int) -> Scene:
         raise ValueError(f"unknown storybook split {split!r}; the splits are {', '.join(SPLITS)}")
     rng = keyed_rng(split, seed, index, "scene")
     while True:
-        aspect = pick(rng, ASPECTS)
+        aspect = weighted_pick(rng, ASPECTS)
         place = PLACES[int(rng.random() * len(PLACES))]
         stuff = _stuff(rng, place)
         layout = Layout(aspect, stuff)
-        wanted = pick(rng, _COUNTS)
+        wanted = weighted_pick(rng, _COUNTS)
         for _ in range(3 * wanted):
             if len(layout.placed) < wanted:
                 unseen = split == "compositional" and (not layout.placed or rng.random() < 0.25)
@@ -59,7 +59,7 @@ def sample_scene(split: str, seed: int, index: int) -> Scene:
 def _stuff(rng: random.Random, place: str) -> tuple[Stuff, ...]:
     """The sky and one or two grounds below a horizon."""
     sky = "night sky" if rng.random() < _NIGHT else "sky"
-    grounds = pick(rng, [(kinds, weight) for weight, kinds in GROUNDS[place]])
+    grounds = weighted_pick(rng, [(kinds, weight) for weight, kinds in GROUNDS[place]])
     horizon = round(0.40 + 0.20 * rng.random(), 4)
     if len(grounds) == 1:
         return Stuff(sky, 0.0, horizon), Stuff(grounds[0], horizon, 1.0)
@@ -74,7 +74,7 @@ def _thing(rng: random.Random, place: str, layout: Layout, unseen: bool) -> Thin
     odds = [(cls, weight) for cls, weight in PLACE_CLASSES[place].items()
             if cls not in taken and fits(cls, layout.stuff)]  # fmt: skip
     twins = [thing for thing in present if thing.cls not in _SINGLES]
-    cls, colour = pick(rng, odds), None
+    cls, colour = weighted_pick(rng, odds), None
     if twins and not unseen and rng.random() < _TWIN:
         twin = twins[int(rng.random() * len(twins))]
         cls = twin.cls
@@ -82,6 +82,6 @@ def _thing(rng: random.Random, place: str, layout: Layout, unseen: bool) -> Thin
             colour = twin.colour
     allowed = [name for name in COLOURS if ((cls, name) in UNSEEN_PAIRS) == unseen]
     colour = colour or allowed[int(rng.random() * len(allowed))]
-    size, pattern = pick(rng, _SIZE_ODDS), pick(rng, _PATTERN_ODDS)
+    size, pattern = weighted_pick(rng, _SIZE_ODDS), weighted_pick(rng, _PATTERN_ODDS)
     extent = round(SIZES[size] * (1 + SIZE_JITTER * (2 * rng.random() - 1)), 4)
     return Thing(cls, colour, pattern, size, 0.0, 0.0, extent, rng.random() < 0.5, round(rng.random(), 4))

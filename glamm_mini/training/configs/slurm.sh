@@ -16,8 +16,10 @@ set -u
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 
 # Torchrun hands SIGTERM on to the trainers, which save after the running step; 240 seconds are left for that.
+# Older releases of torch, 2.9 among them, do not read this and leave 30 seconds: there, save often.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=240
 srun torchrun --nnodes "$SLURM_NNODES" --nproc-per-node 8 --rdzv-id "$SLURM_JOB_ID" --rdzv-backend c10d \
-  --rdzv-endpoint "$head:29500" --shutdown-timeout 240 -m glamm_mini.cli.main train "$@" --resume &
+  --rdzv-endpoint "$head:29500" -m glamm_mini.cli.main train "$@" --resume &
 step=$!
 
 requeue() {

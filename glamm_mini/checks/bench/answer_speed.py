@@ -2,7 +2,7 @@
 
 from glamm_mini import paths
 from glamm_mini.assistant.assistant import Assistant, load
-from glamm_mini.checks.bench.measure import Report, Row, Setting, paired
+from glamm_mini.checks.bench.measure import Measured, Report, Setting, paired
 from glamm_mini.processing.images import load_image
 
 SIZE = "tiny"
@@ -26,7 +26,7 @@ def run(setting: Setting) -> Report:
         slow, fast, fresh, kept = paired(f"answers {path.stem}", first, again, setting)
         pairs = zip(fresh.phrases, kept.phrases, strict=True)
         difference = max((float((a.mask ^ b.mask).sum()) for a, b in pairs), default=0.0)
-        report.rows[f"{path.stem}: {len(kept.text.split())} words, {len(kept.phrases)} masks"] = Row(
+        report.rows[f"{path.stem}: {len(kept.text.split())} words, {len(kept.phrases)} masks"] = Measured(
             "s", fast, slow, difference
         )
         report.notes += [] if fresh.text == kept.text else [f"{path.stem}: the two answers differ in words"]

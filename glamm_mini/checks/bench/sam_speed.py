@@ -6,7 +6,7 @@ import torch
 from segment_anything.modeling.image_encoder import Attention
 from torch import nn
 
-from glamm_mini.checks.bench.measure import Report, Row, Setting, memory_of, paired
+from glamm_mini.checks.bench.measure import Measured, Report, Setting, memory_of, paired
 from glamm_mini.model.config import GlammConfig
 from glamm_mini.model.sam import GroundingImageEncoder
 
@@ -27,9 +27,9 @@ def run(setting: Setting) -> Report:
     g = config.grounding
     sizes = {"width": g.hidden, "depth": g.depth, "heads": g.heads, "pixels": side, "window": g.window}
     report = Report("sam", setting.as_dict() | sizes)
-    report.rows["one picture"] = Row("s", fast, slow, float((expected.float() - got.float()).abs().max()))
+    report.rows["one picture"] = Measured("s", fast, slow, float((expected.float() - got.float()).abs().max()))
     if all(memory):  # both are known
-        report.rows["memory beyond weights"] = Row("MB", [memory[0] / 1e6], [memory[1] / 1e6])
+        report.rows["memory beyond weights"] = Measured("MB", [memory[0] / 1e6], [memory[1] / 1e6])
     report.notes.append(f"embeddings reach from {float(expected.min()):.2f} to {float(expected.max()):.2f}")
     return report
 

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-BENCHMARKS = {"generation": "generation", "sam": "sam", "answers": "answers", "7b": "whole"}
+BENCHMARKS = {"generation": "generation", "sam": "sam_speed", "answers": "answer_speed", "7b": "whole_size"}
 """Name -> module of glamm_mini.checks.bench."""
 
 
@@ -84,7 +84,7 @@ def find_device(name: str, given: str | None):
 
 def find_dtype(name: str, given: str | None):
     """The torch type of that name, or the benchmark's own."""
-    from glamm_mini.model.dtypes import TYPES
+    from glamm_mini.dtypes import TYPES
 
     given = given or ("bfloat16" if name == "7b" else "float32")
     if given not in TYPES:

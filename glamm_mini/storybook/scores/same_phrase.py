@@ -11,7 +11,7 @@ def storybook_similarity(truth: str, phrase: str, attributes: dict | None = None
 
     What the picture's record knows (`attributes`) counts; what it leaves open is read from the truth's own words.
     """
-    said, meant = describe(phrase), meaning(truth, attributes)
+    said, meant = stated_in(phrase), meaning(truth, attributes)
     if meant["cls"] is None:  # words outside the world: only the same words are right
         return float(_words(truth) == _words(phrase) != [])
     if said["cls"] != meant["cls"]:
@@ -26,14 +26,14 @@ def _described(text: str) -> tuple:
     return tuple(getattr(description, key, None) for key in ("cls", "colour", "pattern", "size", "count"))
 
 
-def describe(text: str) -> dict:
+def stated_in(text: str) -> dict:
     """What a storybook phrase states: cls, colour, pattern, size, count; None where it is silent."""
     return dict(zip(("cls", "colour", "pattern", "size", "count"), _described(text), strict=True))
 
 
 def meaning(truth: str, attributes: dict | None) -> dict:
-    """As `describe`, of a true phrase: what the record knows goes before what the words state."""
-    meant = describe(truth)
+    """As `stated_in`, of a true phrase: what the record knows goes before what the words state."""
+    meant = stated_in(truth)
     return meant | {key: value for key, value in (attributes or {}).items() if key in meant and value is not None}
 
 

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from glamm_mini.checks.bench.generation import SegAt, spread
 from glamm_mini.checks.bench.lora_steps import TrainingStep
-from glamm_mini.checks.bench.measure import Report, Row, Setting, memory_of, peak_bytes, repeated
+from glamm_mini.checks.bench.measure import Measured, Report, Setting, memory_of, peak_bytes, repeated
 from glamm_mini.model.config import GlammConfig, TokenIds
 from glamm_mini.model.glamm import GlammForConditionalGeneration
 from glamm_mini.model.tokens import IMAGE_TOKEN_INDEX
@@ -36,7 +36,7 @@ def run(setting: Setting) -> Report:
     _check_room(config, setting)
     report = Report("7b", setting.as_dict() | {"size": config.size_name})
     peak = matmul_peak(setting)
-    report.rows["matrix product, measured peak"] = Row("TFLOP/s", [peak / 1e12])
+    report.rows["matrix product, measured peak"] = Measured("TFLOP/s", [peak / 1e12])
     model = random_model(config, setting)
     answers(report, model, setting, peak)
     step = TrainingStep(model, config.size_name, setting.device, TEXT_TOKENS, NEW_TOKENS, MASKS)
@@ -105,9 +105,9 @@ def answers(report: Report, model: GlammForConditionalGeneration, setting: Setti
         measure(report, "first token, features kept", partial(kept, max_new_tokens=1), setting, peak)
         out = kept(max_new_tokens=NEW_TOKENS)
     later = min(report.rows["answer, features kept"].ours) - min(report.rows["first token, features kept"].ours)
-    report.rows["new tokens after the first"] = Row("tokens/s", [(NEW_TOKENS - 1) / later])
+    report.rows["new tokens after the first"] = Measured("tokens/s", [(NEW_TOKENS - 1) / later])
     if memory is not None:
-        report.rows["answer, peak memory"] = Row("GB", [peak_bytes(setting.device) / 1e9])
+        report.rows["answer, peak memory"] = Measured("GB", [peak_bytes(setting.device) / 1e9])
     masks = out.mask_logits[0]
     if len(masks) != MASKS or not masks.isfinite().all():
         raise RuntimeError(f"the answer has {len(masks)} masks, or some are not finite; expected {MASKS}: a defect")
@@ -117,9 +117,9 @@ def training(report: Report, step: TrainingStep, setting: Setting, peak: float):
     """Adds rows for one whole optimizer step."""
     memory = memory_of(step, setting.device)
     measure(report, "training step", step, setting, peak)
-    report.rows["training"] = Row("tokens/s", [step.tokens / min(report.rows["training step"].ours)])
+    report.rows["training"] = Measured("tokens/s", [step.tokens / min(report.rows["training step"].ours)])
     if memory is not None:
-        report.rows["training step, peak memory"] = Row("GB", [peak_bytes(setting.device) / 1e9])
+        report.rows["training step, peak memory"] = Measured("GB", [peak_bytes(setting.device) / 1e9])
 
 
 def measure(report: Report, name: str, function: Callable, setting: Setting, peak: float):
@@ -127,8 +127,8 @@ def measure(report: Report, name: str, function: Callable, setting: Setting, pea
     with FlopCounterMode(display=False) as counter:
         function()
     times, _ = repeated(f"7b {name}", function, setting)
-    report.rows[name] = Row("s", times)
-    report.rows[f"{name}, of the peak"] = Row("%", [100 * counter.get_total_flops() / min(times) / peak])
+    report.rows[name] = Measured("s", times)
+    report.rows[f"{name}, of the peak"] = Measured("%", [100 * counter.get_total_flops() / min(times) / peak])
 
 
 def _check_room(config: GlammConfig, setting: Setting):

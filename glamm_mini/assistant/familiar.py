@@ -1,0 +1,83 @@
+"""Which pictures a model can know: how far a picture lies from those that it was trained on.
+
+A small model that has seen one kind of picture answers about any other with as much confidence. So the pictures of its
+training are described by the mean and the spread of what its grounding encoder makes of them, and a picture far outside
+gets a note. The numbers lie in `familiar.json` beside the weights; models without that file say nothing.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+FILE = "familiar.json"
+MARGIN = 1.2
+"""How much farther than the farthest of the training's kind a picture may lie; there are more of that kind."""
+
+
+@dataclass(frozen=True)
+class Familiar:
+    """about: words for the pictures of the training. mean: (C,) of their features. whiten: (C, C) lower triangle that
+    makes each direction of them equally wide. limit: the largest distance that is not noted."""
+
+    about: str
+    mean: np.ndarray
+    whiten: np.ndarray
+    limit: float
+
+    @classmethod
+    def measure(cls, about: str, fitted: np.ndarray, held_out: np.ndarray) -> "Familiar":
+        """From `summary` of pictures (N, C), and of others of the same kind (M, C), which set the limit."""
+        fitted = np.asarray(fitted, np.float64)
+        spread = np.cov(fitted.T)
+        # Directions that hardly vary must not count for much: the true spread of unseen pictures is not so small.
+        spread += 1e-3 * spread.trace() / len(spread) * np.eye(len(spread))
+        own = cls(about, fitted.mean(0), np.linalg.inv(np.linalg.cholesky(spread)), np.inf)
+        return cls(about, own.mean, own.whiten, float(MARGIN * own.distances(held_out).max()))
+
+    @classmethod
+    def read(cls, folder: str | Path) -> "Familiar | None":
+        """From a model's folder; None if it has no such file. Raises ValueError if the file is damaged."""
+        path = Path(folder) / FILE
+        if not path.is_file():
+            return None
+        try:
+            found = json.loads(path.read_text("utf-8"))
+            mean, rows = np.array(found["mean"], float), found["whiten"]
+            whiten = np.array([row + [0.0] * (len(mean) - len(row)) for row in rows], float)
+            known = cls(str(found["about"]), mean, whiten.reshape(len(mean), len(mean)), float(found["limit"]))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(
+                f"{path} is damaged ({error}); copy it again, or delete it: only a note needs it"
+            ) from error
+        return known
+
+    def write(self, folder: str | Path) -> Path:
+        """Write the file into a model's folder; returns its path."""
+        short = lambda values: [float(f"{value:.6g}") for value in values]  # noqa: E731
+        rows = [short(row[: k + 1]) for k, row in enumerate(self.whiten)]
+        found = {"about": self.about, "limit": round(self.limit, 4), "mean": short(self.mean), "whiten": rows}
+        path = Path(folder) / FILE
+        path.write_text(json.dumps(found) + "\n", "utf-8")
+        return path
+
+    def distances(self, summaries: np.ndarray) -> np.ndarray:
+        """(N,) of pictures (N, C): about 1 for the training's kind. Infinity where numbers are not finite."""
+        centered = np.asarray(summaries, np.float64) - self.mean
+        return np.nan_to_num(np.sqrt(((centered @ self.whiten.T) ** 2).mean(1)), nan=np.inf)
+
+    def notes(self, grounding: torch.Tensor) -> list[list[str]]:
+        """Per picture of `ImageFeatures.grounding` (I, C, h, w), no note or one."""
+        far = self.distances(summary(grounding)) > self.limit
+        note = (
+            f"the picture is unlike those that the model was trained on, which were {self.about} alone; the answer is "
+            "likely wrong"
+        )
+        return [[note] if one else [] for one in far]
+
+
+def summary(grounding: torch.Tensor) -> np.ndarray:
+    """What stands for a picture: the mean of each channel of the grounding encoder, (I, C, h, w) to (I, C)."""
+    return grounding.float().flatten(2).mean(2).cpu().numpy()

@@ -1,0 +1,96 @@
+"""What transformers' users expect of a model around its passes: loading, saving, embeddings, settings."""
+
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import nn
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+
+from glamm_mini import registry
+from glamm_mini.model.config import GlammConfig
+from glamm_mini.model.initialize import initialize_weights
+
+
+class GlammPreTrained(PreTrainedModel, GenerationMixin):
+    """The base of `GlammForConditionalGeneration`, whose language model is `language_model`."""
+
+    config_class = GlammConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True  # CLIP and the language model; SAM's attention is its own
+    main_device: torch.device | str | int | None = None
+    """Set where a model's parts lie on several devices (`checkpoints.placement`): the one that computes."""
+    _no_split_modules = ["LlamaDecoderLayer", "CLIPEncoderLayer", "Block"]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path | None, *args: Any, **kwargs: Any) -> Self:
+        """A model of a bundled name ("tiny"), a folder or a hub id, in our format or official, as `glamm_mini.load`.
+
+        Takes transformers' `dtype` (default float32; "auto" keeps what is stored), `device_map` (with `max_memory` and
+        `offload_folder`), `attn_implementation`, `quantization_config` (BitsAndBytesConfig; of the language model),
+        `config`, `subfolder`, `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`,
+        `output_loading_info`, and `load`'s `vision_tower` and `drop`.
+
+        Raises FileNotFoundError for what is missing, and ValueError for what is damaged, of another kind of model, or
+        lacks a weight or has one too many: nothing is ever filled up with random values.
+        """
+        if pretrained_model_name_or_path is None:  # the weights themselves are given, as state_dict
+            return super().from_pretrained(None, *args, **kwargs)
+        return registry.find("checkpoint", "model")(cls, pretrained_model_name_or_path, *args, **kwargs)
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """As transformers', with weights that others than their owner may read as well."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if Path(save_directory).is_dir():
+            registry.find("checkpoint", "rights")(Path(save_directory))
+
+    def _init_weights(self, module: nn.Module) -> None:
+        initialize_weights(module, self.config.text.initializer_range)
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go. Weights that accelerate keeps elsewhere are fetched from there when they are needed."""
+        weights = (p.device for p in self.parameters() if not p.is_meta)
+        return torch.device(self.main_device if self.main_device is not None else next(weights, "meta"))
+
+    @property
+    def generation_config(self) -> GenerationConfig:
+        """How answers are generated where a call says nothing else; the language model's own, so that there is one."""
+        return self.language_model.generation_config
+
+    @generation_config.setter
+    def generation_config(self, config: GenerationConfig) -> None:
+        if "language_model" in self._modules:  # transformers sets one before any part is there
+            self.language_model.generation_config = config
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The language model's embedding of tokens."""
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Another embedding of tokens."""
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Linear:
+        """The language model's head."""
+        return self.language_model.get_output_embeddings()
+
+    def set_output_embeddings(self, value: nn.Linear) -> None:
+        """Another head."""
+        self.language_model.set_output_embeddings(value)
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """As transformers': embedding, head and `config.text.vocab_size` follow the tokenizer's new length."""
+        return self.language_model.resize_token_embeddings(*args, **kwargs)
+
+    def weights_version(self) -> tuple:
+        """Another value whenever weights that `encode_images` uses were changed, moved or cast; features are as old.
+
+        Cheap: nothing is read from a device. Writing through `.data` is not seen.
+        """
+        parts = (self.global_encoder, self.vl_projector, self.grounding_encoder)
+        weights = [t for part in parts for t in (*part.parameters(), *part.buffers())]
+        return tuple((t.data_ptr(), 0 if t.is_inference() else t._version, t.dtype, t.device) for t in weights)
