@@ -65,6 +65,8 @@ def load_model(
     Raises FileNotFoundError for what is missing, ValueError for what is damaged or of another kind of model. Nothing
     that could run code is read.
     """
+    if hub.keys() - set(HUB):
+        raise TypeError(f"load_model() has no keyword {', '.join(sorted(hub.keys() - set(HUB)))}")
     kind = dtype_of(dtype)
     _check_device(device, quantize, max_memory, offload_folder)
     settings = quantization(quantize, kind)
