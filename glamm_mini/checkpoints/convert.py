@@ -26,9 +26,8 @@ from glamm_mini.checkpoints.official import (
     ours_to_official,
     write_official_config,
 )
-from glamm_mini.checkpoints.report import LoadReport, type_name
 from glamm_mini.checkpoints.save import MAX_SHARD_SIZE, shard_plan, whole_folder, write_weights
-from glamm_mini.checkpoints.source import Source, open_checkpoint
+from glamm_mini.checkpoints.source import LoadReport, Source, open_checkpoint, type_name
 from glamm_mini.dtypes import TYPES
 
 FORMATS = ("ours", "official")
@@ -141,7 +140,7 @@ def prepare(
     if lora is not None:
         merged, _ = load_model(name, "stored", vision_tower=vision_tower, drop=drop)
         load_lora(merged, lora)
-        source.notes.append(f"LoRA of {lora} merged into {merge_lora(merged)} layers")
+        source.left.notes.append(f"LoRA of {lora} merged into {merge_lora(merged)} layers")
         places = merged.state_dict()
     made = {ours: _new_dtype(ours, entry, dtype) for ours, entry in source.places.items()}
     aside = {ours for ours in places if to == "official" and ours.startswith(VISION_TOWER)}

@@ -12,12 +12,11 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from glamm_mini.checkpoints.files import find_folder, list_tensors, stamps
+from glamm_mini.checkpoints.files import find_folder, list_tensors, mismatch, stamps
 from glamm_mini.checkpoints.lora import load_lora
 from glamm_mini.checkpoints.placement import Quantization, dispatch, folder_on_disk, main_device, place, quantization
-from glamm_mini.checkpoints.report import type_name
 from glamm_mini.checkpoints.save import quiet
-from glamm_mini.checkpoints.source import Source, open_checkpoint, unreadable
+from glamm_mini.checkpoints.source import Source, open_checkpoint, type_name, unreadable
 from glamm_mini.model.config import GlammConfig
 from glamm_mini.model.glamm import GlammForConditionalGeneration
 from glamm_mini.processing.processor import GlammProcessor
@@ -149,7 +148,10 @@ def filled(
         devices = {"": devices if isinstance(devices, int) else str(devices)}
     if devices and "disk" in devices.values():
         kept = folder_on_disk(offload_folder)
-    begun = []
+    begun, answers = [], None
+    if not source.official and (source.folder / "generation_config.json").is_file():
+        # An official one holds settings of training, which would cut answers short and slow them.
+        answers = GenerationConfig.from_pretrained(source.folder)
 
     def built(model: GlammForConditionalGeneration) -> None:
         begun.append(model)
@@ -168,7 +170,7 @@ def filled(
                 device_map=devices if settings or devices != {"": "cpu"} else None,
                 quantization_config=settings and settings.config,
                 offload_folder=kept and kept.name,
-                generation_config=_generation(source),
+                generation_config=answers,
                 built=built,
                 **attention,
             )
@@ -183,13 +185,6 @@ def filled(
         model.offloaded, model.main_device = kept, main_device(devices)
         dispatch(model, devices)
     return model
-
-
-def _generation(source: Source) -> GenerationConfig | None:
-    """Of ours alone: an official one holds settings of training, which would cut answers short and slow them."""
-    if source.official or not (source.folder / "generation_config.json").is_file():
-        return None
-    return GenerationConfig.from_pretrained(source.folder)
 
 
 def dtype_of(dtype: str | torch.dtype | None) -> torch.dtype | None:
@@ -228,11 +223,7 @@ def load_weights(module: torch.nn.Module, path: str | Path) -> None:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no weights at {path}; train them, or give the folder that holds them")
     state, own = list_tensors([path]), module.state_dict()
-    wrong = [k for k in state if k in own and tuple(own[k].shape) != state[k].shape]
-    absent, foreign = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    if wrong or absent or foreign:
-        raise ValueError(
-            f"{path} does not fit: {len(absent)} weights missing {absent[:3]}, {len(foreign)} unknown {foreign[:3]}, "
-            f"{len(wrong)} of another shape {wrong[:3]}; the checkpoint belongs to another model or version"
-        )
-    module.load_state_dict({k: v[...].to(own[k].dtype) for k, v in state.items()})
+    problems = mismatch({name: tuple(tensor.shape) for name, tensor in own.items()}, state)
+    if problems:
+        raise ValueError(f"{path} does not fit: {problems}; the checkpoint belongs to another model or version")
+    module.load_state_dict({name: stored[...].to(own[name].dtype) for name, stored in state.items()})
