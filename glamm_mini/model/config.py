@@ -171,8 +171,8 @@ class GlammConfig(PreTrainedConfig):
         kind = config_dict.get("model_type", cls.model_type)
         if kind != cls.model_type:
             raise ValueError(
-                f"these are settings of the type {kind!r}; expected {cls.model_type!r}. Official checkpoints are read "
-                "by GlammForConditionalGeneration.from_pretrained, GlammProcessor.from_pretrained or glamm_mini.load"
+                f"settings of the type {kind!r} were given; expected {cls.model_type!r}. Official checkpoints are read "
+                "by glamm_mini.load and by from_pretrained of GlammForConditionalGeneration and GlammProcessor"
             )
         return super().from_dict(config_dict, **kwargs)
 
