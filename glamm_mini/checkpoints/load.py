@@ -6,18 +6,17 @@ transformers' `from_pretrained` builds the model, places it, quantizes it and ta
 
 import threading
 from collections.abc import Iterable
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import GenerationConfig
-from transformers.utils import logging
 
 from glamm_mini.checkpoints.files import find_folder, list_tensors, stamps
 from glamm_mini.checkpoints.lora import load_lora
 from glamm_mini.checkpoints.placement import Quantization, dispatch, folder_on_disk, main_device, place, quantization
 from glamm_mini.checkpoints.report import type_name
+from glamm_mini.checkpoints.save import quiet
 from glamm_mini.checkpoints.source import Source, open_checkpoint, unreadable
 from glamm_mini.model.config import GlammConfig
 from glamm_mini.model.glamm import GlammForConditionalGeneration
@@ -66,6 +65,8 @@ def load_model(
     Raises FileNotFoundError for what is missing, ValueError for what is damaged or of another kind of model. Nothing
     that could run code is read.
     """
+    if hub.keys() - set(HUB):
+        raise TypeError(f"load_model() has no keyword {', '.join(sorted(hub.keys() - set(HUB)))}")
     kind = dtype_of(dtype)
     _check_device(device, quantize, max_memory, offload_folder)
     settings = quantization(quantize, kind)
@@ -157,7 +158,7 @@ def filled(
             whole = {name for name, entry in source.places.items() if entry.dtype == torch.float32}
             model._keep_in_fp32_modules_strict = whole
 
-    with _ONE_AT_A_TIME, _quiet(source.nbytes):
+    with _ONE_AT_A_TIME, quiet(source.nbytes):
         try:
             model = cls.from_pretrained(
                 None,
@@ -189,19 +190,6 @@ def _generation(source: Source) -> GenerationConfig | None:
     if source.official or not (source.folder / "generation_config.json").is_file():
         return None
     return GenerationConfig.from_pretrained(source.folder)
-
-
-@contextmanager
-def _quiet(size: int):
-    """No progress bar for what takes a second."""
-    shown = logging.is_progress_bar_enabled()
-    if shown and size < 2**30:
-        logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def dtype_of(dtype: str | torch.dtype | None) -> torch.dtype | None:

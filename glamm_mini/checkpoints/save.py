@@ -14,6 +14,7 @@ from filelock import FileLock
 from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from transformers.utils import logging
 
 from glamm_mini.processing.processor import GlammProcessor
 
@@ -52,8 +53,22 @@ def save_model(
         state = {name: t.to(dtype) if t.is_floating_point() else t for name, t in state.items()}
     with whole_folder(folder) as fresh:
         processor.save_pretrained(fresh)
-        model.save_pretrained(fresh, state_dict=state, max_shard_size=max_shard_size)
+        with quiet(sum(tensor.nbytes for tensor in state.values())):
+            model.save_pretrained(fresh, state_dict=state, max_shard_size=max_shard_size)
     return Path(folder)
+
+
+@contextmanager
+def quiet(size: int) -> Iterator[None]:
+    """No progress bar of transformers for what takes a second: a model of fewer bytes than a gigabyte."""
+    shown = logging.is_progress_bar_enabled()
+    if shown and size < 2**30:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def is_quantized(model: torch.nn.Module) -> bool:
