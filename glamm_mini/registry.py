@@ -10,10 +10,10 @@ from typing import Any
 _PLACES: dict[str, dict[str, Any]] = {
     # A data set: see the functions of glamm_mini.storybook.data_source.
     "data": {"storybook": "glamm_mini.storybook.data_source"},
-    # (size, data, out, resume, overrides) -> folder of the trained weights.
+    # A training of its own: see glamm_mini.training.recipes.OwnRecipe.
     "recipe": {
-        "backbones": "glamm_mini.storybook.pretrain.run:train_backbones",
-        "storybook": "glamm_mini.storybook.pretrain.run:train_storybook",
+        "backbones": "glamm_mini.storybook.pretrain.run:BACKBONES",
+        "storybook": "glamm_mini.storybook.pretrain.run:STORYBOOK",
     },
     # (truth, phrase, attributes) -> 0..1, see glamm_mini.evaluation.similarity.
     "similarity": {"storybook": "glamm_mini.storybook.scores.same_phrase:storybook_similarity"},

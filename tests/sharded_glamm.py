@@ -11,9 +11,9 @@ import torch
 from small_models import answer_labels, box_set, images, padded, row, small_model, truths
 
 from glamm_mini.checkpoints.lora import add_lora
+from glamm_mini.training.finetune import store_frozen_as
 from glamm_mini.training.settings import TrainSettings
 from glamm_mini.training.sharding import check_alike, check_equal
-from glamm_mini.training.trained import store_frozen_as
 from glamm_mini.training.trainer import Trainer
 
 BASE = TrainSettings(
@@ -85,10 +85,12 @@ def train(name: str, out: Path, batch_size: int) -> None:
         store_frozen_as(model, torch.bfloat16)
     validate = generated if name != "bf16" else None
     settings = BASE.with_overrides([*CASES[name], f"batch_size={batch_size}"])
-    run = Watched(model, Scenes(), collate, settings, out / name, validate, Scenes())
+    run = Watched(model, Scenes(), collate, settings, out / name, validate)
     run.fit()
     rank = os.environ.get("RANK", "0")
     found = {"gradients": run.gradients, "layout": run.layout, "weights": dict(run.model.state_dict())}
+    found |= {"requires_grad": {name: p.requires_grad for name, p in run.model.named_parameters()}}
+    found |= {"buffers": dict(run.model.named_buffers()), "same": run.model is model}
     torch.save(found, out / f"{name}_{rank}.pt")
 
 

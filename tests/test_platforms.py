@@ -14,7 +14,7 @@ from glamm_mini.cli.demo import names_of
 from glamm_mini.training.data_order import Batches
 from glamm_mini.training.finetune import collate_for
 from glamm_mini.training.logs import LossWindow, sum_type
-from glamm_mini.training.recipe import read_recipe
+from glamm_mini.training.recipes import read_recipe
 from glamm_mini.training.settings import TrainSettings
 
 ROOT = Path(__file__).resolve().parent.parent

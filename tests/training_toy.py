@@ -1,12 +1,18 @@
 """A toy model and toy data for the tests of the trainer; as a program, one training run in a process of its own.
 
-python training_toy.py OUT [--resume] [--sleep SECONDS] [--dropout P] [--layout] [--at N SIGNAL] [KEY=VALUE ...]
+python training_toy.py OUT [--resume] [--sleep SECONDS] [--dropout P] [--layout] [--at N SIGNAL] [--bad N]
+    [KEY=VALUE ...] [--then OUT ...]
+
+Behind --then stands another training, made in the same process.
 """
 
 import argparse
 import json
 import os
 import signal
+import socket
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +36,7 @@ class ToyOutput:
 
 
 class Layer(nn.Linear):
-    """A unit of sharding and recomputation."""
+    """A unit of sharding."""
 
 
 class Toy(nn.Module):
@@ -101,7 +107,9 @@ def collate_without_counts(samples: list) -> dict:
 
 def trainer(out, settings: TrainSettings = BASE, data=None, model=None, **more) -> Trainer:
     """A trainer of the toy."""
-    return Trainer(model or Toy(), data or ToyData(), more.pop("collate", collate), settings, out, **more)
+    return Trainer(
+        model or Toy(), ToyData() if data is None else data, more.pop("collate", collate), settings, out, **more
+    )
 
 
 def losses(out: Path) -> list[tuple]:
@@ -141,12 +149,31 @@ class Signalled(ToyData):
         return super().__getitem__(i)
 
 
+class Bad(ToyData):
+    """Sample number `at` that the second process reads has a target that is not a number."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at = at
+
+    def __getitem__(self, i: int):
+        ids, target, mask = super().__getitem__(i)
+        bad = len(self.seen) == self.at and os.environ.get("RANK", "1") == "1"
+        return ids, target * (float("nan") if bad else 1.0), mask
+
+
+def held_out_loss(model: nn.Module) -> dict[str, float]:
+    """A figure that depends on all weights."""
+    return {"loss": float(model(**collate_without_counts([ToyData()[i] for i in range(6)])).loss)}
+
+
 def weights_of(model: nn.Module) -> torch.Tensor:
     """All parameters in one vector."""
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-if __name__ == "__main__":
+def main(words: list[str]) -> None:
+    """One training, as the words say."""
     parser = argparse.ArgumentParser()
     parser.add_argument("out")
     parser.add_argument("--resume", action="store_true")
@@ -154,14 +181,43 @@ if __name__ == "__main__":
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--layout", action="store_true")
     parser.add_argument("--at", nargs=2, metavar=("N", "SIGNAL"))
+    parser.add_argument("--bad", type=int)
     parser.add_argument("settings", nargs="*")
-    arguments = parser.parse_intermixed_args()
+    arguments = parser.parse_intermixed_args(words)
     settings = BASE.with_overrides(arguments.settings)
-    data = ToyData(sleep=arguments.sleep)
+    data = Bad(arguments.bad) if arguments.bad else ToyData(sleep=arguments.sleep)
     if arguments.at:
         data = Signalled(arguments.sleep, int(arguments.at[0]), getattr(signal, arguments.at[1]))
     make = LayoutTrainer if arguments.layout else Trainer
-    run = make(Toy(arguments.dropout), data, collate, settings, arguments.out, evaluation_loss_data=ToyData(6))
-    run.fit(resume=arguments.resume)
+    run = make(Toy(arguments.dropout), data, collate, settings, arguments.out, validate=held_out_loss)
+    rank = os.environ.get("RANK", 0)
+    try:
+        run.fit(resume=arguments.resume)
+    except ValueError as error:
+        Path(arguments.out, f"error_{rank}.txt").write_text(str(error))
+        return
     assert all(type(p) is nn.Parameter for p in run.model.parameters())
-    torch.save(weights_of(run.model), f"{arguments.out}/weights_{os.environ.get('RANK', 0)}.pt")
+    torch.save(weights_of(run.model), f"{arguments.out}/weights_{rank}.pt")
+
+
+def together(processes: int, *words: str, program: str = __file__, timeout: float = 300) -> None:
+    """Runs a program in several processes, which know each other; an AssertionError if one ends with an error."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    group = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "WORLD_SIZE": str(processes)}
+    group |= {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
+    group |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    command = [sys.executable, program, *words]
+    ranks = [{**group, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+    started = [subprocess.Popen(command, env=rank, stderr=subprocess.PIPE, text=True) for rank in ranks]
+    ends = [process.communicate(timeout=timeout)[1] for process in started]
+    assert not any(process.returncode for process in started), "\n".join(end[-3000:] for end in ends)
+
+
+if __name__ == "__main__":
+    words = sys.argv[1:]
+    while words:
+        end = words.index("--then") if "--then" in words else len(words)
+        main(words[:end])
+        words = words[end + 1 :]

@@ -24,7 +24,7 @@ from glamm_mini.assistant.requests import (
     prepare,
     requests_for,
 )
-from glamm_mini.checkpoints.load import load_model
+from glamm_mini.checkpoints.load import HUB, load_model
 from glamm_mini.dtypes import TYPES
 from glamm_mini.model.glamm import GlammForConditionalGeneration, ImageFeatures
 from glamm_mini.processing.boxes import box_array
@@ -47,9 +47,6 @@ OTHER_NAMES = {
     "quantization_config": "quantize",
 }
 """Keywords of transformers for which `load` has its own."""
-
-HUB = ("revision", "token", "cache_dir", "force_download", "local_files_only", "subfolder")
-"""Keywords for a repository of the hub, where `load_model` takes them."""
 
 
 class Assistant:
@@ -324,14 +321,15 @@ def load(
     if dtype not in known:
         raise ValueError(f"dtype is {dtype!r}; expected {', '.join(TYPES)} or stored")
     model, processor = load_model(name, dtype, device=device, quantize=quantize, **placement)
-    return Assistant(model.eval(), processor, _familiar(name))
+    # An adapter may have learned other pictures, and a subfolder is another model.
+    is_plain = placement.get("lora") is None and placement.get("subfolder") is None
+    return Assistant(model.eval(), processor, _familiar(name) if is_plain else None)
 
 
 def _check_names(given: dict) -> None:
     ours = [*signature(load).parameters.values(), *signature(load_model).parameters.values()]
-    known = dict.fromkeys(one.name for one in ours if one.kind is not one.VAR_KEYWORD and one.name != "name")
-    if any(one.name == "hub" for one in ours):
-        known |= dict.fromkeys(HUB)
+    known = [one.name for one in ours if one.kind is not one.VAR_KEYWORD and one.name != "name"]
+    known = list(dict.fromkeys([*known, *HUB]))
     for name in given:
         if name not in known:
             hint = f"; it is called {OTHER_NAMES[name]} here" if name in OTHER_NAMES else ""

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from glamm_mini.cli.loading import Drop, VisionTower
+from glamm_mini.cli.screen import working
 
 
 def convert(
@@ -37,7 +38,7 @@ def convert(
         raise ValueError("name the folder to write: glamm-mini convert SOURCE TARGET; or add --check")
     need_tower = (vision_tower is not None) if check else None
     screen = Console(stderr=True)
-    with screen.status(f"reading the names in {source}"):
+    with working(f"reading the names in {source}"):
         given = None if check else lora, need_tower, drop or (), "names" if check else "all"
         conversion = prepare(source, to, vision_tower, dtype, *given)
     if not check:

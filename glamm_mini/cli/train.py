@@ -1,5 +1,7 @@
 """`glamm-mini train RECIPE`: trains by a recipe, shows progress, can be stopped and resumed."""
 
+import json
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -18,35 +20,46 @@ def train(
     out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/RECIPE-SIZE if left out.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the folder.")] = False,
     set: Annotated[  # noqa: A002  the option is called --set
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Change a setting; may be repeated. RECIPE --show lists all of them."
+        ),
     ] = None,
     start: Annotated[
         str | None, typer.Option("--from", metavar="MODEL", help="Fine-tune a folder, a hub id, or `parts`.")
     ] = None,
     list_recipes: Annotated[bool, typer.Option("--list", help="List the recipes, and stop.")] = False,
-    show: Annotated[bool, typer.Option("--show", help="Print all values of the recipe, and stop.")] = False,
+    show: Annotated[bool, typer.Option("--show", help="Print all settings of the recipe and what they mean.")] = False,
 ) -> None:
     """Train a model by a recipe.
 
-    Ctrl-C saves and says how to go on. Several processes:
+    Ctrl-C saves and says how to go on. `glamm-mini train RECIPE --show` lists what --set can change: steps, lr,
+    scenes, lora.rank, merge ... Several processes:
     torchrun --nproc-per-node N -m glamm_mini.cli.main train RECIPE ...
     """
     if list_recipes:
         return _list(size)
     if recipe is None:
         raise ValueError("no recipe was named; `glamm-mini train --list` names all")
+    from glamm_mini.training.run_folder import check_free, first_process
+
+    folder = out or Path("runs") / f"{recipe}-{size}"
+    if not show and first_process():
+        check_free(folder, resume)  # torch and the model take long to load
+
     from accelerate import PartialState
 
     from glamm_mini.training import recipes
-    from glamm_mini.training.stopping import TrainingInterrupted
+    from glamm_mini.training.trainer import TrainingInterrupted
 
     if show:
         typer.echo(recipes.describe(recipe, size, list(set or ()), start))
         return
-    folder = out or Path("runs") / f"{recipe}-{size}"
     more = {"start": start} if start else {}
     try:
-        recipes.run(recipe, size=size, data=data, out=folder, resume=resume, overrides=[*(set or ())], **more)
+        made = recipes.run(recipe, size=size, data=data, out=folder, resume=resume, overrides=[*(set or ())], **more)
+        if first_process():
+            typer.echo(how_to_go_on(made))
     except TrainingInterrupted as stopped:
         typer.echo(str(stopped), err=True)
         raise typer.Exit(130) from None
@@ -55,9 +68,21 @@ def train(
             PartialState().destroy_process_group()
 
 
+def how_to_go_on(made: Path) -> str:
+    """What a training has made, and the command that uses it."""
+    quoted = shlex.quote(str(made))
+    if (made / "config.json").is_file():
+        return f"The model lies in {made}. Ask it:\n  glamm-mini demo picture.png --model {quoted}"
+    if made.name == "lora":
+        base = json.loads((made / "training.json").read_text("utf-8"))["start"]
+        merged = shlex.quote(str(made.parent / "merged"))
+        return f"LoRA lies in {made}. Put it into its model:\n  glamm-mini convert {base} {merged} --lora {quoted}"
+    return f"The backbones lie in {made}. Train GLaMM from them:\n  glamm-mini train storybook --set backbones={quoted}"
+
+
 def _list(size: str) -> None:
     """A table of all recipes at one size."""
-    from glamm_mini.training.recipe import read_recipe, recipe_names
+    from glamm_mini.training.recipes import read_recipe, recipe_names
 
     table = Table(title=f"Recipes at size {size}", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("recipe", no_wrap=True)

@@ -6,17 +6,18 @@ from glamm_mini.processing.processor import GlammProcessor
 from glamm_mini.storybook.dataset import StorybookDataset, evaluation_samples
 from glamm_mini.storybook.language.tasks import TASKS
 from glamm_mini.storybook.language.vocabulary import SPLITS, WORLD_VERSION
-from glamm_mini.storybook.pretrain.run import ENDLESS, VALIDATION_SCENES, load_backbones, untrained
+from glamm_mini.storybook.pretrain.run import ENDLESS, load_backbones, untrained
 from glamm_mini.storybook.pretrain.validation import storybook_figures as figures
 
-__all__ = ["SPLITS", "TASKS", "VALIDATION_SCENES", "VERSION", "evaluation_samples", "figures", "start", "training_set"]
+__all__ = ["SPLITS", "TASKS", "VERSION", "evaluation_samples", "figures", "start", "training_set"]
 
 VERSION = WORLD_VERSION
 
 
-def training_set(long_side: int, mixture: dict[str, float], conversations: int) -> StorybookDataset:
-    """Scenes without end, no one drawn twice. `ds[i]` is a Sample; long_side: pixels of the pictures' longer side."""
-    return StorybookDataset("train", 0, ENDLESS, long_side, mixture, conversations)
+def training_set(long_side: int, mixture: dict[str, float], conversations: int, seed: int = 0) -> StorybookDataset:
+    """Scenes without end, none drawn twice. `ds[i]` is a Sample; long_side: pixels of the pictures' longer side; seed:
+    another one gives other scenes."""
+    return StorybookDataset("train", seed, ENDLESS, long_side, mixture, conversations)
 
 
 def start() -> tuple[GlammForConditionalGeneration, GlammProcessor]:

@@ -67,7 +67,7 @@ class StorybookDataset:
 
     Args:
         split: "train", "val", "test" or "compositional". seed: another seed is another world of the same split.
-        size: number of scenes; by default that of SIZES.
+        size: number of scenes; by default that of SIZES. math.inf: without end, and so without a length.
         long_side: longer side of the pictures, in pixels.
         mixture: task to weight; tasks left out are never drawn. By default MIXTURE.
         conversations: how many are drawn per scene; where the mixture allows it, one at least is "gcg" or "refseg".
@@ -80,7 +80,7 @@ class StorybookDataset:
         self,
         split: str,
         seed: int = 0,
-        size: int | None = None,
+        size: float | None = None,
         long_side: int = 128,
         mixture: dict[str, float] | None = None,
         conversations: int = 4,

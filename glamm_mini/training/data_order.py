@@ -20,34 +20,6 @@ def keyed_seed(*parts: object) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def permuted(place: int, size: int, key: int) -> int:
-    """Where a keyed permutation of `range(size)` sends `place`; needs no table, however large `size` is.
-
-    A Feistel network permutes the next larger square of a power of two; walking on until the result lies below
-    `size` makes it a permutation of the range (Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002).
-    """
-    bits = max(1, ((size - 1).bit_length() + 1) // 2)
-    mask = (1 << bits) - 1
-    while True:
-        left, right = place >> bits, place & mask
-        for turn in range(4):
-            left, right = right, left ^ (keyed_seed(key, turn, right) & mask)
-        place = left << bits | right
-        if place < size:
-            return place
-
-
-def sample_index(position: int, size: int | None, seed: int) -> int:
-    """Index of the sample at `position` of the endless sequence that training reads.
-
-    Every epoch is a permutation of its own. Data without a length (`size` None) is read straight through.
-    """
-    if size is None:
-        return position
-    epoch, place = divmod(position, size)
-    return permuted(place, size, keyed_seed("order of samples", seed, epoch))
-
-
 def length(data: Any) -> int | None:
     """`len(data)`, or None when data is endless.
 
@@ -76,11 +48,25 @@ class Batches(Dataset):
         self.data, self.collate, self.seed = data, collate, settings.seed
         self.batch_size, self.process, self.processes = settings.batch_size, process, processes
         self.size = length(data)
+        self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
 
     def indices(self, k: int) -> list[int]:
         """Indices into the data of micro-batch `k`."""
         start = (k * self.processes + self.process) * self.batch_size
-        return [sample_index(start + i, self.size, self.seed) for i in range(self.batch_size)]
+        return [self.index(start + i) for i in range(self.batch_size)]
+
+    def index(self, position: int) -> int:
+        """Index of the sample at `position` of the endless sequence that training reads.
+
+        Every epoch has an order of its own. Data without a length is read straight through.
+        """
+        if self.size is None:
+            return position
+        epoch, place = divmod(position, self.size)
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed(keyed_seed("order of samples", self.seed, epoch))
+            self._epoch, self._order = epoch, torch.randperm(self.size, generator=generator)
+        return int(self._order[place])
 
     def __getitem__(self, k: int) -> dict:
         return self.collate([self.data[i] for i in self.indices(k)])

@@ -2,12 +2,13 @@
 
 import json
 import sys
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from glamm_mini import registry
 from glamm_mini.assistant.assistant import Assistant
@@ -20,82 +21,92 @@ from glamm_mini.dtypes import AUTOCAST
 from glamm_mini.model.glamm import GlammForConditionalGeneration
 from glamm_mini.processing.processor import GlammProcessor
 from glamm_mini.training.data_order import COUNTS
-from glamm_mini.training.launch import join_processes, make_accelerator, resolve_precision
-from glamm_mini.training.recipe import Recipe, read_recipe
-from glamm_mini.training.record import write_record
-from glamm_mini.training.settings import TrainSettings, number, split, truth, whole
-from glamm_mini.training.trained import store_frozen_as, thaw_only
+from glamm_mini.training.launch import join_processes, resolve_precision
+from glamm_mini.training.logs import LOG_NAME, read_log
+from glamm_mini.training.recipes import Recipe
+from glamm_mini.training.run_folder import SETTINGS
+from glamm_mini.training.settings import Tables, TrainSettings, check, override, setting
 from glamm_mini.training.trainer import Trainer
 
 PARTS = "parts"
-RUN = "recipe.json"
-CONVERSATIONS = 4
-"""About each scene of the storybook, where every official sample is one to ten turns about a picture."""
+VALIDATION_SCENES = 24
+SMALL = "prompt_encoder."
+"""Stays in float32 when it is frozen: a few thousand numbers, too few for rounding them to save anything."""
 
-RUN_OPTIONS = ("scenes", "conversations", "merge")
-RECIPE_OPTIONS = ("frozen", "lora.rank", "lora.alpha", "lora.dropout")
+
+@dataclass(frozen=True)
+class Options:
+    """Settings of a fine-tuning that are not the trainer's."""
+
+    scenes: int = setting(VALIDATION_SCENES, "scenes that validation asks about; 0 validates on none", least=0)
+    conversations: int = setting(4, "about each scene; officially one to ten turns", least=1)
+    merge: bool = setting(True, "true writes OUT/model, the whole model with LoRA in it; false OUT/lora, LoRA alone")
+    frozen: str = setting("float32", "type of frozen weights; half is that of autocast", choices=("half", "float32"))
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Settings of `add_lora`."""
+
+    rank: int = setting(8, "rows and columns of the two factors", least=1)
+    alpha: float = setting(16, "the product of the factors is scaled by alpha / rank", above=0)
+    dropout: float = setting(0.05, "share of the factors' inputs that is dropped in training", least=0, below=1)
+    targets: tuple[str, ...] = setting(("q_proj", "v_proj"), "names of the language model's layers that get factors")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "targets", tuple(self.targets))
+        check(self)
+
+
+def chosen(recipe: Recipe, overrides: Sequence[str] | None, start: str | None = None) -> tuple[Recipe, Tables]:
+    """The recipe and its tables of settings with `KEY=VALUE` overrides, and another start if given.
+
+    Raises ValueError for an unknown key or a value that it cannot have.
+    """
+    tables = [("", Options(frozen=recipe.frozen)), ("lora.", Lora(**recipe.lora)), ("", recipe.settings)]
+    options, lora, settings = override(tables, overrides)
+    start = str(start or recipe.start)
+    recipe = replace(recipe, lora=asdict(lora), frozen=options.frozen, settings=settings, start=start)
+    return recipe, [("", options), ("lora.", lora), ("", settings)]
 
 
 def finetune(
-    name: str, size: str, data: str, out: Path, resume: bool, overrides: list[str], start: str | None = None
+    recipe: Recipe, tables: Tables, size: str, data: str, out: Path, resume: bool, samples_per_step: int
 ) -> Path:
-    """Train by a recipe; `OUT/model` then holds the whole model, LoRA merged, or `OUT/lora` what was trained alone.
-
-    Overrides beside the trainer's settings: `merge=false` for LoRA alone, `lora.rank=4` and so on, `frozen=float32`
-    or `half`, `scenes=64` to validate on more storybook scenes, or on none (0), `conversations=2` about each scene.
+    """Train by a recipe, as `chosen` gave it and its tables; `OUT/model` then holds the whole model, LoRA merged, or
+    `OUT/lora` what was trained alone. samples_per_step: as the recipe was meant, to say where this run differs.
 
     Raises:
-        ValueError: unknown data, size or override; a run to resume that had another start. FileNotFoundError: no model
-            at the start.
+        ValueError: unknown data; a run to resume that had another start. FileNotFoundError: no model at the start.
     """
-    meant = read_recipe(name, size)
-    recipe = chosen(meant, overrides, start)
-    own, _ = split(overrides, RUN_OPTIONS)
-    world = registry.find("data", "storybook")
-    scenes, conversations = whole(own, "scenes", world.VALIDATION_SCENES), whole(own, "conversations", CONVERSATIONS)
-    merge = truth(own, "merge", True)
+    options: Options = tables[0][1]
     _check_data(recipe, data)
-    join_processes(recipe.settings)
+    processes = join_processes(recipe.settings)
     model, processor = load_start(recipe, size)
     prepare(model, processor, recipe, size)
-    side = processor.config.grounding.image_size
-    dataset = world.training_set(side, recipe.mixture(), conversations)
-    run = {"recipe": name, "size": size, "start": recipe.start, "trained": list(recipe.trained), "lora": recipe.lora}
-    run |= {"data": data, "mixture": recipe.mixture(), "conversations": conversations}
-    processes = make_accelerator(recipe.settings)
-    _claim(out, run, resume, processes.is_main_process)
+    world = registry.find("data", "storybook")
+    side, seed = processor.config.grounding.image_size, recipe.settings.seed
+    dataset = world.training_set(side, recipe.mixture(), options.conversations, seed)
+    about = {"recipe": recipe.name, "size": size, "start": recipe.start, "trained": list(recipe.trained)}
+    about |= {"lora": {**recipe.lora, "targets": list(recipe.lora["targets"])}, "frozen": recipe.frozen}
+    about |= {"data": data, "mixture": recipe.mixture(), "conversations": options.conversations}
     if processes.is_main_process:
-        _compare_samples(recipe, meant, processes.num_processes)
-    validate = partial(_figures, processor=processor, scenes=scenes) if scenes else None
-    trainer = Trainer(model, dataset, collate_for(processor, recipe), recipe.settings, out, validate)
+        _compare_samples(recipe, samples_per_step, processes.num_processes)
+    validate = partial(_figures, processor=processor, scenes=options.scenes) if options.scenes else None
+    folder = out / ("model" if options.merge else "lora")
+    trainer = Trainer(model, dataset, collate_for(processor, recipe), recipe.settings, out, validate, about)
     trainer.fit(resume=resume)
-    folder = out / ("model" if merge else "lora")
     if processes.is_main_process:
-        if merge:
+        if options.merge:
             merge_lora(trainer.model)
             save_model(folder, trainer.model, processor, _stored_type(recipe))
         else:
             save_lora(folder, trainer.model, base=recipe.start)
-        write_record(out, folder / "training.json", **run)
+        write_record(out, folder / "training.json", **about)
     return folder
-
-
-def chosen(recipe: Recipe, overrides: list[str], start: str | None = None) -> Recipe:
-    """The recipe with `KEY=VALUE` overrides, of its own and of the trainer's settings, and another start if given.
-
-    Raises ValueError for an unknown key or a value that is none.
-    """
-    own, rest = split(split(overrides, RUN_OPTIONS)[1], RECIPE_OPTIONS)
-    lora = {
-        "rank": whole(own, "lora.rank", recipe.lora["rank"]),
-        "alpha": number(own, "lora.alpha", recipe.lora["alpha"]),
-        "dropout": number(own, "lora.dropout", recipe.lora["dropout"]),
-    }
-    frozen = own.get("frozen", recipe.frozen)
-    if frozen not in ("half", "float32"):
-        raise ValueError(f"frozen is {frozen!r}; expected half or float32")
-    settings = recipe.settings.with_overrides(rest)
-    return replace(recipe, lora=recipe.lora | lora, frozen=frozen, settings=settings, start=str(start or recipe.start))
 
 
 def load_start(recipe: Recipe, size: str) -> tuple[GlammForConditionalGeneration, GlammProcessor]:
@@ -125,25 +136,72 @@ def prepare(model: GlammForConditionalGeneration, processor: GlammProcessor, rec
         config.prompt = replace(config.prompt, max_length=recipe.max_length)
     torch.manual_seed(recipe.settings.seed)
     add_lora(model, **recipe.lora)
-    pieces = recipe.trained
+    patterns = recipe.trained
     if recipe.start == PARTS and size != "tiny":  # the tiny backbones bring a V-L projector along
-        pieces += recipe.trained_from_parts
-    count = thaw_only(model, pieces)
+        patterns += recipe.trained_from_parts
+    count = unfreeze_only(model, patterns)
     store_frozen_as(model, _frozen_type(recipe))
     return count
+
+
+def unfreeze_only(model: nn.Module, patterns: Sequence[str]) -> int:
+    """Train the parameters whose name contains one of `patterns`, freeze all others; returns how many numbers train.
+
+    Raises ValueError for a pattern that no name contains, before anything is changed: a slip of the pen would freeze
+    what was meant to be trained, and the run would look healthy.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    lost = [pattern for pattern in patterns if not any(pattern in name for name in names)]
+    if lost or not patterns:
+        kinds = ", ".join(sorted({name.split(".")[0] for name in names}))
+        raise ValueError(f"trained parts {lost or 'are not named'}: no parameter's name contains them; parts: {kinds}")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = any(pattern in name for pattern in patterns)
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def store_frozen_as(model: nn.Module, dtype: torch.dtype) -> int:
+    """Keep frozen parameters in `dtype` and trained ones in float32; returns the bytes of all parameters then.
+
+    A step of lr 3e-4 is lost in bfloat16's 8 bits of fraction, so what is trained stays float32 and autocast computes
+    in half precision. Tables of positions and other buffers are not touched.
+    """
+    for name, parameter in model.named_parameters():
+        wanted = torch.float32 if parameter.requires_grad or SMALL in name else dtype
+        if parameter.dtype != wanted:
+            parameter.data = parameter.data.to(wanted)
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
 def collate_for(processor: GlammProcessor, recipe: Recipe) -> Callable[[list[Sample]], dict]:
     """Samples to a batch, in official mode a row for each conversation.
 
     Left out of the batch: in official mode the counts, so that losses are means of their micro-batch; where no data
-    set has masks, the pictures of the grounding encoder, which would see them in vain.
+    set has masks, the pictures of the grounding encoder, which no loss would need.
     """
     official = processor.config.mode == "official"
     unused = set(COUNTS.values()) if official else set()
     if not any(entry.kind == "segmentation" for entry in recipe.data):
         unused |= {"grounding_images", "masks", "resized", "original", "num_masks"}
     return partial(_batch, collate=Collate(processor, pack=not official), unused=unused)
+
+
+def write_record(run: Path, target: Path, **more) -> None:
+    """How a model was made, beside it: the command, the settings, seconds of training, and the last losses.
+
+    `more`: JSON-ready values, such as the recipe and the start.
+    """
+    log = read_log(run / LOG_NAME)
+    stored = json.loads((run / SETTINGS).read_text("utf-8"))
+    record = {
+        "command": " ".join(["glamm-mini", *sys.argv[1:]]),
+        **more,
+        "settings": {name: value for name, value in stored.items() if name not in more},
+        "seconds": round(sum(line.get("seconds", 0.0) for line in log)),
+        "validation": [{"step": line["step"], **line["validation"]} for line in log if "validation" in line],
+        "last": next((line for line in reversed(log) if "loss" in line), None),
+    }
+    target.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
 
 
 def _batch(samples: list[Sample], collate: Collate, unused: set[str]) -> dict:
@@ -159,12 +217,6 @@ def _check_data(recipe: Recipe, data: str) -> None:
         )
 
 
-def _precision(settings: TrainSettings) -> str:
-    ready = torch.accelerator.is_available() and not settings.cpu
-    device = torch.accelerator.current_accelerator() if ready else torch.device("cpu")
-    return resolve_precision(settings.precision, device)
-
-
 def _frozen_type(recipe: Recipe) -> torch.dtype:
     # A sharded layer is gathered as one piece, in which all weights have one type.
     if recipe.frozen != "half" or recipe.settings.shard != "none":
@@ -172,30 +224,23 @@ def _frozen_type(recipe: Recipe) -> torch.dtype:
     return AUTOCAST[_precision(recipe.settings)]
 
 
+def _precision(settings: TrainSettings) -> str:
+    ready = torch.accelerator.is_available() and not settings.cpu
+    device = torch.accelerator.current_accelerator() if ready else torch.device("cpu")
+    return resolve_precision(settings.precision, device)
+
+
 def _stored_type(recipe: Recipe) -> torch.dtype:
     return torch.float16 if _frozen_type(recipe) == torch.float16 else torch.bfloat16
 
 
-def _claim(out: Path, run: dict, resume: bool, first: bool) -> None:
-    """Write down what the run is, or compare it with the run to resume; a checkpoint holds no frozen weights."""
-    path = out / RUN
-    if (out / "last").exists():
-        stored = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-        odd = [f"{key} was {stored.get(key)!r}, now {run[key]!r}" for key in run if stored.get(key) != run[key]]
-        if resume and odd:
-            raise ValueError(f"cannot resume {out}: {'; '.join(odd)}. Resume it as it began, or choose another folder")
-    elif first:
-        out.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(run, indent=1) + "\n", "utf-8")
-
-
-def _compare_samples(recipe: Recipe, meant: Recipe, processes: int) -> None:
+def _compare_samples(recipe: Recipe, wanted: int, processes: int) -> None:
     """Say on stderr when a step has another number of samples than the recipe means."""
     each = recipe.settings.batch_size * processes
-    mine, wanted = each * recipe.settings.accumulation, meant.samples_per_step
+    mine = each * recipe.settings.accumulation
     if mine != wanted:
         print(
-            f"{mine} samples a step; the recipe means {wanted} (processes: {meant.processes}). "
+            f"{mine} samples a step; the recipe means {wanted} (processes: {recipe.processes}). "
             f"--set accumulation={max(1, round(wanted / each))} comes closest here",
             file=sys.stderr,
         )

@@ -1,9 +1,7 @@
-"""How a run begins: the device, the processes and the precision; and its folder, new or to be resumed."""
+"""How a run begins: the device, the processes and the precision."""
 
 import os
-import sys
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +10,6 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 
 from glamm_mini.dtypes import half_type
-from glamm_mini.training import resume as checkpoint
 from glamm_mini.training.settings import TrainSettings
 
 
@@ -42,7 +39,7 @@ def make_accelerator(settings: TrainSettings) -> Accelerator:
     if accelerator.distributed_type == DistributedType.FSDP or os.environ.get("ACCELERATE_USE_FSDP") == "true":
         # On a CPU accelerate would ignore its plugin without a word.
         raise ValueError(
-            "accelerate is configured to shard (FSDP): leave that out and set shard=full, which we do alike"
+            "accelerate is configured to shard (FSDP): leave that out and set shard=full, which shards in the same way"
         )
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         config = accelerator.state.deepspeed_plugin.deepspeed_config
@@ -56,8 +53,8 @@ def deepspeed_config(config: dict[str, Any], settings: TrainSettings, precision:
     Raises:
         ValueError: it holds another value than the settings, or an optimizer or schedule of its own.
     """
-    if settings.shard != "none" or settings.ema or settings.muon_lr:
-        raise ValueError("DeepSpeed divides the state itself: set shard=none, ema=0 and muon_lr=0")
+    if settings.shard != "none" or settings.muon_lr:
+        raise ValueError("DeepSpeed divides the state itself: set shard=none and muon_lr=0")
     for name in ("optimizer", "scheduler"):
         if name in config:
             raise ValueError(f"the DeepSpeed configuration has its own {name}; leave it out, the settings have one")
@@ -101,30 +98,3 @@ def resolve_precision(precision: str, device: torch.device) -> str:
         able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
         return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "no"
     return {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}[half_type(device)]
-
-
-def claim_folder(accelerator: Accelerator, out: Path, settings: TrainSettings, resume: bool) -> bool:
-    """Whether `out` holds a checkpoint to resume from; writes the settings of a new run into it.
-
-    Raises:
-        ValueError: there is a run and `resume` is False, or it was started with other settings.
-    """
-    if accelerator.is_main_process:
-        out.mkdir(parents=True, exist_ok=True)
-        checkpoint.recover(out)
-    accelerator.wait_for_everyone()
-    found = (out / checkpoint.LAST).exists()
-    described = {**settings.to_dict(), "processes": accelerator.num_processes}
-    if found and not resume:
-        raise ValueError(
-            f"{out} already holds a run, saved at step {checkpoint.read_manifest(out)['step']}. "
-            "Resume it (resume=True, --resume), choose another folder, or delete this one"
-        )
-    if found:
-        checkpoint.check_settings(out, described)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process and not found:
-        checkpoint.write_settings(out, described)
-        if resume:
-            print(f"no checkpoint in {out} yet: starting from the first step", file=sys.stderr)
-    return found

@@ -1,29 +1,45 @@
-"""Sharding: each process keeps a slice of every parameter, gradient and optimizer state (torch's `fully_shard`).
+"""Sharding: each process keeps a shard of every parameter, gradient and optimizer state (torch's `fully_shard`).
 
 A unit is gathered in whole before its forward and backward pass and freed after. Units are the transformer layers of
 the three encoders, which every process runs equally often. All else (embeddings, heads, projectors, region encoder,
 pixel decoder) belongs to the root, gathered for the whole pass: the model reads such weights outside of their module's
 forward, and whether it runs them depends on the batch, so that processes would wait for each other for ever.
+
+The checkpoint of a sharded run is torch's distributed one in safetensors files: every process writes its shards, any
+number of processes reads them, and no pickle is written or read (torch's own format has several).
 """
 
+import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed._composable.contract import REGISTRY_KEY, STATE_KEY
-from torch.distributed._composable_state import _module_state_mapping
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 PRECISIONS = {"no": None, "bf16": torch.bfloat16}
-"""In which type parameters travel and compute; the slices themselves keep theirs (float32, as a rule)."""
-
+"""In which type parameters travel and compute; the shards themselves keep theirs (float32, as a rule)."""
 
 PICTURES = ("global_images", "grounding_images")
 """What the encoders are given in a batch; other models have neither."""
+
+WEIGHT, MOMENT = "model.", "optimizer."
+"""What the names of tensors in a sharded checkpoint begin with."""
+
+_FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 
 
 def units(model: nn.Module) -> list[nn.Module]:
@@ -41,7 +57,7 @@ def policy(precision: str) -> dict:
     where it is safe, and boxes must stay in float32.
 
     Raises:
-        ValueError: fp16, whose loss scaling would have to see all slices at once.
+        ValueError: fp16, whose loss scaling would have to see all shards at once.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision} cannot be sharded; expected one of {', '.join(PRECISIONS)}, or auto")
@@ -52,10 +68,11 @@ def policy(precision: str) -> dict:
 
 
 class Sharded:
-    """A model whose parameters are DTensors cut along their first dimension, one slice a process; changed in place.
+    """A model whose parameters are DTensors cut along their first dimension, one shard a process; changed in place and
+    for good: torch has no way back from `fully_shard`, so `whole` gives another model.
 
     Args:
-        model: on the CPU, with the same weights in every process; the slices go to the process's device.
+        model: on the CPU, with the same weights in every process; the shards go to the process's device.
         device: of the process group: cpu, cuda ...
         precision: no or bf16.
 
@@ -67,6 +84,9 @@ class Sharded:
         how = policy(precision)
         mesh = init_device_mesh(device, (torch.distributed.get_world_size(),))
         check_equal(model, device)
+        # The model as it was, without memory: parameters are replaced by ones on the meta device, also where shared.
+        empty = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in model.parameters()}
+        self.twin = copy.deepcopy(model, empty)
         self.device, self.model, self.modules = device, model, [*units(model), model]
         for module in self.modules[:-1]:
             fully_shard(module, mesh=mesh, **how)
@@ -78,19 +98,17 @@ class Sharded:
         warnings.filterwarnings("ignore", rf"FSDP2-wrapped module \({type(model).__name__}\) returned a view")
         layers = self.modules[:-1]
         trained = {type(layer) for layer in layers if any(p.requires_grad for p in layer.parameters())}
-        self.hooks = [
-            layer.register_forward_pre_hook(_ask_for_gradient, prepend=True, with_kwargs=True)
-            for layer in layers
-            if type(layer) in trained
-        ]
-        self.slice_of = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        for layer in layers:
+            if type(layer) in trained:
+                layer.register_forward_pre_hook(_ask_for_gradient, prepend=True, with_kwargs=True)
+        self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.used: set[str] = set()
         for module in self.modules:
             self._watch(module)
 
     def _watch(self, module: nn.Module) -> None:
         """Notes, from the first forward pass of `module` on, which of its own parameters get a gradient."""
-        names = {id(p): name for name, p in self.slice_of.items()}
+        names = {id(p): name for name, p in self.trained.items()}
         own = {local: names[id(p)] for local, p in module.named_parameters() if id(p) in names}
 
         def start(*_) -> None:
@@ -102,27 +120,26 @@ class Sharded:
                     parameter.register_post_accumulate_grad_hook(lambda _, name=name: self.used.add(name))
 
         hook = module.register_forward_pre_hook(start)
-        self.hooks.append(hook)
 
     def drop_unused(self) -> None:
         """Takes away gradients of parameters that no process has used since the last call, as one process has none.
 
         They are zeros, with which an optimizer would count a step and follow its old moments.
         """
-        flags = torch.tensor([name in self.used for name in self.slice_of], dtype=torch.int32, device=self.device)
+        flags = torch.tensor([name in self.used for name in self.trained], dtype=torch.int32, device=self.device)
         torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
-        for parameter, flag in zip(self.slice_of.values(), flags.tolist(), strict=True):
+        for parameter, flag in zip(self.trained.values(), flags.tolist(), strict=True):
             if not flag:
                 parameter.grad = None
         self.used.clear()
 
-    def slices(self) -> None:
-        """Frees all gathered weights: the parameters are slices again, as the optimizer and checkpoints expect."""
+    def reshard(self) -> None:
+        """Frees all gathered weights: the parameters are shards again, as the optimizer and checkpoints expect."""
         for module in self.modules:
             module.reshard()
 
     @contextmanager
-    def gathered(self) -> Iterator[None]:
+    def unsharded(self) -> Iterator[None]:
         """The root's weights are whole inside, so that methods other than `forward` find them (generation does).
 
         Every process must enter and do the same inside: layers are still gathered one by one.
@@ -131,25 +148,22 @@ class Sharded:
         try:
             yield
         finally:
-            self.slices()
+            self.reshard()
 
     @torch.no_grad()
-    def undo(self) -> None:
-        """Makes the model what it was before, with the trained weights, whole and on the CPU, in every process."""
-        self.slices()
-        for hook in self.hooks:
-            hook.remove()
-        whole: dict[int, nn.Parameter] = {}
-        kept = list(self.model.parameters())  # alive, so that no id is used twice
-        for parameter in kept:
-            tensor = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-            whole[id(parameter)] = nn.Parameter(tensor.to("cpu"), parameter.requires_grad)
-        for module in self.model.modules():
-            for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-                setattr(module, name, whole[id(parameter)])
-        for module in self.modules:
-            _forget(module)
-        self.model.to("cpu")
+    def whole(self) -> nn.Module:
+        """A model as the given one was, with the trained weights, whole and on the CPU, in every process."""
+        self.reshard()
+        made = {}
+        for empty, shard in zip(self.twin.parameters(), self.model.parameters(), strict=True):
+            tensor = shard.full_tensor() if isinstance(shard, DTensor) else shard
+            made[id(empty)] = nn.Parameter(tensor.detach().cpu(), shard.requires_grad)
+        for module in self.twin.modules():
+            for name, empty in list(module.named_parameters(recurse=False, remove_duplicate=False)):
+                setattr(module, name, made[id(empty)])
+        for own, trained in zip(self.twin.buffers(), self.model.buffers(), strict=True):
+            own.copy_(trained)
+        return self.twin
 
 
 def _ask_for_gradient(layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
@@ -161,20 +175,9 @@ def _ask_for_gradient(layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tupl
     return args, kwargs
 
 
-def _forget(module: nn.Module) -> None:
-    # torch has no way back from `fully_shard`: its hooks, its class, and the notes that forbid a second call.
-    state = fully_shard.state(module)
-    state._pre_forward_hook_handle.remove()
-    state._post_forward_hook_handle.remove()
-    module.__class__ = type(module).__mro__[module._orig_cls_mro_index]
-    for key in (STATE_KEY, REGISTRY_KEY):
-        module.__dict__.pop(key)
-    _module_state_mapping.pop(module)
-
-
 @torch.no_grad()
 def check_equal(model: nn.Module, device: str) -> None:
-    """Every process cuts its slices from its own copy of the model: a ValueError if the copies differ."""
+    """Every process cuts its shards from its own copy of the model: a ValueError if the copies differ."""
     sums = torch.stack([p.detach().reshape(-1)[:64].double().sum().cpu() for p in model.parameters()]).to(device)
     least, most = sums.clone(), sums.clone()
     torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
@@ -199,16 +202,81 @@ def check_alike(batches: list[dict], device: torch.device) -> None:
         )
 
 
-def slice_like(value: object, sample: torch.Tensor) -> object:
-    """This process's slice of `value`, if it is a tensor of the shape of `sample`, which is sharded; else `value`."""
+def shard_like(value: object, sample: torch.Tensor) -> object:
+    """This process's shard of `value`, if it is a tensor of the shape of `sample`, which is sharded; else `value`."""
     if not isinstance(sample, DTensor) or not torch.is_tensor(value) or value.shape != sample.shape:
         return value
     value = value.to(sample.device)
     return distribute_tensor(value, sample.device_mesh, sample.placements, src_data_rank=None)
 
 
-def slice_state(optimizer: torch.optim.Optimizer, state: dict) -> dict:
+def shard_state(optimizer: torch.optim.Optimizer, state: dict) -> dict:
     """`state`, an optimizer's `state_dict()` of whole tensors, cut as the optimizer's own parameters are."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    held = {i: {k: slice_like(v, parameters[i]) for k, v in entry.items()} for i, entry in state["state"].items()}
+    held = {i: {k: shard_like(v, parameters[i]) for k, v in entry.items()} for i, entry in state["state"].items()}
     return {**state, "state": held}
+
+
+def save_shards(folder: Path, model: nn.Module, names: set[str], optimizer: torch.optim.Optimizer) -> None:
+    """Writes this process's shards of the tensors `names` of the model, and of the optimizer.
+
+    All processes call it together; `folder` must be one that they share.
+
+    Raises:
+        OSError: in every process, if one could not write.
+    """
+    tensors = _tensors(model, names, _moments(get_optimizer_state_dict(model, optimizer, options=_FLAT)))
+    try:
+        dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+    except CheckpointException as error:
+        causes = (failure[0] if isinstance(failure, tuple) else failure for failure in error.failures.values())
+        raise OSError("; ".join(str(cause) for cause in causes)) from error
+
+
+def load_shards(folder: Path, model: nn.Module, names: set[str], optimizer: torch.optim.Optimizer) -> None:
+    """Fills model and optimizer, in shards or whole, whatever number of processes wrote them.
+
+    Raises:
+        ValueError: a file is damaged, or the checkpoint is of another model.
+    """
+    try:
+        stored = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    except Exception as error:
+        raise ValueError(f"the sharded checkpoint {folder} cannot be read ({error}); copy it again in full") from error
+    state = get_optimizer_state_dict(model, optimizer, options=_FLAT)  # makes moments for all trained parameters
+    # A parameter that no step has used has none in the file, and must have none after.
+    moved = {_owner(name.removeprefix(MOMENT)) for name in stored if name.startswith(MOMENT)}
+    tensors = _tensors(model, names, ((name, moment) for name, moment in _moments(state) if _owner(name) in moved))
+    check_shapes(folder, stored, tensors)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process reads: as it should be
+        dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)))
+    set_optimizer_state_dict(model, optimizer, state, options=_FLAT)
+    for name, parameter in model.named_parameters():
+        if name not in moved:
+            optimizer.state.pop(parameter, None)
+
+
+def check_shapes(folder: Path, stored: Mapping[str, Any], wanted: Mapping[str, torch.Tensor]) -> None:
+    """Raises ValueError if names or shapes differ. stored: tensors, or torch's descriptions of them."""
+    found = {name: tuple(entry.shape if torch.is_tensor(entry) else entry.size) for name, entry in stored.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
+    odd = [name for name in sorted(found.keys() | shapes.keys()) if found.get(name) != shapes.get(name)]
+    if odd:
+        listed = ", ".join(odd[:5])
+        raise ValueError(f"the checkpoint {folder} is of another model: {len(odd)} tensors differ, such as {listed}")
+
+
+def _tensors(model: nn.Module, names: set[str], moments: Iterator) -> dict[str, torch.Tensor]:
+    tensors = {WEIGHT + name: tensor for name, tensor in model.state_dict().items() if name in names}
+    return tensors | {MOMENT + name: tensor for name, tensor in moments}
+
+
+def _moments(state: dict) -> Iterator[tuple[str, torch.Tensor]]:
+    # Beside the moments stand the settings of each group; they follow from TrainSettings and the step.
+    return ((name, value) for name, value in state.items() if name.startswith("state.") and torch.is_tensor(value))
+
+
+def _owner(moment: str) -> str:
+    """The parameter's name in "state.NAME.exp_avg"."""
+    return moment.removeprefix("state.").rpartition(".")[0]

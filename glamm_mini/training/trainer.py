@@ -1,11 +1,14 @@
 """One trainer for all sizes: a tiny model on two CPU cores and a 7B model on many GPUs run the same loop."""
 
 import math
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -14,17 +17,21 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
-from glamm_mini.training import resume as checkpoint
-from glamm_mini.training.data_order import COUNTS, Batches, keyed_seed, micro_batches
-from glamm_mini.training.held_out import held_out_loss
-from glamm_mini.training.launch import check_whole_model, claim_folder, make_accelerator
+from glamm_mini.training import checkpoint
+from glamm_mini.training.data_order import COUNTS, Batches, keyed_seed, length, micro_batches
+from glamm_mini.training.launch import check_whole_model, make_accelerator
 from glamm_mini.training.logs import LossWindow, TrainingLog
-from glamm_mini.training.optimizer import learning_rate_factor, set_learning_rate
-from glamm_mini.training.recompute import recomputed
+from glamm_mini.training.optimizer import clip_gradients, learning_rate_factor, set_learning_rate
+from glamm_mini.training.run_folder import LAST, check_same_run, claimed, describe_run
 from glamm_mini.training.settings import TrainSettings
 from glamm_mini.training.sharding import check_alike
-from glamm_mini.training.states import RunState
-from glamm_mini.training.stopping import StopRequest, TrainingInterrupted
+
+SMALLEST_LOSS_SCALE = 2.0**-10
+"""fp16: a gradient that overflows even at this scale will not come right."""
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """Training was stopped on request; its state is saved and its text says how to resume."""
 
 
 class Trainer:
@@ -42,7 +49,8 @@ class Trainer:
         out: folder for `last/`, `log.jsonl`, `settings.json`.
         validate: model in evaluation mode -> figures; runs on the first process, or, if the model is sharded, on all,
             which must do the same.
-        evaluation_loss_data: samples whose mean loss is logged with the validation.
+        about: what else the run is, JSON-ready: its start, its data ... A run that is resumed must agree in it, as it
+            must in `len(data)`.
     """
 
     def __init__(
@@ -53,10 +61,10 @@ class Trainer:
         settings: TrainSettings,
         out: Path | str,
         validate: Callable[[nn.Module], dict[str, float]] | None = None,
-        evaluation_loss_data: Any = None,
+        about: Mapping[str, Any] | None = None,
     ) -> None:
         self.model, self.data, self.collate, self.settings = model, data, collate, settings
-        self.out, self.validate, self.evaluation_loss_data = Path(out), validate, evaluation_loss_data
+        self.out, self.validate, self.about = Path(out), validate, dict(about or {})
 
     def fit(self, resume: bool = False, whole: bool = True) -> dict[str, Any]:
         """Trains to `settings.steps`, from the last checkpoint if `resume` and there is one.
@@ -64,48 +72,62 @@ class Trainer:
         whole: the model is needed afterwards. Without that, and without validation, DeepSpeed's ZeRO-3 may divide it.
 
         Returns:
-            The last figures (`step`, `loss`, the parts of the loss, `validation`). The model holds the trained
-            weights (their moving average if `settings.ema`), in evaluation mode; after sharding it is on the CPU.
+            The last figures (`step`, `loss`, the parts of the loss, `validation`). `self.model` is the trained model
+            then, in evaluation mode; after sharding it is another object than the one given, on the CPU.
 
         Raises:
-            ValueError: `out` holds a run and `resume` is False; settings differ from those of the run to resume; its
-                checkpoint is damaged; the loss is not finite; ZeRO-3 with a model to validate or to keep.
+            ValueError: `out` holds a run and `resume` is False, or files that no run wrote, or another training writes
+                into it; settings or data differ from those of the run to resume; its checkpoint is damaged; a loss,
+                gradient or weight is not finite (the last checkpoint is not replaced then); ZeRO-3 with a model to
+                validate or to keep.
             OSError: a checkpoint could not be written.
             TrainingInterrupted: Ctrl-C or SIGTERM; the state was saved.
         """
-        self._start(resume, whole)
-        recompute = recomputed(self.model, self.settings.gradient_checkpointing)
+        settings = self.settings
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        self.accelerator = make_accelerator(settings)
+        if whole or self.validate is not None:
+            check_whole_model(self.accelerator)
+        self.log = self.bar = None
         try:
-            with recompute, StopRequest(announce=self.accelerator.is_main_process) as self.stop:
-                self._train()
+            with claimed(self.out, resume) if self.accelerator.is_main_process else nullcontext():
+                self._start(resume)
+                with layers_recomputed(self.model, settings.gradient_checkpointing):
+                    with StopRequest(announce=self.accelerator.is_main_process) as self.stop:
+                        self._train()
         finally:
-            self.log.close()
-            self.bar.close()
+            for output in (self.log, self.bar):
+                if output is not None:
+                    output.close()
             self.batches = None
         self.model = self.state.finish()
         return self.metrics
 
     # ---- start ----
 
-    def _start(self, resume: bool, whole: bool) -> None:
-        settings = self.settings
-        if settings.threads:
-            torch.set_num_threads(settings.threads)
-        self.accelerator = make_accelerator(settings)
-        if whole or self.validate is not None or self.evaluation_loss_data is not None:
-            check_whole_model(self.accelerator)
-        resume = claim_folder(self.accelerator, self.out, settings, resume)
-        self.step, self.metrics, self.window = 0, {}, LossWindow()
-        self.state = RunState(self.model, settings, self.accelerator, self.out if resume else None)
-        self.wrapped, self.optimizer, self.average = self.state.wrapped, self.state.optimizer, self.state.average
-        if manifest := self.state.manifest:
-            self.step, self.metrics = manifest["step"], manifest["metrics"]
-            self.window.load(manifest["window"], manifest["window_steps"], self.accelerator.device)
-        self._open_outputs()
-
-    def _open_outputs(self) -> None:
+    def _start(self, resume: bool) -> None:
         accelerator, settings = self.accelerator, self.settings
         main = accelerator.is_main_process
+        if main:
+            checkpoint.recover(self.out)
+        accelerator.wait_for_everyone()
+        found = (self.out / LAST).exists()
+        described = {**settings.to_dict(), "processes": accelerator.num_processes, "samples": length(self.data)}
+        described |= self.about
+        if found:
+            check_same_run(self.out, described)
+        accelerator.wait_for_everyone()
+        if main and not found:
+            describe_run(self.out, described)
+            if resume:
+                print(f"no checkpoint in {self.out} yet: starting from the first step", file=sys.stderr)
+        self.step, self.metrics, self.window = 0, {}, LossWindow()
+        self.state = checkpoint.RunState(self.model, settings, accelerator, self.out if found else None)
+        self.wrapped, self.optimizer = self.state.wrapped, self.state.optimizer
+        if manifest := self.state.manifest:
+            self.step, self.metrics = manifest["step"], manifest["metrics"]
+            self.window.load(manifest["window"], manifest["window_steps"], accelerator.device)
         batches = Batches(self.data, self.collate, settings, accelerator.process_index, accelerator.num_processes)
         self.batches = micro_batches(batches, settings, self.step, pin=accelerator.device.type == "cuda")
         self.log = TrainingLog(self.out, self.step, enabled=main, tensorboard=settings.tensorboard)
@@ -125,7 +147,7 @@ class Trainer:
             if stopping:
                 self._save()
                 raise TrainingInterrupted(
-                    f"stopped after step {self.step} of {settings.steps}; saved to {self.out / checkpoint.LAST}. "
+                    f"stopped after step {self.step} of {settings.steps}; saved to {self.out / LAST}. "
                     "Run the same again with resume=True (--resume on the command line) to go on"
                 )
             norm, lr = self._optimize(batches, normalizers)
@@ -137,7 +159,8 @@ class Trainer:
             saving = finished or self.step % settings.save_every == 0
             if saving:
                 self._save()
-            if finished or (settings.validate_every and self.step % settings.validate_every == 0):
+            validating = finished or (settings.validate_every and self.step % settings.validate_every == 0)
+            if validating and self.validate is not None:
                 self._validate()
                 if saving:
                     self._save()  # again, with the figures: an error in measuring has cost no step
@@ -168,7 +191,7 @@ class Trainer:
             if normalizers:
                 batch["normalizers"] = normalizers
             accelerator.sync_gradients = i == len(batches) - 1  # DeepSpeed asks for it
-            # Slices of gradients are averaged in every micro-batch: whole ones would take the memory that slices save.
+            # Shards of gradients are averaged in every micro-batch: whole ones would take the memory that shards save.
             with nullcontext() if accelerator.sync_gradients else accelerator.no_sync(self.wrapped):
                 output = self.wrapped(**batch)
                 accelerator.backward(output.loss * scale)
@@ -176,27 +199,47 @@ class Trainer:
         self.window.steps += 1
         if self.state.sharded:
             self.state.sharded.drop_unused()
-        norm = accelerator.clip_grad_norm_(self.wrapped.parameters(), settings.clip or math.inf)
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        norm = self._clip()
+        scaler = accelerator.scaler
+        if norm is not None and not math.isfinite(norm) and not self.state.engine:
+            # Loss scaling in fp16, DeepSpeed's own too, leaves such a step out and scales less in the next.
+            if scaler is None or scaler.get_scale() <= SMALLEST_LOSS_SCALE:
+                raise self._not_finite(f"the norm of the gradient is {norm} at step {self.step + 1}")
         self.optimizer.step()
         self.optimizer.zero_grad()
-        if self.average:
-            self.average.update(self.step)
         return norm, lr
+
+    def _clip(self) -> float | None:
+        """The norm of the gradient before clipping, equal in all processes; None where DeepSpeed does not tell."""
+        clip, state = self.settings.clip, self.state
+        if self.accelerator.device.type == "cpu" and not (state.sharded or state.engine):
+            return float(clip_gradients(self.wrapped, clip))
+        # On GPUs float32 sums are accurate; shards of gradients on CPUs are for tests, where they are small.
+        norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), clip or math.inf)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        return None if norm is None else float(norm)
+
+    def _not_finite(self, what: str) -> ValueError:
+        return ValueError(
+            f"{what}: use a lower lr (now {self.settings.lr:.2g}) or another precision (now "
+            f"{self.settings.precision}), or look for samples that are not finite. {checkpoint.kept(self.out)}"
+        )
 
     def _means(self) -> dict[str, float]:
         return self.window.means(lambda values: self.accelerator.reduce(values, "mean"))
 
-    def _log(self, norm: Any, lr: float) -> None:
-        losses, steps = self._means(), self.window.steps
-        if not math.isfinite(losses["loss"]):
-            raise ValueError(
-                f"the loss is {losses['loss']} at step {self.step}: use a lower lr (now {lr:.2g}) or another precision "
-                f"(now {self.settings.precision}). The last checkpoint in {self.out} is kept"
-            )
+    def _finite_means(self) -> dict[str, float]:
+        losses = self._means()
+        if not math.isfinite(losses.get("loss", 0.0)):
+            steps = f"{self.step - self.window.steps + 1} to {self.step}"
+            raise self._not_finite(f"the mean loss of the steps {steps} is {losses['loss']}")
+        return losses
+
+    def _log(self, norm: float | None, lr: float) -> None:
+        losses, steps = self._finite_means(), self.window.steps
         seconds = time.perf_counter() - self.clock
         samples = self.settings.batch_size * self.settings.accumulation * self.accelerator.num_processes * steps
-        record = {"lr": lr, **losses, "grad_norm": None if norm is None else float(norm), "seconds": round(seconds, 3)}
+        record = {"lr": lr, **losses, "grad_norm": norm, "seconds": round(seconds, 3)}
         self.log.write(self.step, {**record, "samples_per_second": round(samples / seconds, 2)})
         self.metrics = {"step": self.step, **losses}
         self.bar.set_postfix({name: f"{value:.3g}" for name, value in losses.items()}, refresh=False)
@@ -205,20 +248,18 @@ class Trainer:
     # ---- validation and saving ----
 
     def _validate(self) -> None:
-        if self.validate is None and self.evaluation_loss_data is None:
-            return
         started = time.perf_counter()
-        if self.average:
-            self.average.swap()
         if self.accelerator.is_main_process or self.state.sharded:
             model = self.accelerator.unwrap_model(self.wrapped)
             model.eval()
             with torch.no_grad(), self._precision_of(model), self.state.for_validation():
-                self.metrics["validation"] = self._figures(model)
-            self.log.write(self.step, {"validation": self.metrics["validation"]})
+                figures = self.metrics["validation"] = dict(self.validate(model))
+            self.log.write(self.step, {"validation": figures})
+            odd = [name for name, figure in figures.items() if isinstance(figure, float) and not math.isfinite(figure)]
+            if odd and self.accelerator.is_main_process:
+                words = ", ".join(f"{name} is {figures[name]}" for name in odd)
+                print(f"validation at step {self.step}: {words}", file=sys.stderr)
         self.accelerator.wait_for_everyone()
-        if self.average:
-            self.average.swap()
         self.wrapped.train()
         self.clock += time.perf_counter() - started
 
@@ -227,17 +268,67 @@ class Trainer:
         several = self.state.sharded or len({parameter.dtype for parameter in model.parameters()}) > 1
         return self.accelerator.autocast() if several else nullcontext()
 
-    def _figures(self, model: nn.Module) -> dict[str, float]:
-        figures: dict[str, float] = {}
-        if self.evaluation_loss_data is not None:
-            data, size = self.evaluation_loss_data, self.settings.batch_size
-            figures["loss"] = held_out_loss(model, data, self.collate, size, self.accelerator.device)
-        if self.validate is not None:
-            figures.update(self.validate(model))
-        return figures
-
     def _save(self) -> None:
-        window, steps = self._means(), self.window.steps
+        window, steps = self._finite_means(), self.window.steps
+        if not self.state.is_finite():
+            raise self._not_finite(f"weights or the optimizer's moments are not finite at step {self.step}")
         self.state.save(self.out, {"step": self.step, "metrics": self.metrics, "window": window, "window_steps": steps})
         # Go on from the same rounding of the sums as a resumed run will.
         self.window.load(window, steps, self.accelerator.device)
+
+
+@contextmanager
+def layers_recomputed(model: nn.Module, wanted: bool = True) -> Iterator[None]:
+    """Inside, transformers models among the modules of `model` keep only their layers' inputs, if `wanted`, and compute
+    layers again in the backward pass. A frozen encoder, through which no gradient flows, keeps nothing anyway.
+
+    Raises:
+        ValueError: there is no model that can.
+    """
+    able = {n: m for n, m in model.named_modules() if getattr(m, "supports_gradient_checkpointing", False)}
+    # The outermost ones: each reaches those inside.
+    found = [m for n, m in able.items() if not any(n != other and f"{n}.".startswith(f"{other}.") for other in able)]
+    if "" in able:
+        found = [able[""]]
+    if wanted and not found:
+        raise ValueError("gradient_checkpointing needs a transformers model with supports_gradient_checkpointing")
+    # transformers renames these methods; floors have the old names alone.
+    kind = "activation" if all(hasattr(m, "activation_checkpointing_enable") for m in found) else "gradient"
+    for module in found if wanted else []:
+        getattr(module, f"{kind}_checkpointing_enable")({"use_reentrant": False})
+        if hasattr(module, "disable_input_require_grads"):  # else frozen encoders would run twice, for nothing
+            module.disable_input_require_grads()
+    try:
+        yield
+    finally:
+        for module in found if wanted else []:
+            getattr(module, f"{kind}_checkpointing_disable")()
+
+
+class StopRequest:
+    """Context in which the first Ctrl-C or SIGTERM only sets `asked`; a second Ctrl-C interrupts at once.
+
+    Outside the main thread, where Python allows no handlers, it changes nothing.
+    """
+
+    def __init__(self, announce: bool = True) -> None:
+        self.asked = False
+        self.announce = announce
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt("training stopped at once; the last checkpoint is kept")
+        self.asked = True
+        if self.announce:
+            print("\nstopping after this step and saving (Ctrl-C again stops at once)", file=sys.stderr, flush=True)
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

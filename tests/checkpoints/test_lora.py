@@ -14,7 +14,7 @@ from glamm_mini import GlammForConditionalGeneration, paths
 from glamm_mini.checkpoints.lora import add_lora, has_lora, load_lora, lora_settings, merge_lora, save_lora
 from glamm_mini.checkpoints.official import official_to_ours, ours_to_official
 from glamm_mini.checks.parity.case import ReferenceCase
-from glamm_mini.training.trained import store_frozen_as, thaw_only
+from glamm_mini.training.finetune import store_frozen_as, unfreeze_only
 
 OFFICIAL = ("lora_", "embed_tokens", "lm_head", "region_encoder", "lp_projector", "pixel_decoder.mask_decoder")
 SETUP = json.loads((Path(__file__).parents[1] / "files" / "training_setup.json").read_text())
@@ -58,7 +58,7 @@ def group(name: str) -> str:
 def test_what_is_trained_and_frozen_is_what_the_official_run_trains_and_freezes():
     model = official_small_model()
     assert add_lora(model) == 4
-    thaw_only(model, OFFICIAL)
+    unfreeze_only(model, OFFICIAL)
     named = official_names(model)
     lora = {n: list(p.shape) for n, p in named.items() if ".lora_" in n}
     assert lora == dict(SETUP["lora"])
@@ -109,7 +109,7 @@ def test_merging_keeps_the_answers_and_gives_a_plain_model_back():
 def test_saved_lora_is_small_and_loads_onto_its_base_alone(tmp_path):
     model, ids = small_model(), rows()
     add_lora(model, rank=2)
-    thaw_only(model, ("lora_", "lm_head"))
+    unfreeze_only(model, ("lora_", "lm_head"))
     stirred(model).language_model.lm_head.weight.data += 0.1
     save_lora(tmp_path, model, base="tiny")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
@@ -141,7 +141,7 @@ def asked() -> dict:
 def test_trained_parts_stay_float32_in_a_model_of_half_precision(tmp_path, trained):
     model = small_model()
     add_lora(model)
-    thaw_only(model, trained)
+    unfreeze_only(model, trained)
     for name, parameter in stirred(model).named_parameters():
         if parameter.requires_grad and ".lora_" not in name:
             parameter.data *= 1 + 1e-4  # lost in bfloat16
@@ -215,7 +215,7 @@ def test_mistakes_are_named(monkeypatch):
     with pytest.raises(ValueError, match="already"):
         add_lora(model)
     with pytest.raises(ValueError, match="never.*no parameter"):
-        thaw_only(model, ("lora_", "never"))
+        unfreeze_only(model, ("lora_", "never"))
     quantized = small_model()
     layer = quantized.language_model.model.layers[0].mlp.up_proj
     layer.__class__ = type("Linear4bit", (torch.nn.Linear,), {"__module__": "bitsandbytes.nn.modules"})
@@ -237,7 +237,7 @@ def test_frozen_parts_in_half_precision_trained_parts_in_float32():
     model, plain = small_model(), small_model()
     whole = sum(4 * p.numel() for p in plain.parameters())
     add_lora(model)
-    thaw_only(model, OFFICIAL)
+    unfreeze_only(model, OFFICIAL)
     assert store_frozen_as(model, torch.bfloat16) < whole
     for name, parameter in model.named_parameters():
         float32 = parameter.requires_grad or "prompt_encoder" in name
@@ -253,7 +253,7 @@ def test_a_folder_of_ours_is_read_by_peft(tmp_path):
     peft = pytest.importorskip("peft")
     model, batch = small_model(), asked()
     add_lora(model)
-    thaw_only(model, OFFICIAL)
+    unfreeze_only(model, OFFICIAL)
     generator = torch.Generator().manual_seed(7)
     for parameter in stirred(model).parameters():
         if parameter.requires_grad:

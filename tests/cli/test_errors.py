@@ -68,6 +68,12 @@ def test_how_a_model_cannot_be_loaded_is_one_line(words, named, tmp_path, capsys
     assert status == 1 and named in one_line(err) and not (tmp_path / "out").exists()
 
 
+def test_markup_in_the_name_of_a_source_is_a_name(tmp_path, capsys):
+    for name in ("[/x]", "[red]x[/]"):
+        status, err = run("convert", name, tmp_path / "x", capsys=capsys)
+        assert status == 1 and name in one_line(err)
+
+
 def test_other_names_of_number_types_are_understood():
     for name, kind in (("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32)):
         assert glamm_mini.load("tiny", device="cpu", dtype=name).model.dtype == kind
@@ -117,7 +123,7 @@ def test_weights_of_an_odd_number_type_are_one_line(kind, tmp_path, capsys):
     name = next(iter(weights))
     save_file({**weights, name: weights[name].float().to(kind)}, tmp_path / "m" / "model.safetensors")
     status, err = run("demo", SEASIDE, "--model", tmp_path / "m", "--out", tmp_path / "out", capsys=capsys)
-    assert status == 1 and "Traceback" not in err and err.startswith("error: ")
+    assert status == 1 and "model.safetensors" in one_line(err)
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-200], lambda b: b"", lambda b: b"PK" + b[2:90]])

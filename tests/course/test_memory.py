@@ -19,8 +19,8 @@ from glamm_mini.course.memory.parameters import OFFICIAL_TRAINED, list_weights
 from glamm_mini.course.memory.report import KINDS, Plan
 from glamm_mini.model.config import GlammConfig
 from glamm_mini.model.glamm import GlammForConditionalGeneration
-from glamm_mini.training.recompute import recomputed
-from glamm_mini.training.trained import store_frozen_as, thaw_only
+from glamm_mini.training.finetune import store_frozen_as, unfreeze_only
+from glamm_mini.training.trainer import layers_recomputed
 
 SIZES = dict(
     vision=dict(image_size=96, patch_size=8, hidden_size=64, intermediate_size=256, num_hidden_layers=4),
@@ -47,7 +47,7 @@ def build(config, trained, dtype=torch.float32) -> GlammForConditionalGeneration
     model = GlammForConditionalGeneration(config).train()
     if trained == "official":
         add_lora(model, dropout=0.0)
-        thaw_only(model, (*OFFICIAL_TRAINED, ".lora_"))
+        unfreeze_only(model, (*OFFICIAL_TRAINED, ".lora_"))
         store_frozen_as(model, dtype)
     return model
 
@@ -174,7 +174,7 @@ def test_checkpointing_keeps_layers_inputs(config, batch):
     for checkpointing in (False, True):
         model = build(config, "all")
         known = [*model.parameters(), *model.buffers()]
-        with as_on_a_gpu(), recomputed(model, checkpointing), Live(*known) as live:
+        with as_on_a_gpu(), layers_recomputed(model, checkpointing), Live(*known) as live:
             loss = model(**made).loss
             held[checkpointing] = live.now
             loss.backward()

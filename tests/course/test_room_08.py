@@ -21,8 +21,7 @@ from glamm_mini.data.collate import Collate
 from glamm_mini.storybook.dataset import StorybookDataset, evaluation_samples
 from glamm_mini.training.logs import read_log
 from glamm_mini.training.settings import TrainSettings
-from glamm_mini.training.stopping import TrainingInterrupted
-from glamm_mini.training.trainer import Trainer
+from glamm_mini.training.trainer import Trainer, TrainingInterrupted
 
 
 @pytest.fixture(scope="module")

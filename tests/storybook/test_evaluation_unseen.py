@@ -13,7 +13,7 @@ from glamm_mini.evaluation import TASKS, predict_samples, score_folder
 from glamm_mini.evaluation.gcg import GroundedImage
 from glamm_mini.evaluation.records import GroundedPrediction, GroundedTruth
 from glamm_mini.evaluation.unseen import unseen_grounding, unseen_refseg
-from glamm_mini.storybook.dataset import evaluation_samples
+from glamm_mini.storybook.dataset import _marked, evaluation_samples
 from glamm_mini.storybook.language.vocabulary import UNSEEN_PAIRS, is_unseen, means_unseen
 from glamm_mini.storybook.scores.attributes import unseen_regions
 
@@ -28,14 +28,15 @@ def no_java(monkeypatch):
 
 @pytest.fixture
 def orange_boats(monkeypatch):
-    """Of the fakes' four things, the boat has a colour that training never shows it in."""
+    """Of the fakes' four things, the boat has a colour that training never shows it in, marked as storybook does."""
     monkeypatch.setitem(evaluation_fakes.THINGS[1], "colour", "orange")
     make = make_sample
 
     def with_members(task, number):
         sample = make(task, number)
-        for k, facts in enumerate(sample.extras["truth"]):
-            facts["members"] = (k,)
+        things = [thing | {"unseen": is_unseen(thing)} for thing in sample.extras["things"]]
+        truths = [_marked(facts | {"members": (k,)}, things) for k, facts in enumerate(sample.extras["truth"])]
+        sample.extras |= {"things": things, "truth": truths}
         return sample
 
     monkeypatch.setattr(evaluation_fakes, "make_sample", with_members)
@@ -127,7 +128,7 @@ def test_without_unseen_things_there_are_no_such_figures(task, tmp_path):
     assert "unseen things" not in [column.header for column in result_table(task, scores).columns]
 
 
-def test_data_that_knows_no_pairs_marks_nothing(tmp_path, orange_boats):
+def test_data_that_marks_nothing_has_no_unseen_things(tmp_path):
     settings = {"task": "gcg", "data": "elsewhere"}
     predict_samples("gcg", Oracle("gcg"), evaluation_fakes.samples("gcg"), tmp_path, "test", settings)
     assert not any("unseen" in path.read_text() for path in (tmp_path / "ground_truth").iterdir())

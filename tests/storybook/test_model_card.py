@@ -12,7 +12,7 @@ from evaluation_fakes import Careless, StorybookOracle, run, samples
 from PIL import Image
 
 import glamm_mini
-from glamm_mini.storybook import dataset
+from glamm_mini.storybook import data_source
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "figures"))
@@ -169,7 +169,7 @@ def test_a_prediction_is_drawn_as_it_was_said(careless):
 
 
 def test_one_command_makes_everything(records, tmp_path, monkeypatch):
-    oracle, evaluation_samples = StorybookOracle(), dataset.evaluation_samples
+    oracle, evaluation_samples = StorybookOracle(), data_source.evaluation_samples
     oracle.processor = SimpleNamespace(config=SimpleNamespace(grounding=SimpleNamespace(image_size=128)))
     oracle.model = SimpleNamespace(parameters=lambda: [SimpleNamespace(numel=lambda: 3_600_000)])
 
@@ -178,7 +178,7 @@ def test_one_command_makes_everything(records, tmp_path, monkeypatch):
 
     for module in (glamm_mini, model_card):
         monkeypatch.setattr(module, "load", lambda name, **how: oracle, raising=False)
-    for module in (dataset, model_card):
+    for module in (data_source, model_card):
         monkeypatch.setattr(module, "evaluation_samples", small)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     target, out = tmp_path / "target", tmp_path / "out"

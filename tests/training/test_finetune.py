@@ -16,8 +16,8 @@ from glamm_mini.checkpoints.save import save_model
 from glamm_mini.training import finetune, recipes
 from glamm_mini.training.data_order import COUNTS
 from glamm_mini.training.logs import read_log
-from glamm_mini.training.recipe import read_recipe
-from glamm_mini.training.stopping import TrainingInterrupted
+from glamm_mini.training.recipes import read_recipe
+from glamm_mini.training.trainer import TrainingInterrupted
 
 QUICK = ["batch_size=2", "workers=0", "threads=1", "tensorboard=false", "log_every=1", "scenes=0"]
 QUICK += ["precision=no", "conversations=2"]
@@ -82,7 +82,7 @@ def test_a_stopped_run_goes_on_with_the_same_losses_from_a_small_checkpoint(tmp_
     assert sum(n for k, n in stored.items() if ".lora_" in k) == 2 * 2 * 4 * 8 * 160
     assert sum(n for k, n in stored.items() if any(part in k for part in TRAINED)) == trained
     assert sum(stored.values()) < 0.3 * sum(sizes.values())  # nothing frozen but a few buffers
-    with pytest.raises(ValueError, match="cannot resume .*start was 'tiny', now 'parts'"):
+    with pytest.raises(ValueError, match="start was 'tiny', now 'parts'"):
         recipes.run("gcg", "tiny", "storybook", tmp_path / "cut", True, overrides, start="parts")
     recipes.run("gcg", "tiny", "storybook", tmp_path / "cut", True, overrides)
     again = read_log(tmp_path / "cut" / "log.jsonl")
@@ -123,7 +123,8 @@ def test_frozen_parts_may_be_bfloat16_while_what_is_trained_stays_float32(tmp_pa
 
 
 def test_from_parts_the_projector_is_trained_as_well(monkeypatch, capsys):
-    recipe = replace(finetune.chosen(read_recipe("gcg", "colab"), ["precision=bf16", "cpu=true"]), max_length=512)
+    recipe, _ = finetune.chosen(read_recipe("gcg", "colab"), ["precision=bf16", "cpu=true", "frozen=half"])
+    recipe = replace(recipe, max_length=512)
     asked = {}
 
     def from_parts(size, **options):
@@ -175,12 +176,17 @@ def test_a_model_in_official_mode_is_fine_tuned_from_a_folder(tmp_path):
     ("options", "words"),
     [
         ({"data": "folder"}, "no reader of public data sets yet; recipe 'gcg' needs Semantic_Segm .*GranDf_GCG"),
-        ({"overrides": ["lora.rank=two"]}, "lora.rank is 'two'; expected a whole number"),
-        ({"overrides": ["lora.alpha=two"]}, "lora.alpha is 'two'; expected a number"),
-        ({"overrides": ["merge=perhaps"]}, "merge is 'perhaps'; expected true or false"),
+        ({"overrides": ["lora.rank=two"]}, "lora.rank is 'two'"),
+        ({"overrides": ["lora.alpha=two"]}, "lora.alpha is 'two'"),
+        ({"overrides": ["merge=perhaps"]}, "merge is 'perhaps'"),
         ({"overrides": ["frozen=ice"]}, "frozen is 'ice'"),
-        ({"overrides": ["scenes=-1"]}, "scenes is '-1'"),
+        ({"overrides": ["scenes=-1"]}, "scenes is -1"),
         ({"overrides": ["stepz=1"]}, "Did you mean steps"),
+        ({"overrides": ["lora_rank=1"]}, "Did you mean lora.rank"),
+        ({"overrides": ["lora.rank=0"]}, "lora.rank is 0"),
+        ({"overrides": ["lora.dropout=1"]}, "lora.dropout is 1.0"),
+        ({"overrides": ["lora.targets=q_proj,"]}, "lora.targets is"),
+        ({"overrides": ["conversations=0"]}, "conversations is 0"),
         ({"size": "huge"}, "size 'huge' is unknown"),
         ({"recipe": "gcq"}, "Did you mean gcg"),
         ({"recipe": "storybook", "start": "tiny"}, "takes no --from"),

@@ -18,11 +18,12 @@ from accelerate.utils import DistributedType
 from glamm_mini import training
 from glamm_mini.cli.evaluate import check_arguments
 from glamm_mini.cli.main import build_app
+from glamm_mini.training import recipes
 from glamm_mini.training import trainer as trainer_module
 from glamm_mini.training.finetune import _check_data
 from glamm_mini.training.launch import check_whole_model, deepspeed_config
 from glamm_mini.training.optimizer import build_optimizer
-from glamm_mini.training.recipe import read_recipe, recipe_names
+from glamm_mini.training.recipes import read_recipe, recipe_names
 from glamm_mini.training.settings import TrainSettings
 from glamm_mini.training.trainer import Trainer
 
@@ -48,7 +49,7 @@ def check_glamm(words: list[str]) -> None:
     options = command.make_context(name, list(rest), parent=context).params
     if name == "train":
         assert options["recipe"] in recipe_names()
-        TrainSettings().with_overrides(options["set"])
+        recipes.describe(options["recipe"], options["size"], options["set"])
         _check_data(read_recipe(options["recipe"], options["size"]), options["data"])
     else:
         assert name == "evaluate"
@@ -213,15 +214,13 @@ def test_zero3_is_refused_before_training_where_a_whole_model_is_needed(
         raise Claimed
 
     monkeypatch.setattr(trainer_module, "make_accelerator", lambda settings: launched(stage))
-    monkeypatch.setattr(trainer_module, "claim_folder", claim)
+    monkeypatch.setattr(trainer_module, "claimed", claim)
     run = Trainer(torch.nn.Linear(2, 2), [0], list, TrainSettings(), tmp_path / "run", validate)
     with pytest.raises(ValueError if refused else Claimed, match="ZeRO-3 .* shard=full" if refused else None):
         run.fit(whole=whole)
 
 
 def test_a_recipe_ends_with_a_model_and_so_refuses_zero3(tmp_path, monkeypatch):
-    from glamm_mini.training import recipes
-
     monkeypatch.setattr(trainer_module, "make_accelerator", lambda settings: launched(3))
     for recipe in ("storybook", "gcg"):
         overrides = ["scenes=0", "steps=1", "cpu=true"]

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from glamm_mini.cli.main import build_app
 from glamm_mini.model.config import SIZES, GlammConfig, LossConfig
 from glamm_mini.training import recipes
-from glamm_mini.training.recipe import FOLDER, read_recipe, recipe_names
+from glamm_mini.training.recipes import FOLDER, read_recipe, recipe_names
 
 OFFICIAL = json.loads((Path(__file__).parents[1] / "files" / "training_setup.json").read_text())["args"]
 PAPER = ["combined", "gcg", "grand_pretraining", "refseg", "regcap_refcocog", "regcap_vg"]
@@ -69,6 +69,61 @@ def test_the_combined_mixture_is_the_official_one():
     )
 
 
+def json_of(settings) -> dict:
+    return json.loads(json.dumps(settings.to_dict()))
+
+
+OPTIONS = {
+    "storybook": {"backbones", "start", "tasks", "scenes", "conversations"},
+    "backbones": {"only"},
+    **dict.fromkeys(PAPER, {"scenes", "conversations", "merge", "frozen"}),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_show_lists_every_setting_with_its_meaning_and_as_it_was_set(name):
+    """What is shown is what `--set` takes, and the other way round."""
+    text = recipes.describe(name, "tiny", ["steps=5"])
+    shown = tomllib.loads(text)
+    assert set(shown["options"]) == OPTIONS[name]
+    lines = text.splitlines()
+    for key in ("options", "lora", "settings"):
+        for name_of_setting, value in shown.get(key, {}).items():
+            at = next(i for i, line in enumerate(lines) if line.startswith(f"{name_of_setting} = "))
+            assert lines[at - 1].startswith("# ") and len(lines[at - 1]) > 6, name_of_setting
+            prefix = "lora." if key == "lora" else ""
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and name != "backbones":
+                again = tomllib.loads(recipes.describe(name, "tiny", [f"{prefix}{name_of_setting}={value}"]))
+                assert again[key][name_of_setting] == value
+    tables = shown["stages"].values() if name == "backbones" else [shown["settings"]]
+    assert all(table["steps"] == 5 for table in tables)
+    if name in PAPER:
+        changed = ["lora.targets=k_proj, v_proj", "merge=no", "frozen=half", "scenes=3"]
+        again = tomllib.loads(recipes.describe(name, "tiny", changed, "mine"))
+        assert again["lora"]["targets"] == ["k_proj", "v_proj"] and again["start"] == "mine"
+        assert again["options"] == {"scenes": 3, "conversations": 4, "merge": False, "frozen": "half"}
+    else:
+        with pytest.raises(ValueError, match="--from"):
+            recipes.describe(name, "tiny", [], "mine")
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("wrong", ["nonsense=5", "lora_rank=4", "merge", "steps=many", "scenes=-1"])
+def test_show_refuses_what_a_run_would(name, wrong, tmp_path):
+    texts = []
+    for call in (recipes.describe, lambda *a: recipes.run(a[0], a[1], "storybook", tmp_path / "out", False, a[2])):
+        with pytest.raises(ValueError, match=wrong.split("=")[0]) as error:
+            call(name, "tiny", [wrong])
+        texts.append(str(error.value))
+    assert texts[0] == texts[1] and not (tmp_path / "out").exists()
+    assert wrong != "lora_rank=4" or name not in PAPER or "Did you mean lora.rank?" in texts[0]
+
+
+def test_settings_of_a_stage_are_its_own_and_the_later_one_holds():
+    shown = tomllib.loads(recipes.describe("backbones", "tiny", ["encoder.steps=7", "steps=5", "language.steps=9"]))
+    assert [shown["stages"][name]["steps"] for name in ("encoder", "segmenter", "language")] == [5, 5, 9]
+
+
 def test_every_recipe_can_be_read_and_shown_at_every_size():
     assert recipe_names() == ["backbones", "storybook", *PAPER]
     for name in recipe_names():
@@ -76,11 +131,14 @@ def test_every_recipe_can_be_read_and_shown_at_every_size():
         assert text.startswith("# ") and ("ours" in text or "official" in text), f"{name} does not say its sources"
         for size in SIZES:
             recipe = read_recipe(name, size)
-            shown = tomllib.loads(recipe.to_toml())
-            assert shown["settings"] == json.loads(json.dumps(recipe.settings.to_dict()))
+            shown = tomllib.loads(recipes.describe(name, size))
+            if recipe.stages:
+                assert shown["stages"] == {key: json_of(own) for key, own in recipe.stages.items()}
+            else:
+                assert shown["settings"] == json_of(recipe.settings)
             assert len(shown.get("data", [])) == len(recipe.data) and shown["name"] == name
     assert tomllib.loads(recipes.describe("gcg", "7b", ["lora.rank=4", "steps=9"], "mine"))["lora"]["rank"] == 4
-    with pytest.raises(ValueError, match="no recipe; expected one of backbones"):
+    with pytest.raises(ValueError, match="official.*backbones"):
         read_recipe("official")
     assert read_recipe("refseg", "tiny").settings.steps == 200 and read_recipe("refseg", "colab").start == "parts"
 

@@ -48,9 +48,9 @@ def test_backbones_are_stored_in_bfloat16_with_a_record_each(backbones):
 
 
 def test_backbones_are_put_into_a_glamm(backbones):
-    glamm, _ = recipes.untrained("tiny")
+    glamm, _ = storybook.untrained("tiny")
     before = {k: v.clone() for k, v in glamm.state_dict().items()}
-    joint = recipes.load_backbones(backbones, glamm)
+    joint = storybook.load_backbones(backbones, glamm)
     assert joint.glamm is glamm
     state = glamm.state_dict()
     for name, part in (("encoder", "heads"), ("encoder", "region_heads"), ("language", "box"), ("language", "point")):
@@ -85,8 +85,8 @@ def test_a_trained_model_loads_and_answers(trained, monkeypatch):
 
 
 def test_training_changed_every_part_that_learns(trained, backbones):
-    start, _ = recipes.untrained("tiny")
-    recipes.load_backbones(backbones, start)
+    start, _ = storybook.untrained("tiny")
+    storybook.load_backbones(backbones, start)
     before, after = start.state_dict(), load_model(trained)[0].state_dict()
     for child, _ in start.named_children():
         names = [n for n in before if n.startswith(f"{child}.")]
@@ -102,18 +102,18 @@ def test_a_stage_alone_and_settings_of_one_stage(tmp_path):
         recipes.run("backbones", "tiny", "storybook", tmp_path, overrides=overrides)
     assert recipes.run("backbones", "tiny", "storybook", tmp_path, resume=True, overrides=overrides) == folder
     with pytest.raises(FileNotFoundError, match="no weights at .*encoder.safetensors"):
-        recipes.load_backbones(folder, recipes.untrained("tiny")[0])
+        storybook.load_backbones(folder, storybook.untrained("tiny")[0])
 
 
 def test_backbones_of_another_world_are_refused(backbones, tmp_path):
     state = load_file(backbones / "encoder.safetensors")
     save_file(state | {"heads.heads.kind.weight": torch.zeros(2, 3)}, tmp_path / "encoder.safetensors")
     with pytest.raises(ValueError, match="encoder.safetensors does not fit: .*heads.heads.kind.weight"):
-        recipes.load_backbones(tmp_path, recipes.untrained("tiny")[0])
+        storybook.load_backbones(tmp_path, storybook.untrained("tiny")[0])
 
 
 def test_untrained_models_are_equal_and_match_their_tokenizer():
-    (a, processor), (b, _) = recipes.untrained("tiny"), recipes.untrained("tiny")
+    (a, processor), (b, _) = storybook.untrained("tiny"), storybook.untrained("tiny")
     assert all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
     tokenizer = processor.tokenizer
     assert a.config.text.vocab_size == len(tokenizer) == a.get_input_embeddings().weight.shape[0]
@@ -132,11 +132,11 @@ def test_untrained_models_are_equal_and_match_their_tokenizer():
         ("backbones", "tiny", "storybook", ["only=eyes"], "only=eyes names no backbone; expected one of encoder"),
         ("backbones", "tiny", "storybook", ["only"], "cannot read the setting 'only'"),
         ("backbones", "tiny", "storybook", ["stepz=3"], "unknown setting 'stepz'. Did you mean steps"),
-        ("backbones", "tiny", "storybook", ["only=encoder", "language.lr=fast"], "the setting lr is 'fast'"),
+        ("backbones", "tiny", "storybook", ["only=encoder", "language.lr=fast"], "language.lr is 'fast'"),
         ("backbones", "tiny", "storybook", ["eyes.steps=3"], "unknown setting 'eyes.steps'"),
         ("storybook", "tiny", "storybook", ["scenes=many"], "scenes is 'many'"),
         ("storybook", "tiny", "storybook", ["tasks=gcg,dance"], "unknown|among"),
-        ("storybook", "tiny", "storybook", ["conversations=0"], "draw at least 1"),
+        ("storybook", "tiny", "storybook", ["conversations=0"], "conversations is 0"),
     ],
 )
 def test_mistakes_are_named_before_anything_is_trained(recipe, size, data, overrides, words, tmp_path):

@@ -1,24 +1,43 @@
 """One process and two (gloo, CPU) train the same GLaMM: the real model, losses and data, on a few scenes."""
 
-import os
-import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+import training_toy
+from once import once
 from safetensors.torch import save_file
 
 from glamm_mini.storybook.pretrain.encoder_stage import EncoderTraining
 from glamm_mini.storybook.pretrain.language_stage import LanguageTraining
+from glamm_mini.storybook.pretrain.run import untrained
 from glamm_mini.storybook.pretrain.segmenter_stage import SegmenterTraining
 from glamm_mini.training import recipes
 from glamm_mini.training.logs import read_log
 
+STEPS = "log_every=1 threads=1 workers=0 cpu=true tensorboard=false conversations=2".split()
+PLAIN = [*STEPS, "precision=no", "scenes=0", "steps=2"]
+RUNS = {
+    "storybook": ("storybook", ["backbones=BACKBONES", *PLAIN]),
+    # Dropout depends on the process: two draw other masks than one.
+    "combined": ("combined", ["lora.dropout=0", "merge=false", *PLAIN]),
+    "half": ("gcg", [*STEPS, "precision=bf16", "shard=full", "scenes=1", "steps=1"]),
+}
 
-@pytest.fixture(scope="module")
-def untrained_backbones(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("backbones")
-    glamm, _ = recipes.untrained("tiny")
+
+def run(name: str, folder: Path, batch_size: int) -> None:
+    """One of RUNS, into a folder of its name."""
+    recipe, overrides = RUNS[name]
+    overrides = [text.replace("BACKBONES", str(folder.parent / "backbones")) for text in overrides]
+    recipes.run(recipe, "tiny", "storybook", folder / name, overrides=[*overrides, f"batch_size={batch_size}"])
+
+
+def _train(folder: Path) -> None:
+    """Runs of one process in `one`, of two with half the batch in `two`."""
+    (folder / "backbones").mkdir()
+    torch.set_num_threads(1)
+    glamm, _ = untrained("tiny")
     torch.manual_seed(1)
     parts = {
         "encoder": EncoderTraining(glamm),
@@ -26,47 +45,41 @@ def untrained_backbones(tmp_path_factory):
         "language": LanguageTraining(glamm),
     }
     for name, part in parts.items():
-        save_file({k: v.contiguous() for k, v in part.state_dict().items()}, folder / f"{name}.safetensors")
-    return folder
+        state = {k: v.contiguous() for k, v in part.state_dict().items()}
+        save_file(state, folder / "backbones" / f"{name}.safetensors")
+    for name in ("storybook", "combined"):
+        run(name, folder / "one", 4)
+    training_toy.together(2, str(folder / "two"), program=__file__)
 
 
-def _train(recipe, out, processes, batch_size, *more):
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if processes == 2 else []
-    settings = f"steps=2 batch_size={batch_size} log_every=1 threads=1 workers=0 precision=no scenes=0 cpu=true".split()
-    command = [sys.executable, *launcher, "-m", "glamm_mini.cli.main", "train", recipe, "--out", str(out)]
-    for setting in [*settings, *more]:
-        command += ["--set", setting]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr[-6000:]
-    return read_log(out / "log.jsonl")
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """The folder that `_train` filled."""
+    pytest.importorskip("peft")
+    return once(tmp_path_factory, "recipes", _train)
 
 
 @pytest.mark.slow
-def test_two_processes_train_what_one_trains(untrained_backbones, tmp_path):
-    one = _train("storybook", tmp_path / "one", 1, 4, f"backbones={untrained_backbones}")
-    two = _train("storybook", tmp_path / "two", 2, 2, f"backbones={untrained_backbones}")
+@pytest.mark.parametrize(
+    ("name", "parts"), [("storybook", ["dense", "regions", "box"]), ("combined", [])], ids=["whole", "fine-tuned"]
+)
+def test_two_processes_train_what_one_trains(trained, name, parts):
+    one, two = (read_log(trained / processes / name / "log.jsonl") for processes in ("one", "two"))
     assert [line["step"] for line in one] == [line["step"] for line in two] == [1, 2]
     for a, b in zip(one, two, strict=True):
-        for name in ("loss", "ce", "mask_bce", "mask_dice", "dense", "regions", "box", "grad_norm"):
-            assert b[name] == pytest.approx(a[name], rel=2e-5), name
+        for part in ("loss", "ce", "mask_bce", "mask_dice", "grad_norm", *parts):
+            assert b[part] == pytest.approx(a[part], rel=2e-5), part
 
 
 @pytest.mark.slow
-def test_two_processes_fine_tune_what_one_fine_tunes(tmp_path):
-    # Dropout depends on the process: two draw other masks than one.
-    more = ("conversations=2", "lora.dropout=0", "merge=false")
-    one = _train("combined", tmp_path / "one", 1, 4, *more)
-    two = _train("combined", tmp_path / "two", 2, 2, *more)
-    for a, b in zip(one, two, strict=True):
-        for name in ("loss", "ce", "mask_bce", "mask_dice", "grad_norm"):
-            assert b[name] == pytest.approx(a[name], rel=2e-5), name
-
-
-@pytest.mark.slow
-def test_slices_in_half_precision_are_validated_and_end_whole(tmp_path):
+def test_shards_in_half_precision_are_validated_and_end_whole(trained):
     """Gathered weights are bfloat16 and the rest float32: answering needs autocast, as training does."""
-    more = ("precision=bf16", "shard=full", "scenes=1", "conversations=2", "steps=1")
-    log = _train("gcg", tmp_path, 2, 2, *more)
+    log = read_log(trained / "two" / "half" / "log.jsonl")
     assert 0 <= log[-1]["validation"]["gcg_miou"] <= 1
-    assert (tmp_path / "model" / "model.safetensors").is_file()
+    assert (trained / "two" / "half" / "model" / "model.safetensors").is_file()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for name in RUNS:
+        run(name, Path(sys.argv[1]), 2)

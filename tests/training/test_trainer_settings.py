@@ -9,7 +9,7 @@ from torch import nn
 from training_toy import BASE, Toy, ToyData, weights_of
 
 from glamm_mini.training import optimizer as optimizers
-from glamm_mini.training.muon import Muon, orthogonalized
+from glamm_mini.training.optimizer import MuonAdamW, clip_gradients, gradient_norm, orthogonalized
 from glamm_mini.training.settings import TrainSettings, differing
 
 
@@ -49,9 +49,12 @@ def test_overrides_read_every_kind():
         ("precision=fp8", "expected one of no, bf16, fp16, auto"),
         ("batch_size=0", "batch_size is 0; expected 1 or more"),
         ("lr=nan", "lr is nan; expected 0 or more"),
-        ("ema=2", "from 0 to 1"),
+        ("final_lr=2", "final_lr is 2.0; expected 1 or less"),
+        ("betas=0.9,1", "betas is"),
+        ("betas=0.9,-0.1", "betas is"),
+        ("ema=0.9", "unknown setting 'ema'"),
         ("shard=half", "expected one of none, full"),
-        ("timeout_minutes=0", "expected a number above 0"),
+        ("timeout_minutes=0", "timeout_minutes is 0.0"),
     ],
 )
 def test_a_bad_override_is_named(override, message):
@@ -107,7 +110,7 @@ def gradients(model: nn.Module, step: int) -> None:
     model(**training_toy.collate_without_counts(samples)).loss.backward()
 
 
-def test_two_optimizers_as_one_equal_two_apart():
+def test_muon_and_adamw_in_one_optimizer_equal_two_apart():
     def stepped(build):
         model = Toy()
         many = build(model)
@@ -121,10 +124,15 @@ def test_two_optimizers_as_one_equal_two_apart():
         matrices = [model.hidden.weight, model.inner.weight]
         rest = [p for p in model.parameters() if all(p is not m for m in matrices)]
         adamw = torch.optim.AdamW(rest, lr=1e-2, betas=(0.9, 0.95), weight_decay=0.0)
-        return [Muon(matrices, lr=2e-2), adamw]
+        return [muon(matrices, lr=2e-2), adamw]
 
     settings = TrainSettings(lr=1e-2, muon_lr=2e-2)
     torch.testing.assert_close(stepped(lambda m: [optimizers.build_optimizer(m, settings)]), stepped(apart))
+    assert type(optimizers.build_optimizer(Toy(), TrainSettings())) is torch.optim.AdamW
+
+
+def muon(parameters: list, **options) -> MuonAdamW:
+    return MuonAdamW([{"params": parameters, "kind": "muon", "weight_decay": 0.0} | options])
 
 
 def test_muon_makes_singular_values_equal():
@@ -141,7 +149,7 @@ def test_muon_equals_the_one_of_torch_up_to_its_bfloat16(weight_decay):
     torch.manual_seed(0)
     start = [torch.randn(shape) for shape in ((32, 32), (64, 16), (16, 64), (32, 32))]
     mine, theirs = ([nn.Parameter(t.clone()) for t in start] for _ in range(2))
-    optimizer = Muon(mine, lr=0.1, weight_decay=weight_decay)
+    optimizer = muon(mine, lr=0.1, weight_decay=weight_decay)
     reference = torch.optim.Muon(theirs, lr=0.1, weight_decay=weight_decay)
     for _ in range(3):
         for a, b in zip(mine, theirs, strict=True):
@@ -152,4 +160,29 @@ def test_muon_equals_the_one_of_torch_up_to_its_bfloat16(weight_decay):
     for a, b, t in zip(mine, theirs, start, strict=True):
         assert (a - b).norm() < 0.03 * (b - t).norm()
     with pytest.raises(ValueError, match=r"matrices only.*\(5,\)"):
-        Muon([nn.Parameter(torch.zeros(5))], lr=0.1)
+        muon([nn.Parameter(torch.zeros(5))], lr=0.1)
+
+
+# ---- clipping ----
+
+
+def test_the_norm_of_a_large_gradient_is_summed_in_float64():
+    large = torch.full((4096, 4096), 0.1)
+    exact = float(torch.tensor(0.1).double()) * 4096
+    assert float(gradient_norm([large])) == pytest.approx(exact, rel=1e-9)
+    assert float(gradient_norm([large[:, ::2], torch.zeros(3)])) == pytest.approx(exact / 2**0.5, rel=1e-9)
+    assert gradient_norm([large]).dtype == torch.float64 and float(gradient_norm([])) == 0
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.5, 100.0])
+def test_clipping_is_that_of_torch(clip):
+    mine, theirs = Toy(), Toy()
+    for model in (mine, theirs):
+        gradients(model, 3)
+    norm = clip_gradients(mine, clip)
+    expected = torch.nn.utils.clip_grad_norm_(theirs.parameters(), clip or float("inf"))
+    assert float(norm) == pytest.approx(float(expected), rel=1e-6) and float(norm) > 0.5
+    for a, b in zip(mine.parameters(), theirs.parameters(), strict=True):
+        assert (a.grad is None) == (b.grad is None)
+        if a.grad is not None:
+            torch.testing.assert_close(a.grad, b.grad)

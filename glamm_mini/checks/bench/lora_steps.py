@@ -6,11 +6,11 @@ from glamm_mini.checkpoints.lora import add_lora
 from glamm_mini.dtypes import AUTOCAST
 from glamm_mini.model.glamm import GlammForConditionalGeneration
 from glamm_mini.model.tokens import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from glamm_mini.training.finetune import store_frozen_as, unfreeze_only
 from glamm_mini.training.launch import resolve_precision
 from glamm_mini.training.optimizer import build_optimizer
-from glamm_mini.training.recipe import read_recipe
-from glamm_mini.training.recompute import recomputed
-from glamm_mini.training.trained import store_frozen_as, thaw_only
+from glamm_mini.training.recipes import read_recipe
+from glamm_mini.training.trainer import layers_recomputed
 
 RECIPE = "gcg"
 
@@ -31,7 +31,7 @@ class TrainingStep:
         self.batch_size, self.accumulation = self.settings.batch_size, self.settings.accumulation
         self.precision = resolve_precision(self.settings.precision, device)
         add_lora(model, **recipe.lora)
-        thaw_only(model, recipe.trained)
+        unfreeze_only(model, recipe.trained)
         store_frozen_as(model, AUTOCAST[self.precision])
         self.optimizer = build_optimizer(model, self.settings)
         self.batch = random_batch(model, self.batch_size, text, answer, masks, device)
@@ -40,7 +40,7 @@ class TrainingStep:
     def __call__(self) -> float:
         """Forward and backward `accumulation` times, clipped, stepped; returns the last loss."""
         half = AUTOCAST[self.precision]
-        with recomputed(self.model, self.settings.gradient_checkpointing):
+        with layers_recomputed(self.model, self.settings.gradient_checkpointing):
             for _ in range(self.accumulation):
                 with torch.autocast(self.device.type, half, enabled=half != torch.float32):
                     loss = self.model(**self.batch).loss / self.accumulation

@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import LogitsProcessor
 
 from glamm_mini.checkpoints.official import official_to_ours
+from glamm_mini.training.optimizer import gradient_norm
 
 FORCED = 1e4
 """What the reference adds to the logit of [SEG] where it forces one."""
@@ -196,7 +197,7 @@ def gradients_of(model, wanted, whole):
     found, hooks = {}, []
 
     def keep(name, parameter):
-        found[name] = torch.linalg.vector_norm(parameter.grad).double()
+        found[name] = gradient_norm([parameter.grad])
         if name in whole:
             found["whole " + name] = parameter.grad
         parameter.grad = None

@@ -18,8 +18,7 @@ from glamm_mini.course.room_14.lesson import state_bytes
 from glamm_mini.data.collate import Collate
 from glamm_mini.storybook.dataset import StorybookDataset
 from glamm_mini.training.settings import TrainSettings
-from glamm_mini.training.stopping import TrainingInterrupted
-from glamm_mini.training.trainer import Trainer
+from glamm_mini.training.trainer import Trainer, TrainingInterrupted
 
 SETTINGS = TrainSettings(
     steps=4, batch_size=4, lr=2e-3, schedule="constant", warmup=0, log_every=1, save_every=4, save_frozen=False,

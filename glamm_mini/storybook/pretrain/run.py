@@ -1,11 +1,12 @@
 """The tiny model's own trainings: three backbones from nothing, and GLaMM from them. Settings are in recipes/."""
 
+import math
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from safetensors.torch import save_file
 
 from glamm_mini import paths
 from glamm_mini.assistant.assistant import Assistant
@@ -22,18 +23,18 @@ from glamm_mini.storybook.pretrain.joint_stage import JointCollate, JointTrainin
 from glamm_mini.storybook.pretrain.language_stage import SPOKEN, LanguageCollate, LanguageTraining
 from glamm_mini.storybook.pretrain.segmenter_stage import SegmenterTraining, collate_segmenter
 from glamm_mini.storybook.pretrain.validation import storybook_figures
-from glamm_mini.training.recipe import read_recipe
-from glamm_mini.training.record import write_record
-from glamm_mini.training.settings import split, whole
+from glamm_mini.training.checkpoint import WEIGHTS, write_tensors
+from glamm_mini.training.finetune import VALIDATION_SCENES, write_record
+from glamm_mini.training.recipes import OwnRecipe, Recipe
+from glamm_mini.training.run_folder import LAST
+from glamm_mini.training.settings import Tables, check, setting
 from glamm_mini.training.trainer import Trainer
 
-ENDLESS = 10_000_000
-"""Storybook scenes are drawn when they are asked for, so that no scene is ever seen twice."""
+ENDLESS = math.inf
+"""Storybook scenes are drawn when they are asked for, so that no scene is ever seen twice. Their order says nothing:
+each is drawn by itself, so they are taken as they come."""
 
-VALIDATION_SCENES = 24
-
-CONVERSATIONS = 11
-"""About each scene; they share one row and the picture's features."""
+STAGES = ("encoder", "segmenter", "language")
 
 
 def untrained(size: str) -> tuple[GlammForConditionalGeneration, GlammProcessor]:
@@ -55,39 +56,49 @@ def untrained(size: str) -> tuple[GlammForConditionalGeneration, GlammProcessor]
     return GlammForConditionalGeneration(config), processor
 
 
-def train_backbones(size: str, data: str, out: Path, resume: bool, overrides: list[str]) -> Path:
+@dataclass(frozen=True)
+class BackboneOptions:
+    """Settings of the backbones' training that are not the trainer's."""
+
+    only: str = setting("", "a stage to train alone: encoder, segmenter or language; empty trains all")
+
+
+def backbone_tables(recipe: Recipe) -> Tables:
+    """`steps=100` on the command line reaches all stages, `encoder.steps=100` one."""
+    return [("", BackboneOptions()), *((f"{stage}.", settings) for stage, settings in recipe.stages.items())]
+
+
+def train_backbones(size: str, out: Path, resume: bool, tables: list) -> Path:
     """The three backbones, one after the other; `OUT/model` then holds one safetensors file each.
 
-    An override such as `encoder.steps=100` reaches one stage, `steps=100` all of them, and `only=encoder` trains one:
-    the stages do not need each other, so that two can run side by side on two cores.
+    The stages do not need each other: with `only`, two can be trained side by side on two cores, each in a folder of
+    its own.
     """
-    own, overrides = split(overrides, ("only",))
-    defaults = read_recipe("backbones", size).stages
-    if own.get("only", "encoder") not in defaults:
-        raise ValueError(f"only={own['only']} names no backbone; expected one of {', '.join(defaults)}")
+    options, *settings = tables
+    settings = dict(zip(STAGES, settings, strict=True))
+    if options.only and options.only not in STAGES:
+        raise ValueError(f"only={options.only} names no backbone; expected one of {', '.join(STAGES)}")
     glamm, processor = untrained(size)
     side = processor.config.grounding.image_size
-    scenes = partial(StorybookDataset, "train", size=ENDLESS, long_side=side)
     silent = {"conversations": 1, "mixture": {"gcg": 1}}
     stages = {
-        "encoder": (EncoderTraining, partial(collate_encoder, processor=processor), scenes(**silent)),
-        "segmenter": (SegmenterTraining, partial(collate_segmenter, processor=processor), scenes(**silent)),
-        "language": (LanguageTraining, LanguageCollate(processor), scenes(**SPOKEN)),
+        "encoder": (EncoderTraining, partial(collate_encoder, processor=processor), silent),
+        "segmenter": (SegmenterTraining, partial(collate_segmenter, processor=processor), silent),
+        "language": (LanguageTraining, LanguageCollate(processor), SPOKEN),
     }
     model_folder = Path(out) / "model"
-    names = [own["only"]] if own else list(stages)
-    # All settings are read before the first stage: a slip in the last must not be found after an hour of training.
-    settings = {name: defaults[name].with_overrides(_for_stage(name, stages, overrides)) for name in stages}
-    for name in names:
-        module, collate, dataset = stages[name]
+    for name in [options.only] if options.only else STAGES:
+        module, collate, talk = stages[name]
         torch.manual_seed(0)
         stage = module(glamm)
-        Trainer(stage, dataset, collate, settings[name], Path(out) / name).fit(resume=resume)
+        scenes = StorybookDataset("train", settings[name].seed, ENDLESS, side, **talk)
+        trainer = Trainer(stage, scenes, collate, settings[name], Path(out) / name)
+        trainer.fit(resume=resume)
         if not PartialState().is_main_process:
             continue
         model_folder.mkdir(parents=True, exist_ok=True)
-        state = {k: v.detach().to(torch.bfloat16).contiguous() for k, v in stage.state_dict().items()}
-        save_file(state, model_folder / f"{name}.safetensors", metadata={"format": "pt"})
+        state = {k: v.detach().to(torch.bfloat16) for k, v in trainer.model.state_dict().items()}
+        write_tensors(model_folder / f"{name}.safetensors", state)
         write_record(Path(out) / name, model_folder / f"{name}.training.json")
     if PartialState().is_main_process:
         processor.save_pretrained(model_folder)
@@ -108,31 +119,45 @@ def load_backbones(folder: Path, glamm: GlammForConditionalGeneration) -> JointT
     return JointTraining(glamm, encoder.heads, encoder.region_heads, language.box, language.point)
 
 
-def train_storybook(size: str, data: str, out: Path, resume: bool, overrides: list[str]) -> Path:
-    """GLaMM from the bundled backbones on the mixture of storybook tasks; `OUT/model` then holds the model.
+@dataclass(frozen=True)
+class StorybookOptions:
+    """Settings of the tiny model's training that are not the trainer's."""
 
-    Overrides of its own: `backbones=FOLDER` to start from others, `start=RUN` to go on from the end of an earlier run
-    with settings of its own (another round), `scenes=64` to validate on more scenes, or on none (0), `tasks=gcg,vqa` to
-    draw these tasks alone, `conversations=2` to hold fewer about each scene.
-    """
+    backbones: str = setting("", "folder of the backbones to start from; empty takes the bundled ones")
+    start: str = setting("", "folder of an earlier run, whose end is gone on from with settings of its own")
+    tasks: str = setting("", "draw these alone, such as gcg,vqa; empty draws all")
+    scenes: int = setting(VALIDATION_SCENES, "validation asks about so many; 0 validates on none", least=0)
+    conversations: int = setting(11, "about each scene; they share one row and the picture's features", least=1)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+def storybook_tables(recipe: Recipe) -> Tables:
+    """The tables of settings that `--set` changes."""
+    return [("", StorybookOptions()), ("", recipe.settings)]
+
+
+def train_storybook(size: str, out: Path, resume: bool, tables: list) -> Path:
+    """GLaMM from the bundled backbones on the mixture of storybook tasks; `OUT/model` then holds the model."""
+    options, settings = tables
+    mixture = {task: MIXTURE.get(task, 0.0) for task in options.tasks.split(",")} if options.tasks else MIXTURE
     glamm, processor = untrained(size)
-    own, rest = split(overrides, ("backbones", "scenes", "start", "tasks", "conversations"))
-    scenes, conversations = whole(own, "scenes", VALIDATION_SCENES), whole(own, "conversations", CONVERSATIONS)
-    mixture = {task: MIXTURE.get(task, 0.0) for task in own["tasks"].split(",")} if "tasks" in own else None
-    folder = Path(own["backbones"]) if "backbones" in own else paths.checkpoint_folder("backbones")
-    torch.manual_seed(0)
-    stage = load_backbones(folder, glamm)
-    if "start" in own:
-        load_weights(stage, Path(own["start"]) / "last" / "model.safetensors")
-    settings = read_recipe("storybook", size).settings.with_overrides(rest)
     side = processor.config.grounding.image_size
-    dataset = StorybookDataset("train", 0, ENDLESS, side, mixture, conversations)
-    validate = partial(_validate, processor=processor, scenes=scenes) if scenes else None
-    Trainer(stage, dataset, JointCollate(processor), settings, Path(out), validate).fit(resume=resume)
+    dataset = StorybookDataset("train", settings.seed, ENDLESS, side, mixture, options.conversations)
+    torch.manual_seed(0)
+    stage = load_backbones(Path(options.backbones or paths.checkpoint_folder("backbones")), glamm)
+    if options.start:
+        load_weights(stage, Path(options.start) / LAST / WEIGHTS)
+    validate = partial(_validate, processor=processor, scenes=options.scenes) if options.scenes else None
+    about = {"backbones": options.backbones, "start": options.start, "mixture": mixture}
+    about |= {"conversations": options.conversations}
+    trainer = Trainer(stage, dataset, JointCollate(processor), settings, Path(out), validate, about)
+    trainer.fit(resume=resume)
     folder = Path(out) / "model"
     if PartialState().is_main_process:
-        save_model(folder, glamm, processor, torch.bfloat16)
-        write_record(Path(out), folder / "training.json")
+        save_model(folder, trainer.model.glamm, processor, torch.bfloat16)
+        write_record(Path(out), folder / "training.json", **about)
     return folder
 
 
@@ -140,7 +165,5 @@ def _validate(stage: JointTraining, processor: GlammProcessor, scenes: int) -> d
     return storybook_figures(Assistant(stage.glamm, processor), scenes)
 
 
-def _for_stage(name: str, names, overrides: list[str]) -> list[str]:
-    """Overrides of one stage: those without a prefix, and those with its own."""
-    stages = tuple(f"{stage}." for stage in names)
-    return [o.removeprefix(f"{name}.") for o in overrides if o.startswith(f"{name}.") or not o.startswith(stages)]
+BACKBONES = OwnRecipe(train_backbones, backbone_tables)
+STORYBOOK = OwnRecipe(train_storybook, storybook_tables)

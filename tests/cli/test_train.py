@@ -1,0 +1,85 @@
+"""`glamm-mini train`: what it hands to a recipe, what it says at the end."""
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from glamm_mini.cli.demo import demo
+from glamm_mini.cli.train import how_to_go_on, train
+from glamm_mini.training import recipes
+from glamm_mini.training.trainer import TrainingInterrupted
+
+
+@pytest.fixture
+def app():
+    app = typer.Typer()
+    app.command()(train)
+    return app
+
+
+@pytest.fixture
+def calls(monkeypatch, tmp_path):
+    calls = []
+
+    def run(recipe, **more):
+        calls.append((recipe, more))
+        if more["resume"]:
+            raise TrainingInterrupted("stopped after step 3 of 9")
+        (tmp_path / "made").mkdir()
+        (tmp_path / "made" / "config.json").touch()
+        return tmp_path / "made"
+
+    monkeypatch.setattr(recipes, "run", run)
+    return calls
+
+
+def test_the_command_hands_everything_to_the_recipe_and_says_how_to_ask(app, calls, tmp_path):
+    arguments = ["storybook", "--out", str(tmp_path / "run"), "--set", "steps=3", "--set", "lr=1"]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0
+    expected = {"size": "tiny", "data": "storybook", "out": tmp_path / "run", "resume": False}
+    assert calls == [("storybook", {**expected, "overrides": ["steps=3", "lr=1"]})]
+    assert f"glamm-mini demo picture.png --model {tmp_path / 'made'}" in done.output.replace("\n", " ")
+
+
+def test_a_stop_on_request_ends_with_130_and_its_words(app, calls, tmp_path):
+    stopped = CliRunner().invoke(app, ["storybook", "--resume", "--out", str(tmp_path / "run")])
+    assert stopped.exit_code == 130 and "stopped after step 3" in stopped.output
+
+
+def test_other_processes_than_the_first_say_nothing(app, calls, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert CliRunner().invoke(app, ["storybook", "--out", str(tmp_path / "run")]).output == ""
+
+
+def command_of(words: str) -> list[str]:
+    return shlex.split(words.splitlines()[1])
+
+
+def test_each_kind_of_result_has_its_command(tmp_path):
+    folder = tmp_path / "a run" / "model"
+    folder.mkdir(parents=True)
+    program, command, picture, option, name = command_of(how_to_go_on(folder))  # backbones have no config.json
+    assert [program, command, picture, option] == ["glamm-mini", "train", "storybook", "--set"]
+    assert name == f"backbones={folder}"
+    (folder / "config.json").touch()
+    words = command_of(how_to_go_on(folder))
+    assert words == ["glamm-mini", "demo", "picture.png", "--model", str(folder)]
+    one = typer.Typer()
+    one.command()(demo)
+    context = typer.main.get_command(one).make_context("demo", words[2:])
+    assert context.params["model"] == str(folder) and context.params["images"] == [Path("picture.png")]
+    lora = tmp_path / "lora"
+    lora.mkdir()
+    (lora / "training.json").write_text(json.dumps({"start": "tiny"}))
+    merged = str(tmp_path / "merged")
+    assert command_of(how_to_go_on(lora)) == ["glamm-mini", "convert", "tiny", merged, "--lora", str(lora)]
+
+
+def test_the_help_says_where_all_settings_stand(app):
+    text = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"}).output
+    assert "--show" in text and "lora.rank" in text
