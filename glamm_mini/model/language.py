@@ -29,6 +29,10 @@ REFUSED = {
 }
 """Options of transformers' generate that GLaMM cannot take, by the reason."""
 
+TELLING = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp", "penalty_alpha")
+TELLING += ("dola_layers", "num_beam_groups", "constraints", "force_words_ids")
+"""Options that mean another way to generate."""
+
 KEPT = ("scores", "logits", "sequences_scores", "beam_indices", "attentions", "hidden_states")
 
 
@@ -122,7 +126,9 @@ def _checked(config: GenerationConfig, options: Mapping[str, Any], device: str) 
     mode, cache = config.get_generation_mode(more.get("assistant_model")), config.cache_implementation or ""
     if mode not in MODES:
         known = ", ".join(mode.value for mode in MODES)
-        raise ValueError(f"these options of generate mean {mode.value}; GLaMM's masks need one of {known}")
+        names = [name for name in TELLING if more.get(name, getattr(config, name, None)) not in (None, False)]
+        given = ", ".join(names) or "options"
+        raise ValueError(f"generate was given {given}, which means {mode.value}; GLaMM's masks need one of {known}")
     if cache == "paged" or (cache.startswith("offloaded") and device != "cuda"):
         raise ValueError(f"cache_implementation is {cache!r}, which does not work with embeddings on {device}")
     return config.num_beams or 1

@@ -33,7 +33,7 @@ def load_image(image: Any) -> np.ndarray:
     if isinstance(image, Image.Image):
         return _pixels(image, "the PIL image")
     if isinstance(image, bytes | bytearray):
-        return _read(BytesIO(image), "the bytes")
+        return _read(BytesIO(image), "the given data")
     if isinstance(image, IOBase) and not isinstance(image, TextIOBase):
         return _read(image, "the open file")
     if isinstance(image, torch.Tensor) and image.dtype == torch.uint8 and not image.is_meta:

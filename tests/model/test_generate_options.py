@@ -100,7 +100,7 @@ REFUSED = {
     "prompt_lookup by config": dict(generation_config=GenerationConfig(prompt_lookup_num_tokens=3)),
     "assistant_model": lambda model: dict(assistant_model=model.language_model),
     "penalty_alpha": dict(penalty_alpha=0.6, top_k=4),
-    "num_beam_groups": dict(num_beams=4, num_beam_groups=2, diversity_penalty=1.0),
+    "num_beam_groups": dict(num_beam_groups=2, num_beams=4, diversity_penalty=1.0),
     "guidance_scale": dict(guidance_scale=1.5),
     "prefill_chunk_size": dict(prefill_chunk_size=4),
     "encoder_repetition_penalty": dict(encoder_repetition_penalty=1.2),
@@ -119,8 +119,12 @@ REFUSED = {
 
 @pytest.mark.parametrize("options", REFUSED.values(), ids=REFUSED)
 def test_what_would_give_other_masks_is_refused(model, options):
-    with pytest.raises(ValueError):
-        ask(model, **(options(model) if callable(options) else options))
+    options = options(model) if callable(options) else options
+    with pytest.raises(ValueError) as seen:
+        ask(model, **options)
+    given = options.get("generation_config", GenerationConfig()).prompt_lookup_num_tokens
+    named = "prompt_lookup_num_tokens" if given else next(iter(options))
+    assert named in str(seen.value) or "quanto" in str(seen.value)
 
 
 def test_what_generate_can_tell_besides(model):

@@ -150,7 +150,7 @@ def test_first_frame_of_an_animated_gif(tmp_path):
         (torch.rand(3, 8, 8, requires_grad=True), "float32"),
         (torch.zeros(8, 8, 3, dtype=torch.uint8, device="meta"), "uint8"),
         (torch.zeros(3, 8, 8, dtype=torch.uint8), r"\(3, 8, 8\)"),
-        (b"\x89PNG", "the bytes"),
+        (b"\x89PNG", "the given data"),
         (BytesIO(b"words"), "the open file"),
         (StringIO("words"), "StringIO"),
         (None, "no image was given, but None; give a path"),
