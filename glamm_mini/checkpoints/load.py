@@ -5,12 +5,13 @@ transformers' `from_pretrained` builds the model, places it, quantizes it and ta
 """
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import GenerationConfig
+from transformers.initialization import no_init_weights
 
 from glamm_mini.checkpoints.files import find_folder, list_tensors, mismatch, stamps
 from glamm_mini.checkpoints.lora import load_lora
@@ -146,6 +147,7 @@ def filled(
         devices = place(source.empty_model(), kind or torch.float32, max_memory, offload_folder)
     if isinstance(devices, (str, int, torch.device)):
         devices = {"": devices if isinstance(devices, int) else str(devices)}
+    devices = devices or {"": "cpu"}
     if devices and "disk" in devices.values():
         kept = folder_on_disk(offload_folder)
     begun, answers = [], None
@@ -162,18 +164,21 @@ def filled(
 
     with _ONE_AT_A_TIME, quiet(source.nbytes):
         try:
-            model = cls.from_pretrained(
-                None,
-                config=source.config,
-                state_dict=source.places,
-                dtype=kind or (half or [torch.float32])[0],
-                device_map=devices if settings or devices != {"": "cpu"} else None,
-                quantization_config=settings and settings.config,
-                offload_folder=kept and kept.name,
-                generation_config=answers,
-                built=built,
-                **attention,
-            )
+            if settings is None and not attention and len(devices) == 1 and "" in devices and devices[""] != "disk":
+                model = _whole(cls, source, kind, devices[""], answers, built)
+            else:
+                model = cls.from_pretrained(
+                    None,
+                    config=source.config,
+                    state_dict=source.places,
+                    dtype=kind or (half or [torch.float32])[0],
+                    device_map=devices,
+                    quantization_config=settings and settings.config,
+                    offload_folder=kept and kept.name,
+                    generation_config=answers,
+                    built=built,
+                    **attention,
+                )
         except Exception as error:
             if begun or isinstance(error, ImportError):
                 raise
@@ -185,6 +190,22 @@ def filled(
         model.offloaded, model.main_device = kept, main_device(devices)
         dispatch(model, devices)
     return model
+
+
+def _whole(cls: type, source: Source, kind: torch.dtype | None, device: str, answers: Any, built: Callable):
+    """The model on one device, filled by us: `from_pretrained` gives the same, but compiles the patterns of all models
+    that transformers knows first, which takes longer than everything else here."""
+    with no_init_weights():
+        model = cls(source.config, built=built)
+    state = {}
+    for name, entry in source.places.items():
+        state[name] = entry[...].to(device, kind if kind and entry.dtype.is_floating_point else entry.dtype)
+    model.load_state_dict(state, strict=False, assign=True)  # `built` has compared all names; tied ones may be left out
+    model.tie_weights()
+    model.config.dtype = kind or model.dtype
+    if answers is not None:
+        model.generation_config = answers
+    return model.to(device).eval()
 
 
 def dtype_of(dtype: str | torch.dtype | None) -> torch.dtype | None:

@@ -220,6 +220,7 @@ def open_checkpoint(
         _check_folder(folder, given, weights == "all")
         source.places = _entries(source, name, weights, hub)
         source.config = config or settled(folder, GlammConfig.from_dict, given)
+        settled(folder, getattr, source.config, "region_layers")  # more than CLIP has?
         return source
     entries = _entries(source, name, weights, hub)
     for start in drop:

@@ -110,7 +110,7 @@ def test_a_language_models_folder_is_named_as_such(saved, tmp_path):
         ({"text": {"hidden_size": 33, "num_attention_heads": 4}}, "hidden"),
         ({"region": {"colour": 1}}, "colour"),
         ({"region": {"groups": 3, "channels": 16}}, "divisible"),
-        ({"region": {"scales": [8, 4, 2, 1]}}, "hidden states"),
+        ({"region": {"scales": [1] * 9}}, "hidden states"),
     ],
 )
 def test_a_configuration_of_another_kind_is_named(saved, change, words):
