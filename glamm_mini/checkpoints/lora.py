@@ -51,6 +51,7 @@ def add_lora(model, rank: int = 8, alpha: float = 16, dropout: float = 0.05, tar
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
+        task_type="CAUSAL_LM",  # peft's own loading then offers generate
         target_modules=rf"language_model\.(.*\.)?({'|'.join(sorted(targets))})",
     )
     trains = {name: p.requires_grad for name, p in model.named_parameters()}
