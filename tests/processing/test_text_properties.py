@@ -5,11 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from glamm_mini.checks.parity.inputs import official_parse
 from glamm_mini.model.config import PromptConfig
 from glamm_mini.model.tokens import ADDED_TOKENS, BBOX, IGNORE_INDEX, IMAGE, IMAGE_TOKEN_INDEX, SEG
 from glamm_mini.processing.boxes import SLACK, checked_boxes
 from glamm_mini.processing.prompts import EOS, plain_words, render
-from glamm_mini.processing.tags import official_parse, parse_grounded, tag_phrases
+from glamm_mini.processing.tags import parse_grounded, tag_phrases
 
 pieces = st.sampled_from([*ADDED_TOKENS, IMAGE, EOS, "<s>", "<", ">", "<p", "p>", "[", "]", " ", "\n", ".", ", "])
 tagged = st.lists(pieces | st.text(max_size=5), max_size=12).map("".join)
