@@ -100,8 +100,8 @@ def test_the_order_test_sees_faults():
     assert order_faults("model/a.py", "from glamm_mini import training")
     assert order_faults("cli/a.py", "from glamm_mini.storybook import dataset")
     assert not order_faults("course/a.py", "from glamm_mini.storybook import dataset")
-    assert order_faults("model/a.py", "import glamm_mini.course.memory.report")
-    assert not order_faults("model/a.py", "def f():\n    import glamm_mini.course.memory.report")
+    assert order_faults("model/a.py", "import glamm_mini.course.memory.memory_report")
+    assert not order_faults("model/a.py", "def f():\n    import glamm_mini.course.memory.memory_report")
     assert order_faults("registry.py", "from glamm_mini.model import glamm")
 
 

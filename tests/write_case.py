@@ -14,7 +14,7 @@ import numpy as np
 
 from glamm_mini.checks.parity import weights
 from glamm_mini.checks.parity.case import PARTS, ReferenceCase, filled_model
-from glamm_mini.checks.parity.outputs import Outputs
+from glamm_mini.checks.parity.case_outputs import Outputs
 from glamm_mini.checks.parity.sizes import case_config
 from glamm_mini.model.tokens import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from glamm_mini.processing.processor import fitted_size

@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from torch.distributed.tensor import DTensor
 
 from glamm_mini.model.glamm import ImageFeatures
 
@@ -94,7 +95,9 @@ def weights_state(model) -> tuple:
 
 def _bits(t: torch.Tensor) -> torch.Tensor:
     """A tensor's memory as whole numbers, eight bytes each where that divides it: those are summed fastest."""
-    t = t.detach()
+    # Of a weight that several processes share (fully_shard), this one's part: whole models come and go around it.
+    with torch.inference_mode(False), torch.no_grad():
+        t = t.to_local() if isinstance(t, DTensor) else t.detach()
     if t.is_contiguous() and t.nbytes % 8 == 0 and t.data_ptr() % 8 == 0:
         return t.flatten().view(torch.uint8).view(torch.int64)
     return t.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[t.element_size()])

@@ -220,9 +220,9 @@ class GlammConfig(PreTrainedConfig):
 
         trained: "all", "none" (to answer), "official" (LoRA and the parts the released recipe trains), or pieces of
         parameters' names. more: `lora`, `quantize`, `sharding`, `devices`, `checkpointing`, `batch`, `text_tokens` ...,
-        see `glamm_mini.course.memory.report.memory_report`.
+        see `glamm_mini.course.memory.memory_report.memory_report`.
         """
-        from glamm_mini.course.memory.report import memory_report
+        from glamm_mini.course.memory.memory_report import memory_report
 
         return memory_report(self, dtype=dtype, trained=trained, **more)
 

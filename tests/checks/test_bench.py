@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from glamm_mini import paths
-from glamm_mini.checks.bench import answer_speed, generation, sam_speed, whole_size
+from glamm_mini.checks.bench import answer_speed, cached_generation, sam_speed, whole_size
 from glamm_mini.checks.bench.measure import Measured, Report, Setting, memory_of, paired
 from glamm_mini.cli.main import main
 from glamm_mini.model.region_encoder import RegionEncoder
@@ -60,9 +60,9 @@ def test_memory_of_a_call_is_what_it_held():
 
 
 def test_generation_recomputes_everything_and_agrees(setting, monkeypatch):
-    monkeypatch.setattr(generation, "NEW_TOKENS", 6)
+    monkeypatch.setattr(cached_generation, "NEW_TOKENS", 6)
     clip, regions = counted(monkeypatch, GlobalImageEncoder), counted(monkeypatch, RegionEncoder)
-    report = generation.run(setting)
+    report = cached_generation.run(setting)
     # A first answer and a first step, then 6 steps in the plain way and one answer in ours.
     assert len(clip) == len(regions) == 1 + 1 + 6 + 1
     [(name, row)] = report.rows.items()
@@ -72,12 +72,12 @@ def test_generation_recomputes_everything_and_agrees(setting, monkeypatch):
 
 def test_differences_of_answers_are_seen():
     ids, masks = torch.arange(4), torch.tensor([[[1.0, -1.0]]])
-    assert generation.compare(ids, masks, ids + 1, masks + 0.5)[0] == 0.5
-    difference, words = generation.compare(ids, masks, ids + 1, masks * -1)
+    assert cached_generation.compare(ids, masks, ids + 1, masks + 0.5)[0] == 0.5
+    difference, words = cached_generation.compare(ids, masks, ids + 1, masks * -1)
     assert difference == 2 and words == ["the 4 ids are NOT the same both ways"] + [
         "pixels in one mask and not in the other: 2 of 2"
     ]
-    assert generation.compare(ids, masks, ids, masks[:0])[0] == float("inf")
+    assert cached_generation.compare(ids, masks, ids, masks[:0])[0] == float("inf")
 
 
 def test_sam_compares_with_the_library(setting, monkeypatch):

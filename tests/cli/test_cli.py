@@ -124,7 +124,7 @@ def test_demo_loads_as_it_is_told(assistant, pictures, tmp_path, capsys):
     words += ["--vision-tower", "clip", "--offload-folder", "off", "--drop", "a.", "--drop", "b."]
     assert run(*words, capsys=capsys)[0] == 0
     given = {"device": "auto", "dtype": "bfloat16", "quantize": None, "vision_tower": "clip"}
-    assert assistant.how == given | {"offload_folder": Path("off"), "drop": ("a.", "b.")}
+    assert assistant.how == given | {"offload_folder": Path("off"), "drop": ("a.", "b."), "lora": None}
     assert run("demo", pictures[0], "--out", tmp_path / "out", "--quantize", "4bit", capsys=capsys)[0] == 0
     assert (assistant.how["device"], assistant.how["dtype"], assistant.how["quantize"]) == (None, "float32", "4bit")
 

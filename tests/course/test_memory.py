@@ -15,8 +15,8 @@ from glamm_mini.checkpoints.lora import add_lora
 from glamm_mini.checkpoints.official import official_to_ours
 from glamm_mini.checks.parity.case import ReferenceCase
 from glamm_mini.course.memory.activations import head_width, key_heads, working_memory
+from glamm_mini.course.memory.memory_report import KINDS, Plan
 from glamm_mini.course.memory.parameters import OFFICIAL_TRAINED, list_weights
-from glamm_mini.course.memory.report import KINDS, Plan
 from glamm_mini.model.config import GlammConfig
 from glamm_mini.model.glamm import GlammForConditionalGeneration
 from glamm_mini.training.finetune import store_frozen_as, unfreeze_only

@@ -1,11 +1,14 @@
 """What notebook 07 builds: the whole pass and both ways of decoding are the package's; graders see near misses."""
 
+import textwrap
+
 import numpy as np
 import pytest
 import torch
 from small_models import SEG, SIDE, SQUARE, small_model
 from torch.testing import assert_close
 
+import glamm_mini.model
 from glamm_mini.course.room_07 import grader as whole
 from glamm_mini.course.room_07 import pictures as flow
 from glamm_mini.course.room_07.lesson import decode_anew, decode_cached, whole_pass
@@ -43,6 +46,19 @@ def test_the_whole_pass_is_the_model_s_forward(model, features):
     assert_close(prompts, out.prompts, rtol=1e-5, atol=1e-5)
     assert_close(low_res, out.low_res, rtol=1e-5, atol=1e-5)
     assert len(prompts) == 2
+
+
+def test_the_page_of_the_model_says_the_whole_pass(model, pictures, features):
+    """What `glamm_mini.model` opens with is code that runs, and the notebook's."""
+    page = [line for line in glamm_mini.model.__doc__.splitlines() if line.startswith("    ")]
+    names = {"glamm": model, "ids": IDS, "IMAGE": IMAGE_TOKEN_INDEX, "SEG": SEG, "torch": torch}
+    names["images"] = dict(zip(("global_images", "grounding_images"), pictures, strict=True))
+    with torch.no_grad():
+        exec(textwrap.dedent("\n".join(page)), names)
+        expected = whole_pass(model, IDS, features)
+        logits = model(IDS, image_features=features).logits
+    for name, value in zip(("hidden", "prompts", "low_res", "logits"), (*expected, logits), strict=True):
+        assert_close(names[name], value, rtol=1e-5, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
 
 
 @pytest.mark.parametrize("most", [1, 9])

@@ -141,6 +141,13 @@ def test_a_row_that_is_too_long_is_cut_with_its_masks_and_boxes(processor, pack)
     at = asked.index(processor.config.tokens.bbox)
     small.config.prompt.max_length = at + processor.config.image_tokens - 1
     assert Collate(small, pack)([b])["boxes"] == [None]
+    boxes = np.array([[0, 0, 4, 4], [1, 1, 5, 5]], np.float32)
+    both = Turn("What are <bbox> and <bbox>?", "a kite and a boat", boxes)
+    asked, _ = processor.encode([(both.question, both.answer)])
+    first, second = [i for i, token in enumerate(asked) if token == processor.config.tokens.bbox]
+    small.config.prompt.max_length = second + processor.config.image_tokens - 1
+    [held] = Collate(small, pack)([Sample(b.image, [[both]], "b")])["boxes"]
+    assert first < second and torch.equal(held, small.normalize_boxes(boxes[:1], b.image.shape[:2]))
 
 
 @pytest.mark.parametrize(

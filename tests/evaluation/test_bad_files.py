@@ -11,6 +11,7 @@ from evaluation_fakes import H, Oracle, W, figures, run
 
 from glamm_mini.cli.main import main
 from glamm_mini.evaluation import TASKS, score_folder
+from glamm_mini.evaluation.records import read_grounded_predictions
 from glamm_mini.processing.images import encode_mask
 
 ONE = "picture_001.json"
@@ -303,6 +304,14 @@ def test_a_caption_that_is_missing_is_left_out_officially_and_empty_when_fixed(g
     assert scores["missing_predictions"] == 1 and scores["regions"] == 6
     assert scores["class_accuracy"] == scores["exact"] == pytest.approx(5 / 6)
     assert scores["cider"] < scores["official"]["cider"]
+
+
+def test_without_scores_every_mask_is_sure(good, tmp_path):
+    edited_folder = tmp_path / "run"
+    shutil.copytree(good / "gcg", edited_folder)
+    edited(edited_folder, ONE, ("scores",), GONE)
+    read = read_grounded_predictions(edited_folder, ["picture_000", "picture_001"])
+    assert read["picture_001"].scores == [1.0, 1.0] and read["picture_000"].scores == [0.9, 0.9]
 
 
 def test_run_lengths_may_be_lists(good, tmp_path):

@@ -62,7 +62,7 @@ def test_the_model_is_loaded_as_told_and_the_settings_say_how(oracle, tmp_path, 
     [(name, given)] = oracle.loaded
     written = {"dtype": "bfloat16", "quantize": "8bit", "vision_tower": "clip"}
     assert name == "tiny"
-    assert given == written | {"device": "cuda:3", "offload_folder": None, "drop": ("model.odd.",)}
+    assert given == written | {"device": "cuda:3", "offload_folder": None, "drop": ("model.odd.",), "lora": None}
     settings = json.loads((tmp_path / "out" / "settings.json").read_text())
     assert {key: settings[key] for key in written} == written and settings["drop"] == ["model.odd."]
     assert command(*words, *how, "--device", "cpu") == 0, "answers do not hang on the device: the run goes on"

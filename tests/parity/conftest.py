@@ -10,9 +10,9 @@ from rich.console import Console
 
 from glamm_mini import paths
 from glamm_mini.checks.parity.case import PARTS, ReferenceCase
+from glamm_mini.checks.parity.case_outputs import Outputs
 from glamm_mini.checks.parity.compare import Comparison
 from glamm_mini.checks.parity.inputs import PICTURES, WORDS
-from glamm_mini.checks.parity.outputs import Outputs
 from glamm_mini.checks.parity.table import full_table, summary_table, verdict
 
 ROWS = "parity rows"

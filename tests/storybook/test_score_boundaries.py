@@ -71,6 +71,17 @@ def test_a_pair_is_found_from_one_half_on_and_meant_from_one_quarter_on(iou, rig
     assert image_score(image) == pytest.approx((iou + (kind is None)) / 2)
 
 
+@pytest.mark.parametrize(
+    ("own", "other", "neighbour"), [(0.24, 0.5, True), (0.25, 0.5, False), (0.24, 0.49, False), (0.0, 1.0, True)]
+)
+def test_right_words_on_another_thing_are_a_neighbours_mask(own, other, neighbour):
+    labels = ("a red boat", "a blue tree")
+    image = image_of([[own], [other]], [[1], [0]], labels, ("a red boat",))
+    faults = {fault.kind: fault.detail for fault in diagnose(image)}
+    assert ("neighbour" in faults) == neighbour
+    assert not neighbour or faults["neighbour"] == "red boat drawn on blue tree"
+
+
 # --- labels that teach the encoder --------------------------------------------------------------------------------
 
 
@@ -104,6 +115,21 @@ def test_a_mask_means_what_it_covers_by_more_than_half():
     half[0, :2, :4], most[0, :3, :4] = True, True
     assert mask_labels([sample], [half]).attributes["kind"].flatten().tolist() == [IGNORE]
     assert mask_labels([sample], [most]).attributes["kind"].flatten().tolist() == [KINDS.index("boat")]
+
+
+def test_a_mask_means_what_it_covers_most():
+    sample = scene(8, 8, 4)
+    tree = BOAT | {"cls": "tree"}
+    other = np.zeros((1, 8, 8), bool)
+    other[0, 4:, :5] = True
+    things = np.concatenate([sample.extras["thing_masks"], other])
+    sample.extras |= {"things": [BOAT, tree], "thing_masks": things}
+    own = torch.zeros(1, 8, 8, dtype=torch.bool)
+    own[0, :4, :4] = own[0, 4:, :3] = True  # all of the boat, six tenths of the tree
+    assert mask_labels([sample], [own]).attributes["kind"].flatten().tolist() == [KINDS.index("boat")]
+    own[0, 4:, :5] = True
+    labels = mask_labels([sample], [own]).attributes
+    assert labels["kind"].item() == IGNORE and labels["colour"].item() != IGNORE, "what both share is said"
 
 
 def test_boxes_of_masks_end_behind_the_last_pixel():

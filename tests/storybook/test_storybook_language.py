@@ -241,6 +241,14 @@ def test_words_of_one_thing_and_of_several():
     assert any(re.search(r"\bthem\b", text) for text in texts[1])
 
 
+def test_verbs_agree_with_the_number_of_kinds_of_stuff():
+    view = hand_made(stuff=(("sky", 0, 40), ("meadow", 40, 70), ("dunes", 70, 100)))
+    writer = CaptionWriter(Draft(view), random.Random(0))
+    assert " is there" in writer._fill(("{stuff} {is} there",), (), ["meadow"])
+    assert " are there" in writer._fill(("{stuff} {is} there",), (), ["sky", "meadow"])
+    assert " are there" in writer._fill(("{stuff} {is} there",), (), ["dunes"])
+
+
 def test_what_is_said_of_a_group_holds_for_all_of_it():
     kites = [("kite", "red", "plain", "medium", (x, 5, x + 15, 20)) for x in (5, 80)]
     house = ("house", "blue", "plain", "large", (40, 60, 60, 90))

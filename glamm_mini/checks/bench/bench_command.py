@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-BENCHMARKS = {"generation": "generation", "sam": "sam_speed", "answers": "answer_speed", "7b": "whole_size"}
+BENCHMARKS = {"generation": "cached_generation", "sam": "sam_speed", "answers": "answer_speed", "7b": "whole_size"}
 """Name -> module of glamm_mini.checks.bench."""
 
 

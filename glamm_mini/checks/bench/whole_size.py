@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from glamm_mini.checks.bench.generation import SegAt, spread
+from glamm_mini.checks.bench.cached_generation import SegAt, spread
 from glamm_mini.checks.bench.lora_steps import TrainingStep
 from glamm_mini.checks.bench.measure import Measured, Report, Setting, memory_of, peak_bytes, repeated
 from glamm_mini.model.config import GlammConfig, TokenIds

@@ -9,7 +9,7 @@ import torch
 
 from glamm_mini.checks.parity import weights
 from glamm_mini.checks.parity.case import PARTS, ReferenceCase
-from glamm_mini.checks.parity.outputs import Outputs
+from glamm_mini.checks.parity.case_outputs import Outputs
 
 FEATURES = 1e-4
 LOGITS = 1e-3

@@ -9,8 +9,8 @@ from PIL import Image
 
 from glamm_mini.checkpoints.official import official_to_ours
 from glamm_mini.checks.parity.case import ReferenceCase
+from glamm_mini.checks.parity.case_outputs import Outputs
 from glamm_mini.checks.parity.compare import compare_stage
-from glamm_mini.checks.parity.outputs import Outputs
 from glamm_mini.course.drawing.diagram import BLUE, GRAY, INK, LINE, QUIET, Diagram
 from glamm_mini.course.drawing.maps import PARTS, WIDTH
 from glamm_mini.visuals.palette import PALETTE

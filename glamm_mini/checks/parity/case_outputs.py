@@ -11,7 +11,7 @@ import torch
 
 from glamm_mini.checks.parity import weights
 from glamm_mini.checks.parity.case import ReferenceCase
-from glamm_mini.checks.parity.language import LanguageOutputs
+from glamm_mini.checks.parity.language_outputs import LanguageOutputs
 from glamm_mini.model.tokens import IMAGE_TOKEN_INDEX
 
 Named = Iterator[tuple[str, torch.Tensor]]
