@@ -34,7 +34,7 @@ def make_accelerator(settings: TrainSettings) -> Accelerator:
     processes = join_processes(settings)
     cpu = processes.device.type == "cpu" or None
     precision = resolve_precision(settings.precision, processes.device)
-    unused = DistributedDataParallelKwargs(find_unused_parameters=settings.find_unused)
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     accelerator = Accelerator(mixed_precision=precision, cpu=cpu, kwargs_handlers=[unused])
     if accelerator.distributed_type == DistributedType.FSDP or os.environ.get("ACCELERATE_USE_FSDP") == "true":
         # On a CPU accelerate would ignore its plugin without a word.
@@ -51,10 +51,15 @@ def deepspeed_config(config: dict[str, Any], settings: TrainSettings, precision:
     """A DeepSpeed configuration with every `auto` that the settings decide filled in.
 
     Raises:
-        ValueError: it holds another value than the settings, or an optimizer or schedule of its own.
+        ValueError: ZeRO-3; another value than the settings have; an optimizer or schedule of its own.
     """
     if settings.shard != "none" or settings.muon_lr:
         raise ValueError("DeepSpeed divides the state itself: set shard=none and muon_lr=0")
+    if config.get("zero_optimization", {}).get("stage") == 3:
+        raise ValueError(
+            "DeepSpeed's ZeRO-3 leaves the model divided, so that one process could neither validate it nor write it "
+            "at the end; launch without DeepSpeed and set shard=full, which divides as much, or use ZeRO-2"
+        )
     for name in ("optimizer", "scheduler"):
         if name in config:
             raise ValueError(f"the DeepSpeed configuration has its own {name}; leave it out, the settings have one")
@@ -74,18 +79,6 @@ def deepspeed_config(config: dict[str, Any], settings: TrainSettings, precision:
             raise ValueError(f"the DeepSpeed configuration has {name} {given}, the settings {value}; write auto there")
         wanted[name] = {**config[name], "enabled": value} if inner and name in config else wanted[name]
     return {**config, **wanted}
-
-
-def check_whole_model(accelerator: Accelerator) -> None:
-    """Raises ValueError under DeepSpeed's ZeRO-3, where no process ever holds the whole model by itself."""
-    if accelerator.distributed_type != DistributedType.DEEPSPEED:
-        return
-    config = accelerator.state.deepspeed_plugin.deepspeed_config
-    if config.get("zero_optimization", {}).get("stage") == 3:
-        raise ValueError(
-            "DeepSpeed's ZeRO-3 leaves the model divided, so that one process could neither validate it nor write it "
-            "at the end; launch without DeepSpeed and set shard=full, which divides as much, or use ZeRO-2"
-        )
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:

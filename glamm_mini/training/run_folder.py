@@ -50,7 +50,7 @@ def check_free(out: Path | str, resume: bool) -> None:
                 f"{out} holds {', '.join(held[:3])}{' ...' if len(held) > 3 else ''}, which no training of ours has "
                 "written: choose a new or an empty folder"
             )
-    if ((out / LAST).exists() or (out / f"{LAST}.old").exists()) and not resume:
+    if any((out / LAST).glob("*")) and not resume:
         raise ValueError(
             f"{out} already holds a run, saved at step {_saved_step(out)}. "
             "Resume it (resume=True, --resume), choose another folder, or delete this one"
@@ -161,8 +161,6 @@ def _busy(out: Path, who: str) -> str:
 
 
 def _saved_step(out: Path) -> Any:
-    last = out / LAST if (out / LAST).exists() else out / f"{LAST}.old"  # a kill between the two renames of a save
-    try:
-        return json.loads((last / MANIFEST).read_text(encoding="utf-8"))["step"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return "unknown"
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return json.loads((out / LAST / MANIFEST).read_text(encoding="utf-8"))["step"]
+    return "unknown"

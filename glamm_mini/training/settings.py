@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 FREE_ON_RESUME = frozenset(
-    "save_every validate_every log_every workers prefetch threads find_unused tensorboard cpu shard "
+    "save_every validate_every log_every workers prefetch threads tensorboard cpu shard "
     "gradient_checkpointing timeout_minutes".split()
 )
 """Settings that a resumed run may change: they do not touch what is learned (sharding: beyond the last digits)."""
@@ -62,7 +62,6 @@ class TrainSettings:
     workers: int = setting(1, "processes that prepare batches; 0 prepares them in the training process", least=0)
     prefetch: int = setting(4, "batches each worker prepares ahead", least=1)
     threads: int = setting(0, "CPU threads for torch; 0 leaves torch's choice", least=0)
-    find_unused: bool = setting(True, "DistributedDataParallel looks for parameters that a step did not use")
     tensorboard: bool = setting(True, "also write TensorBoard events when it is installed")
     cpu: bool = setting(False, "stay on the CPU even where there is an accelerator")
     shard: str = setting(

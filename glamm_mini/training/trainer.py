@@ -17,9 +17,10 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
+from glamm_mini.checkpoints.save import recover
 from glamm_mini.training import checkpoint
 from glamm_mini.training.data_order import COUNTS, Batches, keyed_seed, length, micro_batches
-from glamm_mini.training.launch import check_whole_model, make_accelerator
+from glamm_mini.training.launch import make_accelerator
 from glamm_mini.training.logs import LossWindow, TrainingLog
 from glamm_mini.training.optimizer import clip_gradients, learning_rate_factor, set_learning_rate
 from glamm_mini.training.run_folder import LAST, check_same_run, claimed, describe_run
@@ -66,10 +67,8 @@ class Trainer:
         self.model, self.data, self.collate, self.settings = model, data, collate, settings
         self.out, self.validate, self.about = Path(out), validate, dict(about or {})
 
-    def fit(self, resume: bool = False, whole: bool = True) -> dict[str, Any]:
+    def fit(self, resume: bool = False) -> dict[str, Any]:
         """Trains to `settings.steps`, from the last checkpoint if `resume` and there is one.
-
-        whole: the model is needed afterwards. Without that, and without validation, DeepSpeed's ZeRO-3 may divide it.
 
         Returns:
             The last figures (`step`, `loss`, the parts of the loss, `validation`). `self.model` is the trained model
@@ -78,8 +77,7 @@ class Trainer:
         Raises:
             ValueError: `out` holds a run and `resume` is False, or files that no run wrote, or another training writes
                 into it; settings or data differ from those of the run to resume; its checkpoint is damaged; a loss,
-                gradient or weight is not finite (the last checkpoint is not replaced then); ZeRO-3 with a model to
-                validate or to keep.
+                gradient or weight is not finite (the last checkpoint is not replaced then).
             OSError: a checkpoint could not be written.
             TrainingInterrupted: Ctrl-C or SIGTERM; the state was saved.
         """
@@ -87,8 +85,6 @@ class Trainer:
         if settings.threads:
             torch.set_num_threads(settings.threads)
         self.accelerator = make_accelerator(settings)
-        if whole or self.validate is not None:
-            check_whole_model(self.accelerator)
         self.log = self.bar = None
         try:
             with claimed(self.out, resume) if self.accelerator.is_main_process else nullcontext():
@@ -110,9 +106,9 @@ class Trainer:
         accelerator, settings = self.accelerator, self.settings
         main = accelerator.is_main_process
         if main:
-            checkpoint.recover(self.out)
+            recover(self.out / LAST)
         accelerator.wait_for_everyone()
-        found = (self.out / LAST).exists()
+        found = any((self.out / LAST).glob("[!.]*"))
         described = {**settings.to_dict(), "processes": accelerator.num_processes, "samples": length(self.data)}
         described |= self.about
         if found:
