@@ -32,13 +32,9 @@ class RunState:
     """Model and optimizer in one of three layouts: whole in every process, in shards (`shard="full"` and several
     processes), or DeepSpeed's. The first two have the same checkpoints.
 
-    Args:
-        model: whole, on the CPU; sharding changes it for good, see `finish`.
-        accelerator: of the run.
-        out: folder of a run to resume, whose checkpoint is loaded; None starts from the weights that `model` has.
-
-    Raises:
-        ValueError: settings that do not go together; a checkpoint that is damaged, or of another model or layout.
+    model: whole, on the CPU; sharding changes it for good, see `finish`. out: folder of a run to resume; None starts
+    from the weights that `model` has. Raises ValueError for settings that do not go together, and for a checkpoint
+    that is damaged, of another model, or of DeepSpeed where this run is not.
     """
 
     def __init__(
@@ -83,9 +79,7 @@ class RunState:
         odd = [name for name in sorted(found.keys() | wanted.keys()) if found.get(name) != wanted.get(name)]
         if odd:
             listed = ", ".join(odd[:5])
-            raise ValueError(
-                f"the checkpoint {folder} is of another model: {len(odd)} tensors differ, such as {listed}"
-            )
+            raise ValueError(f"{folder} is of another model: {len(odd)} tensors differ, such as {listed}")
         self.model.load_state_dict(weights, strict=False)
         return training
 
@@ -109,9 +103,7 @@ class RunState:
 
     def save(self, out: Path, manifest: dict[str, Any]) -> None:
         """Replaces `out/last`; all processes call it together. manifest: what the checkpoint is (`step`, `metrics`).
-
-        Raises:
-            OSError: in every process, if one could not write; the earlier checkpoint is untouched.
+        Raises OSError in every process if one could not write; the earlier checkpoint is untouched then.
         """
         main, failure = self.accelerator.is_main_process, None
         if self.engine and main:
@@ -183,11 +175,7 @@ def kept(out: Path) -> str:
 
 
 def read_manifest(out: Path) -> dict[str, Any]:
-    """The manifest of `out/last`, its files checked to be there in full.
-
-    Raises:
-        ValueError: a file is missing, cut short or unreadable; the text says what to do.
-    """
+    """The manifest of `out/last`. Raises ValueError for a file that is missing, cut short or unreadable."""
     folder = out / LAST
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))

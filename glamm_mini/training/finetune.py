@@ -23,7 +23,7 @@ from glamm_mini.processing.processor import GlammProcessor
 from glamm_mini.training.data_order import COUNTS
 from glamm_mini.training.launch import join_processes, resolve_precision
 from glamm_mini.training.logs import LOG_NAME, read_log
-from glamm_mini.training.recipes import Options, Recipe
+from glamm_mini.training.recipes import Options, Recipe, read_recipe
 from glamm_mini.training.run_folder import SETTINGS
 from glamm_mini.training.settings import Tables
 from glamm_mini.training.trainer import Trainer
@@ -33,17 +33,13 @@ SMALL = "prompt_encoder."
 """Stays in float32 when it is frozen: a few thousand numbers, too few for rounding them to save anything."""
 
 
-def finetune(
-    recipe: Recipe, tables: Tables, size: str, data: str, out: Path, resume: bool, samples_per_step: int
-) -> Path:
-    """Train by a recipe, as `recipes.chosen` gave it and its tables; `OUT/model` then holds the whole model, LoRA merged, or
-    `OUT/lora` what was trained alone. samples_per_step: as the recipe was meant, to say where this run differs.
+def finetune(recipe: Recipe, tables: Tables, size: str, data: str, out: Path, resume: bool) -> Path:
+    """Train by a recipe and its tables, as `recipes.chosen` gave them; `OUT/model` then holds the whole model, LoRA
+    merged, or `OUT/lora` what was trained alone.
 
-    Raises:
-        ValueError: unknown data; a run to resume that had another start. FileNotFoundError: no model at the start.
+    Raises ValueError for a run to resume that had another start, FileNotFoundError for no model at the start.
     """
     options: Options = tables[0][1]
-    _check_data(recipe, data)
     processes = join_processes(recipe.settings)
     model, processor = load_start(recipe, size)
     prepare(model, processor, recipe, size)
@@ -54,7 +50,7 @@ def finetune(
     about |= {"lora": {**recipe.lora, "targets": list(recipe.lora["targets"])}, "frozen": recipe.frozen}
     about |= {"data": data, "mixture": recipe.mixture(), "conversations": options.conversations}
     if processes.is_main_process:
-        _compare_samples(recipe, samples_per_step, processes.num_processes)
+        _compare_samples(recipe, read_recipe(recipe.name, size).samples_per_step, processes.num_processes)
     validate = partial(_figures, processor=processor, scenes=options.scenes) if options.scenes else None
     folder = out / ("model" if options.merge else "lora")
     trainer = Trainer(model, dataset, collate_for(processor, recipe), recipe.settings, out, validate, about)
@@ -168,15 +164,6 @@ def write_record(run: Path, target: Path, **more) -> None:
 
 def _batch(samples: list[Sample], collate: Collate, unused: set[str]) -> dict:
     return {key: value for key, value in collate(samples).items() if key not in unused}
-
-
-def _check_data(recipe: Recipe, data: str) -> None:
-    if data != "storybook":
-        names = ", ".join(f"{d.name} ({', '.join(d.sets)})" if d.sets else d.name for d in recipe.data)
-        raise ValueError(
-            f"data {data!r}: this version has no reader of public data sets yet; recipe {recipe.name!r} needs {names}. "
-            "Train on the embedded world meanwhile: --data storybook"
-        )
 
 
 def _frozen_type(recipe: Recipe) -> torch.dtype:

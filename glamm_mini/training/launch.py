@@ -26,11 +26,9 @@ def join_processes(settings: TrainSettings) -> PartialState:
 def make_accelerator(settings: TrainSettings) -> Accelerator:
     """The Accelerator of one run; what `accelerate launch` or `torchrun` set up is read from the environment.
 
-    Raises:
-        ValueError: the launch configuration asks accelerate to shard, or contradicts the settings.
+    Raises ValueError if the launch configuration asks accelerate to shard, or contradicts the settings.
     """
-    # An earlier stage of this process may have used another precision or device.
-    AcceleratorState._reset_state()
+    AcceleratorState._reset_state()  # an earlier stage may have used another precision or device
     processes = join_processes(settings)
     cpu = processes.device.type == "cpu" or None
     precision = resolve_precision(settings.precision, processes.device)
@@ -50,8 +48,7 @@ def make_accelerator(settings: TrainSettings) -> Accelerator:
 def deepspeed_config(config: dict[str, Any], settings: TrainSettings, precision: str) -> dict[str, Any]:
     """A DeepSpeed configuration with every `auto` that the settings decide filled in.
 
-    Raises:
-        ValueError: ZeRO-3; another value than the settings have; an optimizer or schedule of its own.
+    Raises ValueError for ZeRO-3, for another value than the settings have, for an optimizer or schedule of its own.
     """
     if settings.shard != "none" or settings.muon_lr:
         raise ValueError("DeepSpeed divides the state itself: set shard=none and muon_lr=0")
@@ -60,9 +57,8 @@ def deepspeed_config(config: dict[str, Any], settings: TrainSettings, precision:
             "DeepSpeed's ZeRO-3 leaves the model divided, so that one process could neither validate it nor write it "
             "at the end; launch without DeepSpeed and set shard=full, which divides as much, or use ZeRO-2"
         )
-    for name in ("optimizer", "scheduler"):
-        if name in config:
-            raise ValueError(f"the DeepSpeed configuration has its own {name}; leave it out, the settings have one")
+    if own := config.keys() & {"optimizer", "scheduler"}:
+        raise ValueError(f"the DeepSpeed configuration has its own {own.pop()}; leave it out, the settings have one")
     wanted = {
         "train_micro_batch_size_per_gpu": settings.batch_size,
         # The trainer says which micro-batch ends a step, and has divided the losses already.
@@ -73,11 +69,11 @@ def deepspeed_config(config: dict[str, Any], settings: TrainSettings, precision:
     }
     for name, value in wanted.items():
         given = config.get(name, "auto")
-        inner = isinstance(value, dict)
-        given, value = (given.get("enabled", "auto"), value["enabled"]) if isinstance(given, dict) else (given, value)
+        if isinstance(value, dict):
+            wanted[name] = {**config.get(name, {}), **value}
+            given, value = config.get(name, {}).get("enabled", "auto"), value["enabled"]
         if given not in ("auto", value):
             raise ValueError(f"the DeepSpeed configuration has {name} {given}, the settings {value}; write auto there")
-        wanted[name] = {**config[name], "enabled": value} if inner and name in config else wanted[name]
     return {**config, **wanted}
 
 

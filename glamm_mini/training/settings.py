@@ -7,12 +7,13 @@ reads, checks and shows them all.
 import dataclasses
 import difflib
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, dataclass, field
 from typing import Any, TypeVar, get_args
 
 FREE_ON_RESUME = frozenset(
-    "save_every validate_every log_every workers prefetch threads tensorboard cpu shard "
+    "save_every validate_every log_every workers threads tensorboard cpu shard "
     "gradient_checkpointing timeout_minutes".split()
 )
 """Settings that a resumed run may change: they do not touch what is learned (sharding: beyond the last digits)."""
@@ -106,7 +107,6 @@ class TrainSettings(Table):
     log_every: int = setting(10, "steps", least=1)
     save_frozen: bool = setting(True, "false leaves parameters that are not trained out of the checkpoint")
     workers: int = setting(1, "processes that prepare batches; 0 prepares them in the training process", least=0)
-    prefetch: int = setting(4, "batches each worker prepares ahead", least=1)
     threads: int = setting(0, "CPU threads for torch; 0 leaves torch's choice", least=0)
     tensorboard: bool = setting(True, "also write TensorBoard events when it is installed")
     cpu: bool = setting(False, "stay on the CPU even where there is an accelerator")
@@ -133,8 +133,8 @@ class TrainSettings(Table):
 
 
 def override(tables: Tables, overrides: Sequence[str] | None) -> Tables:
-    """The tables with `KEY=VALUE` texts applied; of a key given twice the later value holds. A trainer's setting without
-    the beginning of a stage, such as `steps=100`, is meant for every stage.
+    """The tables with `KEY=VALUE` texts applied; of a key given twice the later value holds. A trainer's setting
+    without the beginning of a stage, such as `steps=100`, is meant for every stage.
 
     Raises ValueError for a key that no table has (it names the nearest), a text without `=`, a value of the wrong type
     or out of range.
@@ -183,14 +183,8 @@ def check_keys(where: str, keys: Iterable[str], known: Iterable[str], more: str 
     """Raises ValueError for the first key that is not known; it names the nearest that is."""
     for key in keys:
         if key not in known:
-            listed = more or f"Known: {', '.join(sorted(known))}"
-            raise ValueError(f"{where}: unknown key {key!r}.{did_you_mean(key, known)} {listed}")
-
-
-def did_you_mean(word: str, known: Any) -> str:
-    """The question of that kind, with a space before it; empty where no known word is near."""
-    near = difflib.get_close_matches(word, known, n=1)
-    return f" Did you mean {near[0]}?" if near else ""
+            near = "".join(f" Did you mean {word}?" for word in difflib.get_close_matches(key, known, n=1))
+            raise ValueError(f"{where}: {key!r} is unknown.{near} {more or 'Known: ' + ', '.join(known)}")
 
 
 def _read(key: str, text: str, kind: Any) -> Any:
@@ -238,12 +232,7 @@ def toml_lines(values: dict[str, Any]) -> list[str]:
 
 def differing(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """Names of settings that keep a run from being resumed; both are as `settings.json` holds them."""
-    names = [
-        name
-        for name in sorted(set(stored) | set(wanted))
-        if stored.get(name) != wanted.get(name) and name not in FREE_ON_RESUME and name not in SAMPLES_PER_STEP
-    ]
-    products = [[int(settings.get(name, 1)) for name in SAMPLES_PER_STEP] for settings in (stored, wanted)]
-    if products[0][0] * products[0][1] * products[0][2] != products[1][0] * products[1][1] * products[1][2]:
-        names += [name for name in SAMPLES_PER_STEP if stored.get(name, 1) != wanted.get(name, 1)]
-    return names
+    products = [math.prod(int(settings.get(name, 1)) for name in SAMPLES_PER_STEP) for settings in (stored, wanted)]
+    free = FREE_ON_RESUME.union(SAMPLES_PER_STEP) if products[0] == products[1] else FREE_ON_RESUME
+    names = sorted((stored.keys() | wanted.keys()) - free)
+    return [name for name in names if stored.get(name) != wanted.get(name)]

@@ -33,13 +33,8 @@ def units(model: nn.Module) -> list[nn.Module]:
 
 
 def policy(precision: str) -> dict:
-    """What `fully_shard` is told of every unit.
-
-    Parameters are gathered in `precision`; gradients are averaged in float32. Inputs are not cast: autocast does that
-    where it is safe, and boxes must stay in float32.
-
-    Raises:
-        ValueError: fp16, whose loss scaling would have to see all shards at once.
+    """What `fully_shard` is told: gather parameters in `precision`, average gradients in float32, cast no inputs, as
+    autocast does that where it is safe. Raises ValueError for fp16, whose scaling would have to see all shards.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision} cannot be sharded; expected one of {', '.join(PRECISIONS)}, or auto")
@@ -53,13 +48,8 @@ class Sharded:
     """A model whose parameters are DTensors cut along their first dimension, one shard a process; changed in place and
     for good: torch has no way back from `fully_shard`, so `whole` gives another model.
 
-    Args:
-        model: on the CPU, with the same weights in every process; the shards go to the process's device.
-        device: of the process group: cpu, cuda ...
-        precision: no or bf16.
-
-    Raises:
-        ValueError: fp16, or processes that start from different weights.
+    model: on the CPU, with the same weights in every process. device: of the process group, cpu, cuda ...; the shards
+    go there. precision: no or bf16. Raises ValueError for fp16, and for processes that start from different weights.
     """
 
     def __init__(self, model: nn.Module, device: str, precision: str) -> None:

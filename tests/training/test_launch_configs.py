@@ -17,7 +17,6 @@ from glamm_mini import training
 from glamm_mini.cli.evaluate import check_arguments
 from glamm_mini.cli.main import build_app
 from glamm_mini.training import recipes
-from glamm_mini.training.finetune import _check_data
 from glamm_mini.training.launch import deepspeed_config
 from glamm_mini.training.optimizer import build_optimizer
 from glamm_mini.training.recipes import read_recipe, recipe_names
@@ -46,7 +45,7 @@ def check_glamm(words: list[str]) -> None:
     if name == "train":
         assert options["recipe"] in recipe_names()
         recipes.describe(options["recipe"], options["size"], options["set"])
-        _check_data(read_recipe(options["recipe"], options["size"]), options["data"])
+        recipes.check_data(read_recipe(options["recipe"], options["size"]), options["data"])
     else:
         assert name == "evaluate"
         check_arguments(options["task"], options["data"], options["split"], options["protocol"], options["similarity"])

@@ -96,7 +96,7 @@ def test_only_hidden_matrices_go_to_muon():
     assert optimizers.hidden_matrices(model) == {"qkv.weight"}
     settings = TrainSettings(lr=1e-3, muon_lr=1e-2, weight_decay=0.1, lr_scales={"patch": 0.1, "norm": 0.5})
     groups = optimizers.parameter_groups(model, settings)
-    found = {name: (g["kind"], g["lr"], g["weight_decay"]) for g in groups for name in g["names"]}
+    found = {name: (g["kind"], g["lr"], g["weight_decay"]) for g in groups for name, _ in g["params"]}
     assert found["qkv.weight"] == ("muon", 1e-2, 0.1) and found["qkv.bias"] == ("adamw", 1e-3, 0.0)
     assert found["patch.weight"] == ("adamw", pytest.approx(1e-4), 0.1) and found["norm.weight"][1] == 5e-4
     assert found["embed.weight"] == ("adamw", 1e-3, 0.0) and found["position.table"][0] == "adamw"

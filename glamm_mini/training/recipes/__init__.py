@@ -5,7 +5,6 @@ A file may build on another (`base = "official"`), and a table `size.tiny` holds
 values win: the base's, the recipe's own, the base's for the size, the recipe's own for the size.
 """
 
-import dataclasses
 import tomllib
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -21,7 +20,6 @@ from glamm_mini.training.settings import (
     Tables,
     TrainSettings,
     check_keys,
-    did_you_mean,
     override,
     read_table,
     setting,
@@ -177,15 +175,24 @@ def run(
     """
     out = Path(out)
     found, tables = chosen(recipe, size, overrides, start)
-    if not found.data and data != "storybook":
-        raise ValueError(f"data {data!r} is unknown to recipe {recipe!r}; it trains on storybook")
+    check_data(found, data)
     # Until the model is written; the trainer alone would let go before.
     with claimed(out, resume) if first_process() else nullcontext():
         if not found.data:
             return registry.find("recipe", recipe).run(size, out, resume, [table for _, table in tables])
         from glamm_mini.training.finetune import finetune
 
-        return finetune(found, tables, size, data, out, resume, read_recipe(recipe, size).samples_per_step)
+        return finetune(found, tables, size, data, out, resume)
+
+
+def check_data(recipe: Recipe, data: str) -> None:
+    """Raises ValueError for data that no reader here can read."""
+    if data != "storybook":
+        names = ", ".join(f"{d.name} ({', '.join(d.sets)})" if d.sets else d.name for d in recipe.data) or "storybook"
+        raise ValueError(
+            f"data {data!r}: this version has no reader of public data sets yet; recipe {recipe.name!r} needs {names}. "
+            "Train on the embedded world meanwhile: --data storybook"
+        )
 
 
 def describe(recipe: str, size: str, overrides: list[str] | None = None, start: str | None = None) -> str:
@@ -265,8 +272,7 @@ def _over(below: dict, above: dict) -> dict:
 
 def _load(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        hint = did_you_mean(path.stem, recipe_names())
-        raise ValueError(f"recipe {path.stem!r} is unknown; expected one of {', '.join(recipe_names())}.{hint}")
+        check_keys("recipe", [path.stem], recipe_names())
     try:
         return tomllib.loads(path.read_text("utf-8"))
     except tomllib.TOMLDecodeError as error:
