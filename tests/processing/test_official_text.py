@@ -26,8 +26,10 @@ FOLDER = paths.parity_folder() / "tokenizer"
 
 
 def make(folder=FOLDER, **prompt) -> GlammProcessor:
-    config = small_config(mode="official", prompt=dict(system=OFFICIAL_SYSTEM) | prompt)
-    return GlammProcessor(config, official_tokenizer(folder))
+    tokenizer = official_tokenizer(folder)
+    text = small_config().text.to_dict() | {"vocab_size": len(tokenizer)}
+    config = small_config(mode="official", prompt=dict(system=OFFICIAL_SYSTEM) | prompt, text=text)
+    return GlammProcessor(config, tokenizer)
 
 
 @pytest.fixture(scope="module", params=["made", "reloaded", "from_json"])

@@ -24,7 +24,9 @@ TWO = [("What is this?", "It is the sea."), ("And this <bbox>?", "<p> a kite </p
 
 
 def processor_of(**changes):
-    return GlammProcessor(small_config(**changes), build_wordpiece(WORDS))
+    tokenizer = build_wordpiece(WORDS)
+    text = small_config().text.to_dict() | {"vocab_size": len(tokenizer)}
+    return GlammProcessor(small_config(text=text, **changes), tokenizer)
 
 
 @pytest.fixture(scope="module")
