@@ -23,7 +23,6 @@ from glamm_mini.checkpoints.source import CLIP_REST, Source, read_config
 from glamm_mini.dtypes import half_type
 from glamm_mini.model.config import GlammConfig
 from glamm_mini.model.glamm import GlammForConditionalGeneration
-from glamm_mini.model.initialize import initialize_weights
 from glamm_mini.processing.llama_tokenizer import official_tokenizer
 from glamm_mini.processing.processor import GlammProcessor
 
@@ -193,7 +192,7 @@ def _started(config: GlammConfig, dtype: torch.dtype, seed: int) -> dict[str, An
         for part in OWN_PARTS:
             own: nn.Module = getattr(empty, part).to_empty(device="cpu").to(dtype)
             for module in own.modules():
-                initialize_weights(module, config.text.initializer_range)
+                empty._init_weights(module)
             found |= {f"{part}.{name}": _Started(name, p.data) for name, p in own.named_parameters()}
     return found
 
