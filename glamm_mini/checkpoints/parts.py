@@ -20,7 +20,6 @@ from glamm_mini.checkpoints.source import LoadReport, Source, clip_to_ours, put,
 from glamm_mini.dtypes import half_type
 from glamm_mini.model.config import GlammConfig
 from glamm_mini.model.glamm import GlammForConditionalGeneration
-from glamm_mini.model.initialize import initialize_weights
 from glamm_mini.processing.llama_tokenizer import official_tokenizer
 from glamm_mini.processing.processor import GlammProcessor
 
@@ -142,7 +141,7 @@ def _started(config: GlammConfig, dtype: torch.dtype, seed: int) -> dict[str, St
         for part in OWN_PARTS:
             own: nn.Module = getattr(empty, part).to_empty(device="cpu").to(dtype)
             for module in own.modules():
-                initialize_weights(module, config.text.initializer_range)
+                empty._init_weights(module)
             for name, p in own.state_dict(prefix=f"{part}.").items():
                 found[name] = Stored(name, tuple(p.shape), dtype, nowhere, p.detach)
     return found
