@@ -146,10 +146,7 @@ def filled(
         device = place(source.empty_model(), kind or torch.float32, max_memory, offload_folder)
     devices = dict(device) if isinstance(device, Mapping) else {"": device if isinstance(device, int) else str(device)}
     kept = folder_on_disk(offload_folder) if "disk" in devices.values() else None
-    begun, answers = [], None
-    if not source.official and (source.folder / "generation_config.json").is_file():
-        # An official one holds settings of training, which would cut answers short and slow them.
-        answers = GenerationConfig.from_pretrained(source.folder)
+    begun, answers = [], _generation(source)
 
     def built(model: GlammForConditionalGeneration) -> None:
         begun.append(model)
@@ -188,10 +185,17 @@ def filled(
     return model
 
 
+def _generation(source: Source) -> GenerationConfig | None:
+    """Of ours alone: an official one holds settings of training, which would cut answers short and slow them."""
+    if source.official or not (source.folder / "generation_config.json").is_file():
+        return None
+    return GenerationConfig.from_pretrained(source.folder)
+
+
 def _whole(cls: type, source: Source, kind: torch.dtype | None, device: str, answers: Any, built: Callable):
     """The model on one device, filled by us: `from_pretrained` gives the same, but compiles the patterns of all models
     that transformers knows first, which takes longer than everything else here."""
-    with no_init_weights():
+    with no_init_weights(), torch.random.fork_rng(devices=[]):  # some parts draw numbers nevertheless
         model = cls(source.config, built=built)
     state = {}
     for name, entry in source.places.items():
