@@ -83,6 +83,9 @@ class Source:
         """
         try:
             pieces, whole = ((self.folder / f"tokenizer.{ending}").is_file() for ending in ("model", "json"))
+            if not (whole or self.official):
+                hint = "save its processor there as well, or copy the file"
+                raise FileNotFoundError(f"{self.folder} holds a model alone: tokenizer.json is missing; {hint}")
             if whole and (not self.official or (not pieces and _is_ours(self.folder))):
                 tokenizer = PreTrainedTokenizerFast.from_pretrained(self.folder)
             else:
@@ -334,21 +337,17 @@ def is_official(given: dict) -> bool:
 
 
 def check_folder(folder: Path, given: dict, weights: bool) -> None:
-    """Raises FileNotFoundError that names missing files of a checkpoint of ours, ValueError if the folder holds
-    another kind of model."""
+    """Raises FileNotFoundError for a checkpoint of ours without weights, ValueError if the folder holds another kind
+    of model."""
     kind = str(given.get("model_type", "unnamed"))
     if kind != GlammConfig.model_type:
         raise ValueError(
             f"{folder} holds a model of the type {kind!r}; expected {GlammConfig.model_type!r}, or an official GLaMM "
             "checkpoint. A language model cannot be asked about pictures: give a folder that glamm-mini has written"
         )
-    missing = [name for name in (SINGLE[0], "tokenizer.json") if not (folder / name).is_file()]
-    if SINGLE[0] in missing and (not weights or (folder / INDICES[0]).is_file()):
-        missing.remove(SINGLE[0])
-    if missing:
-        raise FileNotFoundError(
-            f"{folder} is not a whole GLaMM checkpoint: {', '.join(missing)} missing; train one (make tiny) or copy it"
-        )
+    if weights and not any((folder / name).is_file() for name in (SINGLE[0], INDICES[0])):
+        hint = "train one (make tiny) or copy it"
+        raise FileNotFoundError(f"{folder} is not a whole GLaMM checkpoint: {SINGLE[0]} is missing; {hint}")
 
 
 def _is_ours(folder: Path) -> bool:
