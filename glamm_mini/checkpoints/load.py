@@ -5,19 +5,19 @@ transformers' `from_pretrained` builds the model, places it, quantizes it and ta
 """
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import GenerationConfig
+from transformers.initialization import no_init_weights
 
-from glamm_mini.checkpoints.files import find_folder, list_tensors, stamps
+from glamm_mini.checkpoints.files import find_folder, list_tensors, mismatch, stamps
 from glamm_mini.checkpoints.lora import load_lora
 from glamm_mini.checkpoints.placement import Quantization, dispatch, folder_on_disk, main_device, place, quantization
-from glamm_mini.checkpoints.report import type_name
 from glamm_mini.checkpoints.save import quiet
-from glamm_mini.checkpoints.source import Source, open_checkpoint, unreadable
+from glamm_mini.checkpoints.source import Source, open_checkpoint, type_name, unreadable
 from glamm_mini.model.config import GlammConfig
 from glamm_mini.model.glamm import GlammForConditionalGeneration
 from glamm_mini.processing.processor import GlammProcessor
@@ -151,9 +151,13 @@ def filled(
         devices = place(source.empty_model(), kind or torch.float32, max_memory, offload_folder)
     if isinstance(devices, (str, int, torch.device)):
         devices = {"": devices if isinstance(devices, int) else str(devices)}
+    devices = devices or {"": "cpu"}
     if devices and "disk" in devices.values():
         kept = folder_on_disk(offload_folder)
-    begun = []
+    begun, answers = [], None
+    if not source.official and (source.folder / "generation_config.json").is_file():
+        # An official one holds settings of training, which would cut answers short and slow them.
+        answers = GenerationConfig.from_pretrained(source.folder)
 
     def built(model: GlammForConditionalGeneration) -> None:
         begun.append(model)
@@ -164,18 +168,21 @@ def filled(
 
     with _ONE_AT_A_TIME, quiet(source.nbytes):
         try:
-            model = cls.from_pretrained(
-                None,
-                config=source.config,
-                state_dict=source.places,
-                dtype=kind or (half or [torch.float32])[0],
-                device_map=devices if settings or devices != {"": "cpu"} else None,
-                quantization_config=settings and settings.config,
-                offload_folder=kept and kept.name,
-                generation_config=_generation(source),
-                built=built,
-                **attention,
-            )
+            if settings is None and not attention and len(devices) == 1 and "" in devices and devices[""] != "disk":
+                model = _whole(cls, source, kind, devices[""], answers, built)
+            else:
+                model = cls.from_pretrained(
+                    None,
+                    config=source.config,
+                    state_dict=source.places,
+                    dtype=kind or (half or [torch.float32])[0],
+                    device_map=devices,
+                    quantization_config=settings and settings.config,
+                    offload_folder=kept and kept.name,
+                    generation_config=answers,
+                    built=built,
+                    **attention,
+                )
         except Exception as error:
             if begun or isinstance(error, ImportError):
                 raise
@@ -189,11 +196,20 @@ def filled(
     return model
 
 
-def _generation(source: Source) -> GenerationConfig | None:
-    """Of ours alone: an official one holds settings of training, which would cut answers short and slow them."""
-    if source.official or not (source.folder / "generation_config.json").is_file():
-        return None
-    return GenerationConfig.from_pretrained(source.folder)
+def _whole(cls: type, source: Source, kind: torch.dtype | None, device: str, answers: Any, built: Callable):
+    """The model on one device, filled by us: `from_pretrained` gives the same, but compiles the patterns of all models
+    that transformers knows first, which takes longer than everything else here."""
+    with no_init_weights():
+        model = cls(source.config, built=built)
+    state = {}
+    for name, entry in source.places.items():
+        state[name] = entry[...].to(device, kind if kind and entry.dtype.is_floating_point else entry.dtype)
+    model.load_state_dict(state, strict=False, assign=True)  # `built` has compared all names; tied ones may be left out
+    model.tie_weights()
+    model.config.dtype = kind or model.dtype
+    if answers is not None:
+        model.generation_config = answers
+    return model.to(device).eval()
 
 
 def dtype_of(dtype: str | torch.dtype | None) -> torch.dtype | None:
@@ -232,11 +248,7 @@ def load_weights(module: torch.nn.Module, path: str | Path) -> None:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no weights at {path}; train them, or give the folder that holds them")
     state, own = list_tensors([path]), module.state_dict()
-    wrong = [k for k in state if k in own and tuple(own[k].shape) != state[k].shape]
-    absent, foreign = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    if wrong or absent or foreign:
-        raise ValueError(
-            f"{path} does not fit: {len(absent)} weights missing {absent[:3]}, {len(foreign)} unknown {foreign[:3]}, "
-            f"{len(wrong)} of another shape {wrong[:3]}; the checkpoint belongs to another model or version"
-        )
-    module.load_state_dict({k: v[...].to(own[k].dtype) for k, v in state.items()})
+    problems = mismatch({name: tuple(tensor.shape) for name, tensor in own.items()}, state)
+    if problems:
+        raise ValueError(f"{path} does not fit: {problems}; the checkpoint belongs to another model or version")
+    module.load_state_dict({name: stored[...].to(own[name].dtype) for name, stored in state.items()})

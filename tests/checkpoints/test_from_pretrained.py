@@ -251,7 +251,7 @@ def test_the_released_settings_are_the_released_size(tmp_path):
         folder.mkdir()
         (folder / "config.json").write_text(json.dumps(released_config(kind)))
         source, released = open_checkpoint(folder, weights="none"), glamm_mini.GlammConfig.of_size("7b")
-        assert source.official and not source.notes
+        assert source.official and not source.left.notes
         own, expected = source.config.to_dict(), released.to_dict()
         assert own["text"].pop("max_position_embeddings") == 4096 and own["text"].pop("pad_token_id") == 0
         del expected["text"]["max_position_embeddings"], expected["text"]["pad_token_id"]
