@@ -92,7 +92,7 @@ def model_from(cls: type, name: str | Path, config: GlammConfig | None = None, *
         raise ValueError(f"from_pretrained does not know {', '.join(unknown)}; see its help")
     if isinstance(device, str) and device not in PLACED:
         _check_device(device, None, None, None)
-    source, _ = _opened(name, tower, config, drop or (), hub)
+    source, _ = _opened(name, tower, config, drop or (), hub, alone=True)
     device = "cpu" if device is None else device
     model = filled(cls, source, kind, device, quantization(settings, kind), memory, folder, **attention)
     nothing = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
@@ -105,15 +105,19 @@ def processor_from(name: str | Path, vision_tower: str | Path | None = None, **h
     return open_checkpoint(name, vision_tower, need_tower=False, weights="none", **hub).processor()
 
 
-def _opened(name, vision_tower, config, drop, hub: dict) -> tuple[Source, GlammProcessor]:
-    """The opened checkpoint and its processor, all of one save: a folder that is saved to meanwhile is opened again."""
+def _opened(name, vision_tower, config, drop, hub: dict, alone: bool = False) -> tuple[Source, GlammProcessor | None]:
+    """The opened checkpoint and its processor, all of one save: a folder that is saved to meanwhile is opened again.
+
+    alone: a model of ours that was saved without its tokenizer, whose configuration holds all ids, is good as well.
+    """
     ways = {key: value for key, value in hub.items() if key not in ("revision", "subfolder")}  # to CLIP's repository
     for _ in range(TRIES):
         folder = find_folder(name, **hub)
         before = stamps(folder)
         try:
             source = open_checkpoint(folder, vision_tower, config, drop=drop, **ways)
-            processor = source.processor()
+            lone = alone and not source.official and not (folder / "tokenizer.json").is_file()
+            processor = None if lone else source.processor()
         except (OSError, ValueError):
             if stamps(folder) == before:
                 raise

@@ -126,6 +126,9 @@ class Source:
         """
         try:
             pieces, whole = ((self.folder / f"tokenizer.{ending}").is_file() for ending in ("model", "json"))
+            if not (whole or self.official):
+                hint = "save its processor there as well, or copy the file"
+                raise FileNotFoundError(f"{self.folder} holds a model alone: tokenizer.json is missing; {hint}")
             # An official folder that we have written may hold a tokenizer of ours, which is not a Llama's.
             if whole and (not self.official or (not pieces and OURS in read_config(self.folder))):
                 tokenizer = PreTrainedTokenizerFast.from_pretrained(self.folder)
@@ -358,12 +361,9 @@ def _check_folder(folder: Path, given: dict, weights: bool) -> None:
             f"{folder} holds a model of the type {kind!r}; expected {GlammConfig.model_type!r}, or an official GLaMM "
             "checkpoint. A language model cannot be asked about pictures: give a folder that glamm-mini has written"
         )
-    wanted = ["tokenizer.json"] if not weights or (folder / INDICES[0]).is_file() else [SINGLE[0], "tokenizer.json"]
-    missing = [name for name in wanted if not (folder / name).is_file()]
-    if missing:
-        raise FileNotFoundError(
-            f"{folder} is not a whole GLaMM checkpoint: {', '.join(missing)} missing; train one (make tiny) or copy it"
-        )
+    if weights and not any((folder / name).is_file() for name in (SINGLE[0], INDICES[0])):
+        hint = "train one (make tiny) or copy it"
+        raise FileNotFoundError(f"{folder} is not a whole GLaMM checkpoint: {SINGLE[0]} is missing; {hint}")
 
 
 def type_name(dtype: torch.dtype) -> str:

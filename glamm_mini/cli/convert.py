@@ -7,8 +7,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from glamm_mini.cli.loading import Drop, VisionTower
-from glamm_mini.cli.screen import working
+from glamm_mini.cli.loading import Drop, VisionTower, working
 
 
 def convert(
