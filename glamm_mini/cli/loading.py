@@ -42,9 +42,9 @@ class Loading:
         Path | None, typer.Option(help="Folder for weights that find no memory, with --device auto.")
     ] = None
     drop: Drop = None
-    lora: Annotated[
-        Path | None, typer.Option(help="An adapter's folder, put beside the weights and not merged.")
-    ] = None
+    lora: Annotated[Path | None, typer.Option(help="An adapter's folder, put beside the weights and not merged.")] = (
+        None
+    )
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Where answers are cut; 256 tokens, or 512 of an official model.")
     ] = None
