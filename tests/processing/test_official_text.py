@@ -165,7 +165,7 @@ def test_a_folder_without_a_tokenizer_is_named(tmp_path):
     with pytest.raises(ValueError, match="no BPE tokenizer"):
         official_tokenizer(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(b"version https://git-lfs.github.com/spec/v1")
-    with pytest.raises(ValueError, match="no SentencePiece model"):
+    with pytest.raises(ValueError, match="not a SentencePiece model"):
         official_tokenizer(tmp_path)
 
 

@@ -278,7 +278,7 @@ def test_mistakes_in_a_batch_are_named(processor):
     picture = np.zeros((8, 8, 3), np.uint8)
     for arguments, words in (
         (([picture], []), "no conversation"),
-        (([picture, picture], [ONE]), "2 images for 1 conversations"),
+        (([picture, picture], [ONE]), "images has 2 entries for 1"),
         ((None, [ONE], [[[0, 0, 1, 1]]]), "boxes were given without images"),
         (([picture], [ONE], [None, None]), "boxes has 2 entries for 1"),
         (([picture], [ONE], None, []), "masks has 0 entries for 1"),
