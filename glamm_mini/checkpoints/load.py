@@ -5,7 +5,7 @@ transformers' `from_pretrained` builds the model, places it, quantizes it and ta
 """
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +70,6 @@ def load_model(
     kind = dtype_of(dtype)
     _check_device(device, quantize, max_memory, offload_folder)
     settings = quantization(quantize, kind)
-    if quantize and device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     source, processor = _opened(name, vision_tower, config, drop, hub)
     model = filled(GlammForConditionalGeneration, source, kind, device, settings, max_memory, offload_folder)
     if lora is not None:
@@ -95,6 +93,7 @@ def model_from(cls: type, name: str | Path, config: GlammConfig | None = None, *
     if isinstance(device, str) and device not in PLACED:
         _check_device(device, None, None, None)
     source, _ = _opened(name, tower, config, drop or (), hub, alone=True)
+    device = "cpu" if device is None else device
     model = filled(cls, source, kind, device, quantization(settings, kind), memory, folder, **attention)
     nothing = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
     return (model, nothing) if info else model
@@ -133,7 +132,7 @@ def filled(
     cls: type,
     source: Source,
     kind: torch.dtype | None,
-    device: Any = "cpu",
+    device: str | int | torch.device | Mapping = "cpu",
     settings: Quantization | None = None,
     max_memory: dict | None = None,
     offload_folder: str | Path | None = None,
@@ -144,20 +143,14 @@ def filled(
     half = sorted(types - {torch.float32}, key=str)
     if kind is None and len(half) > 1:
         raise ValueError(f"{source.folder} holds numbers of {', '.join(map(str, half))}; say which dtype it shall have")
-    devices, kept, layers = device, None, []
-    if settings is not None:
-        layers = settings.keep_the_rest(source.empty_model())
+    layers = settings.keep_the_rest(source.empty_model()) if settings else []
+    if device in PLACED and settings:  # on one device
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     elif device in PLACED:
-        devices = place(source.empty_model(), kind or torch.float32, max_memory, offload_folder)
-    if isinstance(devices, (str, int, torch.device)):
-        devices = {"": devices if isinstance(devices, int) else str(devices)}
-    devices = devices or {"": "cpu"}
-    if devices and "disk" in devices.values():
-        kept = folder_on_disk(offload_folder)
-    begun, answers = [], None
-    if not source.official and (source.folder / "generation_config.json").is_file():
-        # An official one holds settings of training, which would cut answers short and slow them.
-        answers = GenerationConfig.from_pretrained(source.folder)
+        device = place(source.empty_model(), kind or torch.float32, max_memory, offload_folder)
+    devices = dict(device) if isinstance(device, Mapping) else {"": device if isinstance(device, int) else str(device)}
+    kept = folder_on_disk(offload_folder) if "disk" in devices.values() else None
+    begun, answers = [], _generation(source)
 
     def built(model: GlammForConditionalGeneration) -> None:
         begun.append(model)
@@ -168,7 +161,7 @@ def filled(
 
     with _ONE_AT_A_TIME, quiet(source.nbytes):
         try:
-            if settings is None and not attention and len(devices) == 1 and "" in devices and devices[""] != "disk":
+            if settings is None and not attention and devices.keys() == {""} and not kept:
                 model = _whole(cls, source, kind, devices[""], answers, built)
             else:
                 model = cls.from_pretrained(
@@ -190,16 +183,23 @@ def filled(
     model.name_or_path, model.config.name_or_path = source.name, ""  # no folder of this machine is written down
     made = {name: type_name(tensor.dtype) for name, tensor in model.state_dict().items() if name in source.places}
     model.load_report = source.report(made | {f"{layer}.weight": settings.kind for layer in layers})
-    if devices and (kept or len(set(devices.values())) > 1):
+    if kept or len(set(devices.values())) > 1:
         model.offloaded, model.main_device = kept, main_device(devices)
         dispatch(model, devices)
     return model
 
 
+def _generation(source: Source) -> GenerationConfig | None:
+    """Of ours alone: an official one holds settings of training, which would cut answers short and slow them."""
+    if source.official or not (source.folder / "generation_config.json").is_file():
+        return None
+    return GenerationConfig.from_pretrained(source.folder)
+
+
 def _whole(cls: type, source: Source, kind: torch.dtype | None, device: str, answers: Any, built: Callable):
     """The model on one device, filled by us: `from_pretrained` gives the same, but compiles the patterns of all models
     that transformers knows first, which takes longer than everything else here."""
-    with no_init_weights():
+    with no_init_weights(), torch.random.fork_rng(devices=[]):  # some parts draw numbers nevertheless
         model = cls(source.config, built=built)
     state = {}
     for name, entry in source.places.items():
