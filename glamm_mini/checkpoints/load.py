@@ -25,6 +25,9 @@ from glamm_mini.processing.processor import GlammProcessor
 HUB = ("revision", "token", "cache_dir", "force_download", "local_files_only", "subfolder")
 """What `from_pretrained` is told about a repository of the hub; `subfolder` also of a folder here."""
 
+PASSED_OVER = ("_from_auto", "trust_remote_code", "adapter_kwargs", "use_fast", "dtype", "device_map")
+"""What transformers' Auto classes and pipelines hand to a processor, for which it means nothing."""
+
 PLACED = ("auto", "balanced", "balanced_low_0", "sequential")
 TRIES = 5
 
@@ -67,6 +70,12 @@ def load_model(
     """
     if hub.keys() - set(HUB):
         raise TypeError(f"load_model() has no keyword {', '.join(sorted(hub.keys() - set(HUB)))}")
+    if config is not None and not isinstance(config, GlammConfig):
+        raise ValueError(f"config is a {type(config).__name__}; expected a GlammConfig")
+    if not isinstance(drop, str | list | tuple) or not all(isinstance(start, str) for start in drop):
+        raise ValueError(f"drop is {drop!r}; expected beginnings of official names, such as ('model.old_head.',)")
+    if lora is not None and not isinstance(lora, str | Path):
+        raise ValueError(f"lora is {lora!r}; expected the folder of an adapter")
     kind = dtype_of(dtype)
     _check_device(device, quantize, max_memory, offload_folder)
     settings = quantization(quantize, kind)
@@ -94,6 +103,8 @@ def model_from(cls: type, name: str | Path, config: GlammConfig | None = None, *
         raise ValueError(f"from_pretrained does not know {', '.join(unknown)}; see its help")
     if isinstance(device, str) and device not in PLACED:
         _check_device(device, None, None, None)
+    if config is not None and not isinstance(config, GlammConfig):
+        raise ValueError(f"config is a {type(config).__name__}; expected a GlammConfig")
     source, _ = _opened(name, tower, config, drop or (), hub)
     model = filled(cls, source, kind, device, quantization(settings, kind), memory, folder, **attention)
     nothing = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
@@ -102,6 +113,9 @@ def model_from(cls: type, name: str | Path, config: GlammConfig | None = None, *
 
 def processor_from(name: str | Path, vision_tower: str | Path | None = None, **hub: Any) -> GlammProcessor:
     """What `GlammProcessor.from_pretrained` does: the processor of a checkpoint, of which no weight is needed."""
+    unknown = sorted(hub.keys() - {*HUB, *PASSED_OVER})
+    if unknown:
+        raise ValueError(f"GlammProcessor.from_pretrained does not know {', '.join(unknown)}; see its help")
     hub = {key: value for key, value in hub.items() if key in HUB}
     return open_checkpoint(name, vision_tower, need_tower=False, weights="none", **hub).processor()
 

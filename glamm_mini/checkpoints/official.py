@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from transformers import CLIPVisionConfig
+from transformers.activations import ACT2FN
 
 from glamm_mini.model.config import GlammConfig
 
@@ -86,6 +87,10 @@ NUMBERS += " dice_eps"
 WORDS = "mode seg_state hidden_act size_name system user assistant image_line mm_vision_tower vision_tower model_type"
 FLAGS = "relative_positions tie_word_embeddings"
 LISTS = {"scales": (1, 1024), "global_attention": (0, 1024), "pixel_mean": None, "pixel_std": None}
+NEVER_NULL = {
+    *("mode", "seg_state", "feature_layer", "level_step", "prompt.system", "prompt.user", "prompt.assistant"),
+    *("prompt.image_line", "prompt.max_length", "grounding.pixel_mean", "grounding.pixel_std"),
+}
 SECTIONS = "vision text region grounding losses prompt tokens glamm_mini vision_config rope_parameters"
 
 
@@ -196,6 +201,8 @@ def check_settings(given: Mapping, path: Path, inside: str = "") -> None:
     """
     for name, value in given.items():
         if value is None:
+            if f"{inside}{name}" in NEVER_NULL:
+                raise ValueError(f"{path}: {inside}{name} is null; expected a value")
             continue
         expected = None
         if name in SECTIONS.split():
@@ -217,6 +224,10 @@ def check_settings(given: Mapping, path: Path, inside: str = "") -> None:
         elif name in LISTS and not _is_list(value, LISTS[name]):
             low, high = LISTS[name] or ("", "")
             expected = f"a list of whole numbers from {low} to {high}" if LISTS[name] else "three finite numbers"
+        if name == "hidden_act" and isinstance(value, str) and value not in ACT2FN:
+            expected = f"one of {', '.join(ACT2FN)}"
+        if name == "pixel_std" and not expected and min(value) <= 0:
+            expected = "three numbers above 0"
         if expected:
             shown = repr(value)
             shown = shown if len(shown) < 60 else shown[:60] + " ..."

@@ -359,4 +359,6 @@ def _is_ours(folder: Path) -> bool:
 
 def unreadable(folder: Path, error: Exception) -> ValueError:
     """What is said of a folder whose settings cannot be used."""
-    return ValueError(f"{folder}: configuration or tokenizer cannot be read ({error}); copy it again")
+    # Of a KeyError or a TypeError of another library, the words alone say little.
+    what = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+    return ValueError(f"{folder}: configuration or tokenizer cannot be read ({what}); copy it again")

@@ -54,6 +54,15 @@ class GroundingConfig:
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
 
+    def __post_init__(self) -> None:
+        for name in ("pixel_mean", "pixel_std"):
+            if len(getattr(self, name)) != 3:
+                raise ValueError(f"grounding.{name} is {getattr(self, name)}; expected one number for each color")
+        if self.heads < 1 or self.hidden % self.heads:
+            raise ValueError(f"grounding.hidden is {self.hidden}, which {self.heads} heads do not divide")
+        if self.patch_size < 1 or self.image_size < self.patch_size:
+            raise ValueError(f"grounding.image_size is {self.image_size}, less than a patch of {self.patch_size}")
+
     @property
     def grid(self) -> int:
         """Side of the image embedding, in patches."""
@@ -200,8 +209,15 @@ class GlammConfig(PreTrainedConfig):
     @property
     def region_layers(self) -> tuple[int, ...]:
         """Hidden states (0 = embeddings) that the region encoder reads, shallowest first; 14 17 20 23 officially."""
+        if not self.region.scales:
+            raise ValueError("region.scales is empty; expected one number for each feature level")
         last = self.vision.num_hidden_layers + 1 + self.feature_layer
         layers = tuple(last - self.level_step * k for k in reversed(range(len(self.region.scales))))
+        if layers[-1] > self.vision.num_hidden_layers:
+            raise ValueError(
+                f"feature_layer is {self.feature_layer}; expected a number below 0, which counts the vision tower's "
+                f"{self.vision.num_hidden_layers} layers from the end"
+            )
         if layers[0] < 0:
             raise ValueError(
                 f"the region encoder needs hidden states {layers}, but the vision tower has only "

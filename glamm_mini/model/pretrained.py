@@ -37,7 +37,7 @@ class GlammPreTrained(PreTrainedModel, GenerationMixin):
         Raises FileNotFoundError for what is missing, and ValueError for what is damaged, of another kind of model, or
         lacks a weight or has one too many: nothing is ever filled up with random values.
         """
-        if pretrained_model_name_or_path is None:  # the weights themselves are given, as state_dict
+        if pretrained_model_name_or_path is None and kwargs.get("state_dict") is not None:  # the weights themselves
             return super().from_pretrained(None, *args, **kwargs)
         return registry.find("checkpoint", "model")(cls, pretrained_model_name_or_path, *args, **kwargs)
 

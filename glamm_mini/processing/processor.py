@@ -42,6 +42,12 @@ class GlammProcessor(ProcessorMixin):
                 f"the tokenizer gives {dict(zip(ADDED_TOKENS, ids, strict=True))} for GLaMM's added tokens; each needs "
                 "an id of its own: add them with tokenizer.add_tokens before making a processor"
             )
+        lacking = [name for name in ("eos_token", "pad_token") if getattr(tokenizer, f"{name}_id", None) is None]
+        if lacking:
+            raise ValueError(
+                f"the tokenizer has no {' and no '.join(lacking)}; without them answers do not end and rows are not "
+                "padded: copy tokenizer_config.json again, or set them"
+            )
         for field, i in zip(TOKEN_FIELDS, ids, strict=True):
             setattr(config.tokens, field, i)
         self.chat_template = chat_template(config.prompt)
@@ -137,7 +143,7 @@ class GlammProcessor(ProcessorMixin):
         Raises:
             ValueError: not even the last turn fits.
         """
-        tails, length, first = [], 0, len(turns)
+        ids, tails, length, first = [], [], 0, len(turns)
         while first and length <= self.room:
             first -= 1
             # A turn begins behind the end token of the one before, where every tokenizer begins anew.
@@ -148,6 +154,11 @@ class GlammProcessor(ProcessorMixin):
             ids = head + [i for tail in tails[left_out - first + 1 :] for i in tail]
             if len(ids) <= self.room:
                 return ids, left_out
+        if self.room < 1:
+            raise ValueError(
+                f"prompt.max_length is {self.config.prompt.max_length}, which leaves no room for a question beside the "
+                f"{self.config.image_tokens} tokens of a picture"
+            )
         raise ValueError(
             f"the question takes {len(ids)} tokens, the model reads at most {self.room}; ask a shorter one"
         )
