@@ -260,15 +260,22 @@ def _common_settings() -> set[str]:
 def _nested(cls: type[PreTrainedConfig], value: PreTrainedConfig | dict | None) -> PreTrainedConfig:
     if isinstance(value, cls):
         return value
+    _check_table(cls, value, (dict, PreTrainedConfig))
     kind = value.model_type if isinstance(value, PreTrainedConfig) else (value or {}).get("model_type", cls.model_type)
     if kind != cls.model_type:
         raise ValueError(f"a configuration of kind {kind!r} was given; GLaMM is made of {cls.__name__} here")
     return cls(**(value or {}))
 
 
+def _check_table(cls: type, value: object, kinds: tuple[type, ...]) -> None:
+    if value is not None and not isinstance(value, kinds):
+        raise ValueError(f"{repr(value)[:60]} was given for a {cls.__name__}; expected that, or a table of its settings")
+
+
 def _part(cls: type, value: object) -> object:
     if isinstance(value, cls):
         return value
+    _check_table(cls, value, (dict,))
     value = dict(value or {})
     unknown = set(value) - {f.name for f in fields(cls)}
     if unknown:

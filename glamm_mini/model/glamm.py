@@ -15,7 +15,7 @@ from glamm_mini.model.outputs import GlammGenerated, GlammOutput, ImageFeatures
 from glamm_mini.model.pretrained import GlammPreTrained
 from glamm_mini.model.region_encoder import RegionEncoder
 from glamm_mini.model.sam import GroundingImageEncoder, LPProjector, PixelDecoder, upscale_logits
-from glamm_mini.model.splice import Spliced, check_rows, language_output, pad_left, put_images, put_regions
+from glamm_mini.model.splice import Spliced, check_batch, check_rows, language_output, pad_left, put_images, put_regions
 from glamm_mini.model.tokens import IGNORE_INDEX
 from glamm_mini.model.vision import GlobalImageEncoder, VLProjector
 
@@ -61,6 +61,7 @@ class GlammForConditionalGeneration(GlammPreTrained):
         segment_ids: torch.Tensor | None = None,
     ) -> Spliced:
         """Ids (R, L), with images and boxes, to what the language model is fed; row r is about image r by default."""
+        check_batch(input_ids, attention_mask, labels, segment_ids, boxes)
         if image_index is None:
             image_index = self._default_index(input_ids, features)
         if attention_mask is None:
@@ -260,6 +261,8 @@ class GlammForConditionalGeneration(GlammPreTrained):
             ValueError: as in `forward`; and for ways to generate that need the prompt's ids (assistant models, prompt
                 look-up, contrastive search) or steps of their own.
         """
+        if not isinstance(input_ids, torch.Tensor):
+            raise ValueError(f"input_ids is a {type(input_ids).__name__}; expected a tensor (R, L)")
         features = image_features
         if features is None and global_images is not None:
             features = self.encode_images(global_images, grounding_images)

@@ -43,6 +43,8 @@ class GlammPreTrained(PreTrainedModel, GenerationMixin):
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
         """As transformers', with weights that others than their owner may read as well."""
+        if Path(save_directory).is_file():  # transformers would write nothing, and go on
+            raise ValueError(f"{save_directory} is a file; a model is saved to a folder")
         super().save_pretrained(save_directory, *args, **kwargs)
         if Path(save_directory).is_dir():
             registry.find("checkpoint", "rights")(Path(save_directory))
@@ -82,9 +84,15 @@ class GlammPreTrained(PreTrainedModel, GenerationMixin):
         """Another head."""
         self.language_model.set_output_embeddings(value)
 
-    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
-        """As transformers': embedding, head and `config.text.vocab_size` follow the tokenizer's new length."""
-        return self.language_model.resize_token_embeddings(*args, **kwargs)
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """As transformers': embedding, head and `config.text.vocab_size` follow the tokenizer's new length.
+
+        Raises ValueError for a length that leaves out one of GLaMM's added tokens.
+        """
+        least = 1 + max(vars(self.config.tokens).values())
+        if new_num_tokens is not None and (not isinstance(new_num_tokens, int) or new_num_tokens < least):
+            raise ValueError(f"new_num_tokens is {new_num_tokens!r}; expected {least} or more, for the added tokens")
+        return self.language_model.resize_token_embeddings(new_num_tokens, *args, **kwargs)
 
     def weights_version(self) -> tuple:
         """Another value whenever weights that `encode_images` uses were changed, moved or cast; features are as old.
