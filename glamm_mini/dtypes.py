@@ -47,5 +47,11 @@ def across_types(language_model: nn.Module) -> AbstractContextManager:
     return torch.autocast(kind, dtype=half.pop())
 
 
+def no_autocast(kind: str) -> AbstractContextManager:
+    """No autocast inside, which casts every matrix product."""
+    able = torch.amp.is_autocast_available(kind)  # not for meta tensors
+    return torch.autocast(kind, enabled=False) if able else nullcontext()
+
+
 def _autocast_on(kind: str) -> bool:
     return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)  # not for meta tensors

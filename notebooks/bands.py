@@ -1,7 +1,7 @@
 """Repeats the notebooks' trainings with other seeds: python notebooks/bands.py [--seeds 0 1 2] [NOTEBOOK ...]
 
 A notebook that trains has a cell with the tag "seed" that says `seed = 0`, and states bands with
-`glamm_mini.course.bands.band`. Every figure of every seed goes to notebooks/bands.json, with the date.
+`glamm_mini.course.sameness.band`. Every figure of every seed goes to notebooks/bands.json, with the date.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import execute
 import nbformat
 from nbclient.exceptions import CellExecutionError
 
-from glamm_mini.course.bands import RECORD
+from glamm_mini.course.sameness import RECORD
 
 RESULTS = execute.FOLDER / "bands.json"
 SEED = re.compile(r"^seed = \d+$", re.M)

@@ -7,7 +7,7 @@ import torch
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from small_models import small_config
 from torch import nn
-from transformers import CLIPConfig, CLIPModel, CLIPVisionModel, LlamaConfig, LlamaForCausalLM, SamConfig, SamModel
+from transformers import CLIPConfig, CLIPModel, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
 from glamm_mini import paths
 from glamm_mini.model.config import GlammConfig
@@ -83,23 +83,3 @@ def save_sam(file: Path, config: GlammConfig, **changes) -> Sam:
     sam = sam_of(config, **changes)
     torch.save(sam.state_dict(), file)
     return sam
-
-
-def save_transformers_sam(folder: Path, config: GlammConfig) -> SamModel:
-    """The same model as transformers has it, in its own names."""
-    c = config.grounding
-    sizes = dict(image_size=c.image_size, patch_size=c.patch_size)
-    see = dict(hidden_size=c.hidden, output_channels=c.prompt_dim, num_hidden_layers=c.depth, **sizes)
-    see |= dict(num_attention_heads=c.heads, window_size=c.window, global_attn_indexes=list(c.global_attention))
-    see |= dict(mlp_dim=4 * c.hidden, num_pos_feats=c.prompt_dim // 2)
-    draw = dict(hidden_size=c.prompt_dim, mlp_dim=c.decoder_hidden, num_hidden_layers=c.decoder_depth)
-    draw |= dict(num_attention_heads=c.decoder_heads, iou_head_hidden_dim=c.iou_hidden)
-    ask = dict(hidden_size=c.prompt_dim, mask_input_channels=c.mask_in_channels, **sizes)
-    settings = SamConfig(vision_config=see, prompt_encoder_config=ask, mask_decoder_config=draw)
-    sam = randomized(SamModel(settings), 4)
-    with torch.no_grad():
-        matrix = torch.randn(2, c.prompt_dim // 2, generator=torch.Generator().manual_seed(5))
-        sam.shared_image_embedding.positional_embedding.copy_(matrix)
-        sam.prompt_encoder.shared_embedding.positional_embedding.copy_(matrix)
-    sam.save_pretrained(folder)
-    return sam.eval()

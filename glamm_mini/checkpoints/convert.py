@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from glamm_mini.checkpoints.files import Stored
 from glamm_mini.checkpoints.load import load_model
 from glamm_mini.checkpoints.lora import load_lora, merge_lora
 from glamm_mini.checkpoints.official import (
@@ -26,9 +25,8 @@ from glamm_mini.checkpoints.official import (
     ours_to_official,
     write_official_config,
 )
-from glamm_mini.checkpoints.report import LoadReport, type_name
 from glamm_mini.checkpoints.save import MAX_SHARD_SIZE, shard_plan, whole_folder, write_weights
-from glamm_mini.checkpoints.source import Source, open_checkpoint
+from glamm_mini.checkpoints.source import LoadReport, Source, open_checkpoint, type_name
 from glamm_mini.dtypes import TYPES
 
 FORMATS = ("ours", "official")
@@ -141,15 +139,18 @@ def prepare(
     if lora is not None:
         merged, _ = load_model(name, "stored", vision_tower=vision_tower, drop=drop)
         load_lora(merged, lora)
-        source.notes.append(f"LoRA of {lora} merged into {merge_lora(merged)} layers")
+        source.left.notes.append(f"LoRA of {lora} merged into {merge_lora(merged)} layers")
         places = merged.state_dict()
-    made = {ours: _new_dtype(ours, entry, dtype) for ours, entry in source.places.items()}
     aside = {ours for ours in places if to == "official" and ours.startswith(VISION_TOWER)}
     tower = {} if is_released_clip(source.config.vision) else {n.removeprefix(VISION_TOWER): places[n] for n in aside}
-    report = source.report({ours: type_name(new) for ours, new in made.items() if ours not in aside})
-    new_name = ours_to_official if to == "official" else str
-    new = {new_name(ours): places[ours] for ours in made if ours not in aside}
-    types = {new_name(ours): made[ours] for ours in made if ours not in aside}
+    made, new, types = {}, {}, {}
+    for ours, entry in source.places.items():
+        if ours not in aside:
+            made_name, kind = ours_to_official(ours) if to == "official" else ours, entry.dtype
+            if dtype is not None and kind.is_floating_point:
+                kind = merged_dtype(ours_to_official(ours)) if dtype == MERGE_SCRIPT else TYPES[dtype]
+            made[ours], new[made_name], types[made_name] = type_name(kind), places[ours], kind
+    report = source.report(made)
     if to == "ours":
         report.kept = sorted(model.state_dict().keys() - new.keys() - set(model.all_tied_weights_keys))
         return Conversion(source, to, new, types, {}, report)
@@ -159,18 +160,10 @@ def prepare(
     return Conversion(source, to, new | buffers, types, tower, report)
 
 
-def _new_dtype(ours: str, entry: Stored, dtype: str | None) -> torch.dtype:
-    if dtype is None or not entry.dtype.is_floating_point:
-        return entry.dtype
-    return merged_dtype(ours_to_official(ours)) if dtype == MERGE_SCRIPT else TYPES[dtype]
-
-
 def _remarks(source: Source, aside: int, tower: bool) -> list[str]:
-    remarks = []
-    if tower:
-        remarks.append(f"{aside} weights of the image encoder go into the folder {TOWER_FOLDER}: the hub has none such")
-    elif aside:
-        remarks.append(f"{aside} weights of CLIP are left out: official code loads CLIP's own checkpoint")
+    left = "are left out: official code loads CLIP's own checkpoint"
+    kept = f"go into the folder {TOWER_FOLDER}: the hub has none such"
+    remarks = [f"{aside} weights of the image encoder {kept if tower else left}"] if aside else []
     if source.config.mode != "official":
         remarks.append("the model was trained in mode 'fixed': official code will answer otherwise than ours")
     if not (source.folder / "tokenizer.model").is_file():

@@ -1,8 +1,7 @@
-"""A checkpoint's folder and the weights' files in it, of either kind: found, listed, and read tensor by tensor.
+"""The weights' files of a checkpoint, found and read tensor by tensor, with one error for whatever is wrong with them.
 
-transformers can read these files by itself, but not as this package needs it: it takes weights from one folder (an
-official checkpoint lies in two), does not tell which file a wrong name stands in, passes over second names without
-asking whether their values are the same, and holds what `torch.save` wrote in memory twice.
+transformers reads them as well, but from one folder (an official checkpoint lies in two), without telling which file a
+wrong name stands in or which names share their values, and it holds what `torch.save` wrote in memory twice.
 """
 
 import json
@@ -10,8 +9,9 @@ import os
 import re
 import threading
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,22 +27,10 @@ SLICES = 8
 """A file of `torch.save` is mapped anew after each such part of it: pages once read count as used until then."""
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-SMALL = ("*.json", "tokenizer.model")
-"""All that is fetched of a repository where its weights are not wanted."""
-
 LFS_POINTER = b"version https://git-lfs"
-SAFETENSORS_TYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
+SAFETENSORS_TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+SAFETENSORS_TYPES |= {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8}
+SAFETENSORS_TYPES |= {"U8": torch.uint8, "BOOL": torch.bool}
 
 
 def find_folder(name: str | Path, weights: bool = True, subfolder: str = "", **hub: Any) -> Path:
@@ -60,7 +48,7 @@ def find_folder(name: str | Path, weights: bool = True, subfolder: str = "", **h
         raise FileNotFoundError(f"{path} is a file; give the folder that holds config.json and the weights")
     if not path.is_dir():
         on_hub = isinstance(name, str) and HUB_ID.fullmatch(name)
-        path = from_hub(name, weights, subfolder, **hub) if on_hub else paths.checkpoint_folder(str(name))
+        path = _from_hub(name, weights, subfolder, hub) if on_hub else paths.checkpoint_folder(str(name))
     folder = path / subfolder if subfolder else path
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {subfolder} in {path}; it holds {listed_in(path)}")
@@ -70,11 +58,8 @@ def find_folder(name: str | Path, weights: bool = True, subfolder: str = "", **h
     return folder
 
 
-def from_hub(name: str, weights: bool = True, subfolder: str = "", **hub: Any) -> Path:
-    """The folder of a hub repository "owner/name", downloaded or taken from the cache; only files that run no code.
-
-    Raises FileNotFoundError if the hub gives none, and without asking it if the owner's name is a local folder's.
-    """
+def _from_hub(name: str, weights: bool, subfolder: str, hub: Mapping[str, Any]) -> Path:
+    """A repository, downloaded or from the cache: only files that run no code, torch's where there are no others."""
     from huggingface_hub import snapshot_download
 
     owner = Path(name).parent
@@ -83,13 +68,11 @@ def from_hub(name: str, weights: bool = True, subfolder: str = "", **hub: Any) -
             f"there is no folder {name}, although {owner} is a folder here; check the name. The hub was not asked: if "
             "a model of the hub was meant, download it elsewhere and give its folder"
         )
-    wanted = [f"{subfolder}/{pattern}" if subfolder else pattern for pattern in (*SMALL, "*.safetensors")]
+    kinds = ("*.json", "tokenizer.model", "*.safetensors", "pytorch_model*.bin")
+    wanted = [f"{subfolder}/{kind}" if subfolder else kind for kind in kinds]
     try:
-        if not weights:
-            return Path(snapshot_download(name, allow_patterns=wanted[:-1], **hub))
-        folder = Path(snapshot_download(name, allow_patterns=wanted, **hub))
-        if not any((folder / subfolder).glob("*.safetensors")):  # torch's files only where there are no others
-            wanted.append(wanted[-1].replace("*.safetensors", "pytorch_model*.bin"))
+        folder = Path(snapshot_download(name, allow_patterns=wanted[: 3 if weights else 2], **hub))
+        if weights and not any((folder / subfolder).glob("*.safetensors")):
             folder = Path(snapshot_download(name, allow_patterns=wanted, **hub))
         return folder
     except Exception as error:  # of the network, of the hub and of its cache, each of its own type
@@ -101,19 +84,18 @@ def from_hub(name: str, weights: bool = True, subfolder: str = "", **hub: Any) -
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a file, its shape (any) and type known before its values are read: `stored[...]` reads them.
+    """A tensor in a file, its shape and type known before its values are read: `stored[...]` reads them to the CPU.
 
-    shape: None where the hub tells names alone.
-    first: the first name in the file that stands for the same values, of the same shape: `torch.save` stores what
-        several names share once. None in safetensors, which share nothing.
+    shape: None where the hub tells names alone. first: the first name in the file that stands for the same values, of
+    the same shape: `torch.save` stores what several names share once.
     """
 
     name: str
     shape: tuple[int, ...] | None
     dtype: torch.dtype
     file: Path
+    read: Callable[[], torch.Tensor] | None = field(default=None, repr=False, compare=False)
     first: str | None = None
-    reader: Any = field(default=None, repr=False, compare=False)
 
     @property
     def nbytes(self) -> int:
@@ -121,26 +103,21 @@ class Stored:
         return 0 if self.shape is None else torch.Size(self.shape).numel() * self.dtype.itemsize
 
     def __getitem__(self, _: Any) -> torch.Tensor:
-        """The tensor, on the CPU, in memory of its own. Raises ValueError that names a file that is cut short."""
+        """The tensor, in memory of its own. Raises ValueError that names a file that is cut short."""
         try:
-            return self.reader.read(self.name)
+            return self.read()
         except Exception as error:  # both readers raise types of their own, and many
             raise damaged(self.file, error) from error
 
 
-class _Safetensors:
-    """A safetensors file, read and not mapped, so that it may be replaced while its tensors live."""
-
-    def __init__(self, file: Path):
-        self.handle = safe_open(file, framework="pt", backend="pread")
-
-    def listed(self):
-        for name in self.handle.keys():
-            view = self.handle.get_slice(name)
-            yield name, tuple(view.get_shape()), SAFETENSORS_TYPES[view.get_dtype()], None
-
-    def read(self, name: str) -> torch.Tensor:
-        return self.handle.get_tensor(name)
+def _of_safetensors(file: Path) -> Iterator[Stored]:
+    handle = safe_open(file, framework="pt", backend="pread")  # not mapped: it may be replaced while its tensors live
+    for name in handle.keys():
+        view = handle.get_slice(name)
+        if view.get_dtype() not in SAFETENSORS_TYPES:
+            raise ValueError(f"numbers of the type {view.get_dtype()} are unknown here")
+        shape, kind = tuple(view.get_shape()), SAFETENSORS_TYPES[view.get_dtype()]
+        yield Stored(name, shape, kind, file, partial(handle.get_tensor, name))
 
 
 class _TorchFile:
@@ -160,13 +137,13 @@ class _TorchFile:
             raise ValueError(f"{odd[0]!r} is a {type(state[odd[0]]).__name__}, not a tensor")
         return state
 
-    def listed(self):
+    def __iter__(self) -> Iterator[Stored]:
         firsts: dict[tuple, str] = {}
         for name, tensor in self.state.items():
-            shape, place = tuple(tensor.shape), None
+            shape, first = tuple(tensor.shape), None
             if tensor.layout is torch.strided and tensor.data_ptr() != 0:  # 0: no values, or none here
-                place = firsts.setdefault((tensor.data_ptr(), tensor.stride(), shape, tensor.dtype), name)
-            yield name, shape, tensor.dtype, place
+                first = firsts.setdefault((tensor.data_ptr(), tensor.stride(), shape, tensor.dtype), name)
+            yield Stored(name, shape, tensor.dtype, self.file, partial(self.read, name), first)
 
     def read(self, name: str) -> torch.Tensor:
         with self.lock:
@@ -218,11 +195,15 @@ def list_tensors(files: Iterable[str | Path]) -> dict[str, Stored]:
     for a name that stands in two files; FileNotFoundError for a file that is not there."""
     found: dict[str, Stored] = {}
     for file in map(Path, files):
-        reader = _opened(file)
+        if not file.is_file():
+            raise FileNotFoundError(f"there is no file {file}; check the path, or download it")
+        with file.open("rb") as opened:
+            if opened.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise ValueError(f"{file} is a pointer of git-lfs, not weights; fetch them with git lfs pull")
         try:
-            entries = [Stored(name, shape, dtype, file, first, reader) for name, shape, dtype, first in reader.listed()]
-        except KeyError as error:
-            raise damaged(file, ValueError(f"numbers of the type {error} are unknown here")) from error
+            entries = list(_of_safetensors(file) if file.suffix == ".safetensors" else _TorchFile(file))
+        except Exception as error:  # both readers raise types of their own, and many
+            raise damaged(file, error) from error
         for entry in entries:
             if entry.name in found:
                 both = f"{found[entry.name].file} and in {file}"
@@ -231,17 +212,26 @@ def list_tensors(files: Iterable[str | Path]) -> dict[str, Stored]:
     return found
 
 
-def _opened(file: Path) -> _Safetensors | _TorchFile:
-    if not file.is_file():
-        raise FileNotFoundError(f"there is no file {file}; check the path, or download it")
-    with file.open("rb") as opened:
-        start = opened.read(len(LFS_POINTER))
-    if start == LFS_POINTER:
-        raise ValueError(f"{file} is a pointer of git-lfs, not weights; fetch them with git lfs pull")
-    try:
-        return _Safetensors(file) if file.suffix == ".safetensors" else _TorchFile(file)
-    except Exception as error:  # both readers raise types of their own, and many
-        raise damaged(file, error) from error
+def mismatch(
+    wanted: Mapping[str, tuple], given: Mapping[str, Any], extra: Iterable[Stored] = (), named: Callable = str
+) -> str:
+    """What is missing, unexpected or of another shape, in words with its files; "" where all fits.
+
+    wanted: name -> shape. given: name -> what is stored. extra: what no name was found for. named: a missing name as
+    its reader knows it.
+    """
+    odd = [*extra, *(entry for name, entry in given.items() if name not in wanted)]
+    shapes = [(e, wanted[n]) for n, e in given.items() if n in wanted and e.shape not in (None, wanted[n])]
+    kinds = {
+        "missing": [named(name) for name in wanted if name not in given],
+        "unexpected": [f"{entry.name} in {entry.file.name}" for entry in odd],
+        "of another shape": [f"{e.name} in {e.file.name} is {e.shape}, the model has {s}" for e, s in shapes],
+    }
+    return ", ".join(
+        f"{len(names)} {kind} ({'; '.join(names[:5])}{' ...' if len(names) > 5 else ''})"
+        for kind, names in kinds.items()
+        if names
+    )
 
 
 def damaged(file: Path, error: Exception) -> ValueError:

@@ -5,19 +5,19 @@ transformers' `from_pretrained` builds the model, places it, quantizes it and ta
 """
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import GenerationConfig
+from transformers.initialization import no_init_weights
 
-from glamm_mini.checkpoints.files import find_folder, list_tensors, stamps
+from glamm_mini.checkpoints.files import find_folder, list_tensors, mismatch, stamps
 from glamm_mini.checkpoints.lora import load_lora
 from glamm_mini.checkpoints.placement import Quantization, dispatch, folder_on_disk, main_device, place, quantization
-from glamm_mini.checkpoints.report import type_name
 from glamm_mini.checkpoints.save import quiet
-from glamm_mini.checkpoints.source import Source, open_checkpoint, unreadable
+from glamm_mini.checkpoints.source import Source, open_checkpoint, type_name, unreadable
 from glamm_mini.model.config import GlammConfig
 from glamm_mini.model.glamm import GlammForConditionalGeneration
 from glamm_mini.processing.processor import GlammProcessor
@@ -70,8 +70,6 @@ def load_model(
     """
     if hub.keys() - set(HUB):
         raise TypeError(f"load_model() has no keyword {', '.join(sorted(hub.keys() - set(HUB)))}")
-    if config is not None and not isinstance(config, GlammConfig):
-        raise ValueError(f"config is a {type(config).__name__}; expected a GlammConfig")
     if not isinstance(drop, str | list | tuple) or not all(isinstance(start, str) for start in drop):
         raise ValueError(f"drop is {drop!r}; expected beginnings of official names, such as ('model.old_head.',)")
     if lora is not None and not isinstance(lora, str | Path):
@@ -79,8 +77,6 @@ def load_model(
     kind = dtype_of(dtype)
     _check_device(device, quantize, max_memory, offload_folder)
     settings = quantization(quantize, kind)
-    if quantize and device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     source, processor = _opened(name, vision_tower, config, drop, hub)
     model = filled(GlammForConditionalGeneration, source, kind, device, settings, max_memory, offload_folder)
     if lora is not None:
@@ -103,9 +99,8 @@ def model_from(cls: type, name: str | Path, config: GlammConfig | None = None, *
         raise ValueError(f"from_pretrained does not know {', '.join(unknown)}; see its help")
     if isinstance(device, str) and device not in PLACED:
         _check_device(device, None, None, None)
-    if config is not None and not isinstance(config, GlammConfig):
-        raise ValueError(f"config is a {type(config).__name__}; expected a GlammConfig")
-    source, _ = _opened(name, tower, config, drop or (), hub)
+    source, _ = _opened(name, tower, config, drop or (), hub, alone=True)
+    device = "cpu" if device is None else device
     model = filled(cls, source, kind, device, quantization(settings, kind), memory, folder, **attention)
     nothing = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
     return (model, nothing) if info else model
@@ -120,15 +115,19 @@ def processor_from(name: str | Path, vision_tower: str | Path | None = None, **h
     return open_checkpoint(name, vision_tower, need_tower=False, weights="none", **hub).processor()
 
 
-def _opened(name, vision_tower, config, drop, hub: dict) -> tuple[Source, GlammProcessor]:
-    """The opened checkpoint and its processor, all of one save: a folder that is saved to meanwhile is opened again."""
+def _opened(name, vision_tower, config, drop, hub: dict, alone: bool = False) -> tuple[Source, GlammProcessor | None]:
+    """The opened checkpoint and its processor, all of one save: a folder that is saved to meanwhile is opened again.
+
+    alone: a model of ours that was saved without its tokenizer, whose configuration holds all ids, is good as well.
+    """
     ways = {key: value for key, value in hub.items() if key not in ("revision", "subfolder")}  # to CLIP's repository
     for _ in range(TRIES):
         folder = find_folder(name, **hub)
         before = stamps(folder)
         try:
             source = open_checkpoint(folder, vision_tower, config, drop=drop, **ways)
-            processor = source.processor()
+            lone = alone and not source.official and not (folder / "tokenizer.json").is_file()
+            processor = None if lone else source.processor()
         except (OSError, ValueError):
             if stamps(folder) == before:
                 raise
@@ -143,7 +142,7 @@ def filled(
     cls: type,
     source: Source,
     kind: torch.dtype | None,
-    device: Any = "cpu",
+    device: str | int | torch.device | Mapping = "cpu",
     settings: Quantization | None = None,
     max_memory: dict | None = None,
     offload_folder: str | Path | None = None,
@@ -154,16 +153,14 @@ def filled(
     half = sorted(types - {torch.float32}, key=str)
     if kind is None and len(half) > 1:
         raise ValueError(f"{source.folder} holds numbers of {', '.join(map(str, half))}; say which dtype it shall have")
-    devices, kept, layers = device, None, []
-    if settings is not None:
-        layers = settings.keep_the_rest(source.empty_model())
+    layers = settings.keep_the_rest(source.empty_model()) if settings else []
+    if device in PLACED and settings:  # on one device
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     elif device in PLACED:
-        devices = place(source.empty_model(), kind or torch.float32, max_memory, offload_folder)
-    if isinstance(devices, (str, int, torch.device)):
-        devices = {"": devices if isinstance(devices, int) else str(devices)}
-    if devices and "disk" in devices.values():
-        kept = folder_on_disk(offload_folder)
-    begun = []
+        device = place(source.empty_model(), kind or torch.float32, max_memory, offload_folder)
+    devices = dict(device) if isinstance(device, Mapping) else {"": device if isinstance(device, int) else str(device)}
+    kept = folder_on_disk(offload_folder) if "disk" in devices.values() else None
+    begun, answers = [], _generation(source)
 
     def built(model: GlammForConditionalGeneration) -> None:
         begun.append(model)
@@ -174,18 +171,21 @@ def filled(
 
     with _ONE_AT_A_TIME, quiet(source.nbytes):
         try:
-            model = cls.from_pretrained(
-                None,
-                config=source.config,
-                state_dict=source.places,
-                dtype=kind or (half or [torch.float32])[0],
-                device_map=devices if settings or devices != {"": "cpu"} else None,
-                quantization_config=settings and settings.config,
-                offload_folder=kept and kept.name,
-                generation_config=_generation(source),
-                built=built,
-                **attention,
-            )
+            if settings is None and not attention and devices.keys() == {""} and not kept:
+                model = _whole(cls, source, kind, devices[""], answers, built)
+            else:
+                model = cls.from_pretrained(
+                    None,
+                    config=source.config,
+                    state_dict=source.places,
+                    dtype=kind or (half or [torch.float32])[0],
+                    device_map=devices,
+                    quantization_config=settings and settings.config,
+                    offload_folder=kept and kept.name,
+                    generation_config=answers,
+                    built=built,
+                    **attention,
+                )
         except Exception as error:
             if begun or isinstance(error, ImportError):
                 raise
@@ -193,7 +193,7 @@ def filled(
     model.name_or_path, model.config.name_or_path = source.name, ""  # no folder of this machine is written down
     made = {name: type_name(tensor.dtype) for name, tensor in model.state_dict().items() if name in source.places}
     model.load_report = source.report(made | {f"{layer}.weight": settings.kind for layer in layers})
-    if devices and (kept or len(set(devices.values())) > 1):
+    if kept or len(set(devices.values())) > 1:
         model.offloaded, model.main_device = kept, main_device(devices)
         dispatch(model, devices)
     return model
@@ -204,6 +204,22 @@ def _generation(source: Source) -> GenerationConfig | None:
     if source.official or not (source.folder / "generation_config.json").is_file():
         return None
     return GenerationConfig.from_pretrained(source.folder)
+
+
+def _whole(cls: type, source: Source, kind: torch.dtype | None, device: str, answers: Any, built: Callable):
+    """The model on one device, filled by us: `from_pretrained` gives the same, but compiles the patterns of all models
+    that transformers knows first, which takes longer than everything else here."""
+    with no_init_weights(), torch.random.fork_rng(devices=[]):  # some parts draw numbers nevertheless
+        model = cls(source.config, built=built)
+    state = {}
+    for name, entry in source.places.items():
+        state[name] = entry[...].to(device, kind if kind and entry.dtype.is_floating_point else entry.dtype)
+    model.load_state_dict(state, strict=False, assign=True)  # `built` has compared all names; tied ones may be left out
+    model.tie_weights()
+    model.config.dtype = kind or model.dtype
+    if answers is not None:
+        model.generation_config = answers
+    return model.to(device).eval()
 
 
 def dtype_of(dtype: str | torch.dtype | None) -> torch.dtype | None:
@@ -242,11 +258,7 @@ def load_weights(module: torch.nn.Module, path: str | Path) -> None:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no weights at {path}; train them, or give the folder that holds them")
     state, own = list_tensors([path]), module.state_dict()
-    wrong = [k for k in state if k in own and tuple(own[k].shape) != state[k].shape]
-    absent, foreign = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    if wrong or absent or foreign:
-        raise ValueError(
-            f"{path} does not fit: {len(absent)} weights missing {absent[:3]}, {len(foreign)} unknown {foreign[:3]}, "
-            f"{len(wrong)} of another shape {wrong[:3]}; the checkpoint belongs to another model or version"
-        )
-    module.load_state_dict({k: v[...].to(own[k].dtype) for k, v in state.items()})
+    problems = mismatch({name: tuple(tensor.shape) for name, tensor in own.items()}, state)
+    if problems:
+        raise ValueError(f"{path} does not fit: {problems}; the checkpoint belongs to another model or version")
+    module.load_state_dict({name: stored[...].to(own[name].dtype) for name, stored in state.items()})

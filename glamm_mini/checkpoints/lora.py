@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from glamm_mini.checkpoints.files import Stored, list_tensors
+from glamm_mini.checkpoints.files import Stored, list_tensors, mismatch
 from glamm_mini.checkpoints.save import is_quantized, recover, whole_folder
 
 ADAPTER = "default"
@@ -54,6 +54,7 @@ def add_lora(model, rank: int = 8, alpha: float = 16, dropout: float = 0.05, tar
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
+        task_type="CAUSAL_LM",  # peft's own loading then offers generate
         target_modules=rf"language_model\.(.*\.)?({'|'.join(sorted(targets))})",
     )
     trains = {name: p.requires_grad for name, p in model.named_parameters()}
@@ -110,26 +111,28 @@ def load_lora(model, folder: str | Path) -> dict[str, Any]:
         FileNotFoundError: a file is missing. ValueError: a file is damaged, the adapter has another rank or other
             targets than the model's, or was trained on another model; the model is as it was then.
     """
-    folder = Path(folder)
-    settings, state, folder = _read(folder)
-    _check_fit(model, settings, state, folder)
+    settings, state, probe, folder = _read(Path(folder))
     fresh, trains = not has_lora(model), {name: p.requires_grad for name, p in model.named_parameters()}
     if fresh:
         try:
             _put_in(model, settings)
-        except (ValueError, TypeError, re.error) as error:
-            raise ValueError(f"{folder / SETTINGS} does not fit the model ({error})") from error
+        except (ValueError, re.error) as error:  # none of its layers is there
+            raise ValueError(f"the LoRA in {folder} cannot be put in: {error}") from error
+    elif model.peft_config[ADAPTER].lora_alpha != settings.lora_alpha:
+        own = model.peft_config[ADAPTER].lora_alpha
+        raise ValueError(f"the LoRA in {folder} has alpha {settings.lora_alpha}, the model's has {own}")
     own = {_plain(name).replace(f".{ADAPTER}.", "."): p for name, p in model.named_parameters()}
-    odd = [n for n in own if ".lora_" in n and n not in state] + [n for n in state if n not in own]
-    odd += [n for n in state if n in own and own[n].shape != state[n].shape]
-    if odd:
+    problems = mismatch({n: tuple(p.shape) for n, p in own.items() if ".lora_" in n or n in state}, state)
+    # A model kept in half precision differs from its float32 self by up to 1 part in 256.
+    if problems:
+        problems = f"is of another model: {problems}" if fresh else f"does not fit the model's: {problems}"
+    elif len(probe) and not torch.allclose(torch.tensor(_probe(model)), probe, rtol=2**-7, atol=1e-4):
+        problems = "was trained on other weights of the same shape"
+    if problems:
         if fresh:
             _take_out(model, trains)
-            raise _foreign(folder, odd, settings)
-        raise ValueError(
-            f"the LoRA in {folder} does not fit the model's: {len(odd)} tensors, such as {odd[0]}; merge the model's "
-            "own first, or load the model anew"
-        )
+        base = settings.base_model_name_or_path or "a model that it does not name"
+        raise ValueError(f"the LoRA in {folder} {problems}; it belongs on {base}")
     for name, parameter in own.items():
         parameter.requires_grad = name in state
         if name in state:
@@ -160,7 +163,12 @@ def _check_free(model) -> None:
 
 def _put_in(model, settings) -> None:
     _check_free(model)
-    _peft().inject_adapter_in_model(settings, model, ADAPTER)
+    trains = {name: p.requires_grad for name, p in model.named_parameters()}
+    try:
+        _peft().inject_adapter_in_model(settings, model, ADAPTER)
+    except ValueError:
+        _take_out(model, trains)
+        raise
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
             parameter.data = parameter.data.float()  # peft takes the base's type; half precision loses small steps
@@ -172,7 +180,7 @@ def _take_out(model, trains: dict[str, bool]) -> None:
     for path in _layers(model):
         parent, _, name = path.rpartition(".")
         setattr(model.get_submodule(parent), name, model.get_submodule(path).get_base_layer())
-    del model.peft_config
+    vars(model).pop("peft_config", None)
     for name, parameter in model.named_parameters():
         parameter.requires_grad = trains.get(name, parameter.requires_grad)
 
@@ -202,37 +210,6 @@ def _plain(name: str) -> str:
     return name.replace(".base_layer.", ".")
 
 
-def _check_fit(model, settings, state: dict[str, Stored], folder: Path) -> None:
-    """Whether the file's tensors are of this model, before anything of it is changed."""
-    shapes = {_plain(name): tuple(p.shape) for name, p in model.named_parameters() if ".lora_" not in name}
-    odd = []
-    for name, entry in state.items():
-        path, _, kind = name.partition(".lora_")
-        beside = shapes.get(f"{path}.weight", ())
-        fits = {"A.weight": (settings.r, *beside[1:]), "B.weight": (*beside[:1], settings.r)}
-        if (fits.get(kind, entry.shape) if kind and beside else shapes.get(name)) != entry.shape:
-            odd.append(name)
-    if odd:
-        raise _foreign(folder, odd, settings)
-    if has_lora(model) and model.peft_config[ADAPTER].lora_alpha != settings.lora_alpha:
-        own = model.peft_config[ADAPTER].lora_alpha
-        raise ValueError(f"the LoRA in {folder} has alpha {settings.lora_alpha}, the model's has {own}")
-    with safe_open(folder / WEIGHTS, framework="pt") as file:
-        stored = torch.tensor(json.loads((file.metadata() or {}).get("probe", "[]")))
-    # A model kept in half precision differs from its float32 self by up to 1 part in 256.
-    if len(stored) and not torch.allclose(torch.tensor(_probe(model)), stored, rtol=2**-7, atol=1e-4):
-        raise ValueError(f"the LoRA in {folder} was trained on other weights of the same shape{_belongs(settings)}")
-
-
-def _foreign(folder: Path, odd: list[str], settings) -> ValueError:
-    tensors = f"{len(odd)} tensors do not fit, such as {odd[0]}"
-    return ValueError(f"the LoRA in {folder} is of another model: {tensors}{_belongs(settings)}")
-
-
-def _belongs(settings) -> str:
-    return f"; it belongs on {settings.base_model_name_or_path or 'a model that it does not name'}"
-
-
 def _probe(model) -> list[float]:
     """A few of the language model's own weights, which tell one base from another."""
     return [round(x, 6) for x in _first_query(model)[0, :_PROBE].float().tolist()]
@@ -243,7 +220,8 @@ def _first_query(model) -> nn.Parameter:
     return next(p for name, p in names if _plain(name).endswith("self_attn.q_proj.weight"))
 
 
-def _read(folder: Path) -> tuple[Any, dict[str, Stored], Path]:
+def _read(folder: Path) -> tuple[Any, dict[str, Stored], torch.Tensor, Path]:
+    """Settings, tensors by their names in the model, and some of the base's own numbers (none in a folder of peft)."""
     if folder.is_dir():
         recover(folder)
     if not (folder / SETTINGS).is_file() and (folder / "lora" / SETTINGS).is_file():
@@ -251,14 +229,14 @@ def _read(folder: Path) -> tuple[Any, dict[str, Stored], Path]:
     for name in (SETTINGS, WEIGHTS):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"no {name} in {folder}; give a folder that save_lora or peft has written")
-    state = list_tensors([folder / WEIGHTS])
+    state, peft = list_tensors([folder / WEIGHTS]), _peft()
     try:
-        settings = _peft().LoraConfig.from_pretrained(folder)
+        settings = peft.LoraConfig.from_pretrained(folder)
         lacking = [m for m in settings.modules_to_save or () if not any(f".{m}." in f".{name}" for name in state)]
         settings.modules_to_save, settings.inference_mode = None, False  # these parts are trained in place
         rank, alpha = int(settings.r), float(settings.lora_alpha)
-    except ModuleNotFoundError:
-        raise
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            probe = torch.tensor(json.loads((file.metadata() or {}).get("probe", "[]")))
     except Exception as error:  # of the reader of the file, and of each setting
         raise ValueError(f"{folder / SETTINGS} cannot be read ({error}); copy it again") from error
     if lacking:
@@ -267,4 +245,4 @@ def _read(folder: Path) -> tuple[Any, dict[str, Stored], Path]:
         raise ValueError(f"{folder / SETTINGS}: lora_alpha is {alpha}; expected a number above 0")
     if rank < 1 or not any(".lora_" in name for name in state):
         raise ValueError(f"{folder} holds no LoRA, but {settings.peft_type} of rank {rank}; give another folder")
-    return settings, {name.removeprefix(PREFIX): entry for name, entry in state.items()}, folder
+    return settings, {name.removeprefix(PREFIX): entry for name, entry in state.items()}, probe, folder

@@ -7,8 +7,9 @@ and not taken over.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import CLIPVisionConfig
@@ -68,30 +69,50 @@ SEEN_BY_CLIP = ("image_size", "patch_size", "num_hidden_layers", "num_attention_
 TOWER_FOLDER = "clip"
 """Where `convert` puts an image encoder that the hub does not have, inside an official checkpoint."""
 
-WHOLE = {
-    name: (1, most)
-    for most, names in {
-        1024: "num_hidden_layers depth decoder_depth level_step num_channels patch_size roi_size box_image_size",
-        4096: "num_attention_heads num_key_value_heads heads decoder_heads groups head_dim image_size",
-        2**16: "hidden_size mm_hidden_size hidden channels prompt_dim position_hidden iou_hidden mask_in_channels",
-        2**20: "intermediate_size decoder_hidden",
-        2**24: "vocab_size max_position_embeddings max_length",
-    }.items()
-    for name in names.split()
-} | {"window": (0, 4096), "rounds": (0, 64), "sampling_ratio": (-1, 64), "feature_layer": (-1024, 1024)}
-WHOLE |= {"mm_vision_select_layer": (-1024, 1024)}
-"""Settings of any config.json that are whole numbers, and what they may be; far beyond any model that there is."""
 
-NUMBERS = "rms_norm_eps layer_norm_eps initializer_range rope_theta cross_entropy mask_bce mask_dice dice_scale"
-NUMBERS += " dice_eps"
-WORDS = "mode seg_state hidden_act size_name system user assistant image_line mm_vision_tower vision_tower model_type"
-FLAGS = "relative_positions tie_word_embeddings"
-LISTS = {"scales": (1, 1024), "global_attention": (0, 1024), "pixel_mean": None, "pixel_std": None}
+def _number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _whole(least: int, most: int) -> tuple[Callable[[Any], bool], str]:
+    return lambda value: type(value) is int and least <= value <= most, f"a whole number from {least} to {most}"
+
+
+def _list(least: int, most: int) -> tuple[Callable[[Any], bool], str]:
+    each, expected = _whole(least, most)
+    return lambda v: isinstance(v, (list, tuple)) and len(v) <= 1024 and all(map(each, v)), f"a list, each {expected}"
+
+
+SIZES = {
+    1024: "num_hidden_layers depth decoder_depth level_step num_channels patch_size roi_size box_image_size",
+    4096: "num_attention_heads num_key_value_heads heads decoder_heads groups head_dim image_size",
+    2**16: "hidden_size mm_hidden_size hidden channels prompt_dim position_hidden iou_hidden mask_in_channels",
+    2**20: "intermediate_size decoder_hidden",
+    2**24: "vocab_size max_position_embeddings max_length",
+}
+"""The most that settings may be, far beyond any model that there is."""
+
+SECTIONS = "vision text region grounding losses prompt tokens glamm_mini vision_config rope_parameters".split()
 NEVER_NULL = {
     *("mode", "seg_state", "feature_layer", "level_step", "prompt.system", "prompt.user", "prompt.assistant"),
     *("prompt.image_line", "prompt.max_length", "grounding.pixel_mean", "grounding.pixel_std"),
 }
-SECTIONS = "vision text region grounding losses prompt tokens glamm_mini vision_config rope_parameters"
+WORDS = "mode seg_state hidden_act size_name system user assistant image_line mm_vision_tower vision_tower model_type"
+NUMBERS = (
+    "rms_norm_eps layer_norm_eps initializer_range rope_theta cross_entropy mask_bce mask_dice dice_scale dice_eps"
+)
+RULES = {name: _whole(1, most) for most, names in SIZES.items() for name in names.split()}
+RULES |= {"window": _whole(0, 4096), "rounds": _whole(0, 64), "sampling_ratio": _whole(-1, 64)}
+RULES |= dict.fromkeys(("feature_layer", "mm_vision_select_layer"), _whole(-1024, 1024))
+RULES |= {"scales": _list(1, 1024), "global_attention": _list(0, 1024)}
+RULES |= dict.fromkeys(NUMBERS.split(), (lambda v: _number(v) and v >= 0, "a finite number that is not negative"))
+RULES |= dict.fromkeys(WORDS.split(), (lambda v: isinstance(v, str), "text"))
+RULES["hidden_act"] = (lambda v: v in ACT2FN if isinstance(v, str) else False, f"one of {', '.join(ACT2FN)}")
+RULES |= dict.fromkeys(SECTIONS, (lambda v: isinstance(v, Mapping), "a table of settings"))
+RULES |= dict.fromkeys(("relative_positions", "tie_word_embeddings"), (lambda v: isinstance(v, bool), "true or false"))
+THREE = (lambda v: isinstance(v, (list, tuple)) and len(v) == 3 and all(map(_number, v)), "three finite numbers")
+RULES |= {"pixel_mean": THREE, "pixel_std": (lambda v: THREE[0](v) and min(v) > 0, "three numbers above 0")}
+"""Settings of any config.json -> what they may be, as a test and in words."""
 
 
 def official_to_ours(name: str) -> str | None:
@@ -101,29 +122,21 @@ def official_to_ours(name: str) -> str | None:
     """
     if name.endswith(COMPUTED):
         return None
-    ours = _renamed(name, NAMES)
-    if ours is None:
-        raise ValueError(f"{name!r} is not a name of an official GLaMM checkpoint")
-    if ours.startswith("region_encoder.mixers."):
-        ours = ours.replace(".gn.", ".norm.")
-    return ours
+    ours = _renamed(name, NAMES, "an official GLaMM checkpoint")
+    return ours.replace(".gn.", ".norm.") if ours.startswith("region_encoder.mixers.") else ours
 
 
 def ours_to_official(name: str) -> str:
     """The official state-dict name of one of ours. Raises ValueError for a name that our model does not have."""
-    official = _renamed(name, [(b, a) for a, b in NAMES])
-    if official is None:
-        raise ValueError(f"{name!r} is not a state-dict name of GlammForConditionalGeneration")
-    if name.startswith("region_encoder.mixers."):
-        official = official.replace(".norm.", ".gn.")
-    return official
+    official = _renamed(name, [(b, a) for a, b in NAMES], "GlammForConditionalGeneration")
+    return official.replace(".norm.", ".gn.") if name.startswith("region_encoder.mixers.") else official
 
 
-def _renamed(name: str, pairs) -> str | None:
+def _renamed(name: str, pairs: Iterable[tuple[str, str]], owner: str) -> str:
     for old, new in pairs:
         if name.startswith(old):
             return new + name[len(old) :]
-    return None
+    raise ValueError(f"{name!r} is not the name of a weight of {owner}")
 
 
 def computed_buffers(config) -> dict[str, torch.Tensor]:
@@ -200,46 +213,19 @@ def check_settings(given: Mapping, path: Path, inside: str = "") -> None:
     Raises ValueError that names the file and the setting. Null stands for "left out".
     """
     for name, value in given.items():
-        if value is None:
-            if f"{inside}{name}" in NEVER_NULL:
-                raise ValueError(f"{path}: {inside}{name} is null; expected a value")
-            continue
-        expected = None
-        if name in SECTIONS.split():
-            if isinstance(value, Mapping):
-                check_settings(value, path, f"{inside}{name}.")
-            else:
-                expected = "a table of settings"
-        elif name in WHOLE or inside == "tokens.":
-            least, most = WHOLE.get(name, (0, 2**24))
-            if type(value) is not int or not least <= value <= most:
-                expected = f"a whole number from {least} to {most}"
-        elif name in NUMBERS.split():
-            if type(value) not in (int, float) or not math.isfinite(value) or value < 0:
-                expected = "a finite number that is not negative"
-        elif name in WORDS.split() and not isinstance(value, str):
-            expected = "text"
-        elif name in FLAGS.split() and not isinstance(value, bool):
-            expected = "true or false"
-        elif name in LISTS and not _is_list(value, LISTS[name]):
-            low, high = LISTS[name] or ("", "")
-            expected = f"a list of whole numbers from {low} to {high}" if LISTS[name] else "three finite numbers"
-        if name == "hidden_act" and isinstance(value, str) and value not in ACT2FN:
-            expected = f"one of {', '.join(ACT2FN)}"
-        if name == "pixel_std" and not expected and min(value) <= 0:
-            expected = "three numbers above 0"
-        if expected:
-            shown = repr(value)
-            shown = shown if len(shown) < 60 else shown[:60] + " ..."
-            raise ValueError(f"{path}: {inside}{name} is {shown}; expected {expected}")
+        accepts, expected = _whole(0, 2**24) if inside.endswith("tokens.") else RULES.get(name, (lambda _: True, ""))
+        if value is None and f"{inside}{name}" in NEVER_NULL:
+            raise ValueError(f"{path}: {inside}{name} is null; expected a value")
+        if value is not None and not accepts(value):
+            raise ValueError(f"{path}: {inside}{name} is {shortened(value)}; expected {expected}")
+        if value is not None and name in SECTIONS:
+            check_settings(value, path, f"{inside}{name}.")
 
 
-def _is_list(value, limits: tuple[int, int] | None) -> bool:
-    if not isinstance(value, (list, tuple)):
-        return False
-    if limits is None:
-        return len(value) == 3 and all(type(v) in (int, float) and math.isfinite(v) for v in value)
-    return len(value) <= 1024 and all(type(v) is int and limits[0] <= v <= limits[1] for v in value)
+def shortened(value: Any) -> str:
+    """A value as it is written, cut where it is long."""
+    shown = repr(value)
+    return shown if len(shown) < 60 else shown[:60] + " ..."
 
 
 def is_released_clip(vision: CLIPVisionConfig) -> bool:

@@ -44,13 +44,16 @@ def place(
     max_memory: the most that each may hold, such as {0: "10GB", "cpu": "30GB"}; default: what is free, of all.
     Raises ValueError for a device or a size that there is not, and when the disk is needed but no folder was given.
     """
-    _check_memory(max_memory)
+    known = ["cpu", *range(torch.cuda.device_count())]
     try:
         memory = None if max_memory is None else dict(max_memory)
+        odd = [key for key in memory or () if key not in known]
+        if odd:
+            raise ValueError(f"of {known}, there is no {odd[0]!r}")
         devices = infer_auto_device_map(model, memory, no_split_module_classes=list(WHOLE), dtype=dtype)
     except (ValueError, TypeError) as error:
         raise ValueError(
-            f"max_memory {max_memory!r} cannot be used ({error}); expected {{0: '10GB', 'cpu': '30GB'}}"
+            f"max_memory {max_memory!r} cannot be used ({error}); expected such as {{0: '10GB', 'cpu': '30GB'}}"
         ) from error
     main = main_device(devices)
     modules = {name for name, _ in model.named_modules()}
@@ -97,17 +100,6 @@ def folder_on_disk(offload_folder: str | Path | None) -> TemporaryDirectory:
         raise OSError(
             f"offload_folder {offload_folder} cannot be made ({error}); name a place that can be written"
         ) from error
-
-
-def _check_memory(max_memory: Mapping | None) -> None:
-    if max_memory is None:
-        return
-    known = ["cpu", *range(torch.cuda.device_count())]
-    if not isinstance(max_memory, Mapping) or any(key not in known for key in max_memory):
-        raise ValueError(
-            f"max_memory is {max_memory!r}; expected sizes for some of {known}, such as {{'cpu': '30GB'}}; this "
-            f"machine has {torch.cuda.device_count()} GPUs"
-        )
 
 
 @dataclass

@@ -178,7 +178,7 @@ def _check_room(folder: Path, fresh: Path, mine: bool) -> list[str]:
         what = ", ".join(taken[:3])
         raise FileExistsError(f"{folder} holds {what} of something else, or as links; choose another folder")
     for name in names:
-        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
     open_to_all(fresh)
     return names
 

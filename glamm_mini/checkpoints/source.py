@@ -1,8 +1,7 @@
 """A checkpoint that is opened and not read yet: where it lies, of which kind it is, and each tensor under our name."""
 
 import json
-import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,10 @@ from glamm_mini.checkpoints.files import (
     first_line,
     list_tensors,
     listed_in,
+    mismatch,
     weight_files,
 )
-from glamm_mini.checkpoints.official import VISION_TOWER, official_to_ours, ours_to_official
-from glamm_mini.checkpoints.report import LoadReport
+from glamm_mini.checkpoints.official import OURS, VISION_TOWER, official_to_ours, ours_to_official
 from glamm_mini.model.config import GlammConfig
 from glamm_mini.model.glamm import GlammForConditionalGeneration
 from glamm_mini.processing.llama_tokenizer import official_tokenizer
@@ -40,41 +39,85 @@ CLIP_PARTS = ("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.")
 CLIP_REST = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")
 """What a whole CLIP holds beside the image encoder."""
 
-_SHOWN = 5
+
+@dataclass
+class PartReport:
+    """One part of the model: its tensors, their bytes as stored, the types stored and made of them, and the files."""
+
+    tensors: int = 0
+    bytes: int = 0
+    stored: set[str] = field(default_factory=set)
+    made: set[str] = field(default_factory=set)
+    files: list[str] = field(default_factory=list)
+
+
+@dataclass
+class LoadReport:
+    """What came from where; prints as lines.
+
+    ignored: names of computed buffers, and what a CLIP file holds beside the image encoder. dropped: names left out on
+    request. second: names that share the values of another -> that one. kept: our names that the checkpoint did not
+    hold (the vision tower, where that was allowed). notes: what was assumed.
+    """
+
+    parts: dict[str, PartReport] = field(default_factory=dict)
+    ignored: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    second: dict[str, str] = field(default_factory=dict)
+    kept: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def loaded(self) -> int:
+        """How many tensors were taken over."""
+        return sum(part.tensors for part in self.parts.values())
+
+    def __str__(self) -> str:
+        lines = []
+        for name, part in self.parts.items():
+            stored, made = ", ".join(sorted(part.stored)), ", ".join(sorted(part.made))
+            types = stored if stored == made else f"{stored} to {made}"
+            lines.append(f"{name}: {part.tensors} tensors, {part.bytes / 1e6:,.1f} MB, {types}, {_ends(part.files)}")
+        lines += [f"{len(self.ignored)} entries ignored ({_ends(self.ignored)})"] if self.ignored else []
+        lines += [f"{len(self.kept)} weights kept as they were ({_ends(self.kept)})"] if self.kept else []
+        lines += [f"{len(self.dropped)} entries dropped as asked ({_ends(self.dropped)})"] if self.dropped else []
+        lines += [f"{second} passed over: it is {first}" for second, first in self.second.items()]
+        return "\n".join(lines + self.notes)
+
+
+def _ends(names: list[str]) -> str:
+    return ", ".join(names) if len(names) <= 3 else f"{names[0]} ... {names[-1]}"
 
 
 @dataclass
 class Source:
-    """places: our name -> the tensor in its file. unexpected: what has no place in a GLaMM. ignored: official names of
-    computed buffers, and what a CLIP file holds beside the image encoder. tower: where the official CLIP came from, if
-    it was read from a checkpoint of its own. second: names that share the values of one that has a place -> that one;
-    `check` finds them. dropped: names left out on request."""
+    """places: our name -> the tensor in its file. unexpected: what has no place in a GLaMM. tower: where the official
+    CLIP came from, if it was read from a checkpoint of its own. left: what was ignored, dropped ... so far."""
 
     folder: Path
     official: bool
     config: GlammConfig
     places: dict[str, Stored] = field(default_factory=dict)
-    ignored: list[str] = field(default_factory=list)
     unexpected: list[Stored] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
     tower: str | None = None
-    second: dict[str, str] = field(default_factory=dict)
-    dropped: list[str] = field(default_factory=list)
     name: str = ""
+    left: LoadReport = field(default_factory=LoadReport)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors that have a place."""
         return sum(entry.nbytes for entry in self.places.values())
 
-    def report(self, made: dict[str, str] | None = None) -> LoadReport:
-        """What was left aside and, with the new type of each of our names, what became of the rest."""
-        report = LoadReport(
-            ignored=list(self.ignored), notes=list(self.notes), second=dict(self.second), dropped=list(self.dropped)
-        )
-        for name, new in (made or {}).items():
-            report.add(name, self.places[name], new)
-        return report
+    def report(self, made: Mapping[str, str]) -> LoadReport:
+        """What was left aside and, by the new type of each of our names, what became of the rest."""
+        for name, new in made.items():
+            part, entry = self.left.parts.setdefault(name.split(".")[0], PartReport()), self.places[name]
+            part.tensors, part.bytes = part.tensors + 1, part.bytes + entry.nbytes
+            part.stored.add(type_name(entry.dtype))
+            part.made.add(new)
+            if entry.file.name not in part.files:
+                part.files.append(entry.file.name)
+        return self.left
 
     def processor(self) -> GlammProcessor:
         """The processor that belongs to the weights. ValueError if its tokenizer cannot be read or has too many words.
@@ -83,7 +126,11 @@ class Source:
         """
         try:
             pieces, whole = ((self.folder / f"tokenizer.{ending}").is_file() for ending in ("model", "json"))
-            if whole and (not self.official or (not pieces and _is_ours(self.folder))):
+            if not (whole or self.official):
+                hint = "save its processor there as well, or copy the file"
+                raise FileNotFoundError(f"{self.folder} holds a model alone: tokenizer.json is missing; {hint}")
+            # An official folder that we have written may hold a tokenizer of ours, which is not a Llama's.
+            if whole and (not self.official or (not pieces and OURS in read_config(self.folder))):
                 tokenizer = PreTrainedTokenizerFast.from_pretrained(self.folder)
             else:
                 tokenizer = official_tokenizer(self.folder)
@@ -112,59 +159,40 @@ class Source:
         """Raises one ValueError that lists missing, unexpected and wrongly shaped names, with their files.
 
         without_tower: the vision tower may be missing, as in released checkpoints. An unexpected name that shares its
-        values with an expected one is moved to `second`.
+        values with an expected one is passed over: nothing is lost by it.
         """
-        wanted, optional = model.state_dict(), set(model.all_tied_weights_keys)
-        self._part_unexpected(wanted)
-        absent = [n for n in wanted if n not in self.places and n not in optional]
+        tied = set(model.all_tied_weights_keys)
+        wanted = {n: tuple(t.shape) for n, t in model.state_dict().items() if n in self.places or n not in tied}
         if without_tower:
-            absent = [name for name in absent if not name.startswith(VISION_TOWER)]
-        missing = [ours_to_official(name) for name in absent] if self.official else absent
-        needed = [name for name in self.dropped if name in missing]
+            wanted = {n: s for n, s in wanted.items() if n in self.places or not n.startswith(VISION_TOWER)}
+        odd = [*self.unexpected, *(self.places.pop(name) for name in list(self.places) if name not in wanted)]
+        known = {(e.file, e.first): e.name for e in self.places.values() if e.first is not None}
+        self.left.second |= {e.name: known[e.file, e.first] for e in odd if (e.file, e.first) in known}
+        self.unexpected = odd = [entry for entry in odd if entry.name not in self.left.second]
+        named = ours_to_official if self.official else str
+        missing = [named(name) for name in wanted if name not in self.places]
+        needed = [name for name in self.left.dropped if name in missing]
         if needed:
             raise ValueError(
                 f"drop would leave out {len(needed)} names that the model needs ({needed[0]} ...); give the whole "
                 "beginning of the names that are too many"
             )
-        shapes = [
-            f"{entry.name} in {entry.file.name} is {entry.shape}, the model has {tuple(wanted[name].shape)}"
-            for name, entry in self.places.items()
-            if entry.shape not in (None, tuple(wanted[name].shape))
-        ]
-        self._complain(missing, shapes)
+        problems = mismatch(wanted, self.places, odd, named)
+        if problems:
+            raise ValueError(f"{self.folder} does not fit this model: {problems}.{self._hint(missing)}")
 
-    def _part_unexpected(self, wanted) -> None:
-        """Move names without a place in this model to `unexpected`, and from there those of shared values to `second`.
-
-        Only a name whose values the model has anyway can be passed over without loss.
-        """
-        self.unexpected += [self.places.pop(name) for name in list(self.places) if name not in wanted]
-        known = {(e.file, e.first): e.name for e in self.places.values() if e.first is not None}
-        shared = {e.name: known[e.file, e.first] for e in self.unexpected if (e.file, e.first) in known}
-        self.second |= shared
-        self.unexpected = [entry for entry in self.unexpected if entry.name not in shared]
-
-    def _complain(self, missing: list[str], shapes: list[str]) -> None:
-        extra = [f"{entry.name} in {entry.file.name}" for entry in self.unexpected]
-        problems = [
-            f"{len(names)} {what} ({'; '.join(names[:_SHOWN])}{' ...' if len(names) > _SHOWN else ''})"
-            for what, names in (("missing", missing), ("unexpected", extra), ("of another shape", shapes))
-            if names
-        ]
-        if not problems:
-            return
-        hint = " The checkpoint belongs to another model or version, or was not copied whole."
+    def _hint(self, missing: list[str]) -> str:
+        odd = self.unexpected
+        if any(".lora_A." in entry.name or ".lora_B." in entry.name for entry in odd):
+            return " The checkpoint holds LoRA matrices: merge them first, and save the merged model."
         if missing and all("vision_tower" in name for name in missing):
-            hint = " The checkpoint holds no vision tower: give CLIP's folder as vision_tower."
-        own = all(entry.file.parent == self.folder for entry in self.unexpected)  # and none of CLIP's
-        if self.official and own and extra and not missing:
-            hint = (
+            return " The checkpoint holds no vision tower: give CLIP's folder as vision_tower."
+        if self.official and odd and not missing and all(entry.file.parent == self.folder for entry in odd):
+            return (
                 " If it is no loss, leave the unexpected names out by how they begin: drop=('BEGINNING',) in Python, "
                 "--drop BEGINNING on the command line."
             )
-        if any(re.search(r"\.lora_[AB]\.", name) for name in extra):
-            hint = " The checkpoint holds LoRA matrices: merge them first, and save the merged model."
-        raise ValueError(f"{self.folder} does not fit this model: {', '.join(problems)}.{hint}")
+        return " The checkpoint belongs to another model or version, or was not copied whole."
 
 
 def open_checkpoint(
@@ -183,110 +211,104 @@ def open_checkpoint(
     names that are left out. weights: "all", "names" (of a repository of the hub no weights are fetched), "none".
     Raises FileNotFoundError for what is missing, ValueError for what is damaged or of another kind of model.
     """
+    if config is not None and not isinstance(config, GlammConfig):
+        raise ValueError(f"config is a {type(config).__name__}; expected a GlammConfig")
     folder = find_folder(name, weights == "all", **hub)
     drop = (drop,) if isinstance(drop, str) else tuple(drop)
     given = read_config(folder)
-    if is_official(given):
-        entries, notes = _entries(name, folder, weights, hub)
-        source = Source(folder, True, config or GlammConfig(), dropped=_dropped(folder, entries, drop), notes=notes)
-        tower = vision_tower, {key: value for key, value in hub.items() if key not in ("revision", "subfolder")}
-        return _official(source, entries, given, tower, config, need_tower, drop, weights == "all")
-    if drop:
-        raise ValueError(f"{folder} is in our format, which holds no name too many; drop belongs to official ones")
-    if vision_tower is not None:
-        raise ValueError(f"{folder} holds its own image encoders; vision_tower belongs to official checkpoints")
-    check_folder(folder, given, weights == "all")
-    entries, notes = _entries(name, folder, weights, hub)
-    try:
-        config = config or GlammConfig.from_dict(given)
-    except Exception as error:  # of each part's settings
-        raise unreadable(folder, error) from error
-    return Source(folder, False, config, entries, notes=notes)
-
-
-def _official(source: Source, entries: dict, given: dict, tower, config, need_tower, drop, whole: bool) -> Source:
-    tower, hub = tower
-    for name, entry in entries.items():
-        if name.startswith(drop):
-            continue
-        try:
-            ours = official_to_ours(name)
-        except ValueError:
-            source.unexpected.append(entry)
-            continue
-        if ours is None:
-            source.ignored.append(name)
-        else:
-            source.places[ours] = entry
-    vision, named = None, official.vision_tower_of(given)
-    # Inside the checkpoint lies the image encoder of a model that the hub has none for.
-    beside = source.folder / named if Path(named).name == named else source.folder / "nowhere"
-    if not any(name.startswith(VISION_TOWER) for name in source.places) or tower is not None:
-        place = tower or (beside if beside.is_dir() else named)
-        here = Path(place).is_dir() and (tower is not None or any(Path(place).glob("*.safetensors")))
-        if here or need_tower and (whole or tower is not None):
-            vision = _add_tower(source, place, given, hub)
-        elif tower is not None or beside.is_dir():
-            vision = _vision_settings(find_folder(place, False, **hub))
-    if config is None:
-        # Of dropped names too: without a row that it needs, the vocabulary must not become a smaller one.
-        rows = entries.get("model.embed_tokens.weight")
-        try:
-            source.config, notes = official.read_official_config(given, rows and rows.shape, vision)
-        except Exception as error:  # of any part's settings
-            raise unreadable(source.folder, error) from error
-        source.notes += notes
-    return source
-
-
-def _dropped(folder: Path, entries: Iterable[str], drop: tuple[str, ...]) -> list[str]:
-    """The names that begin as `drop` says; ValueError for a beginning that none has."""
+    source = Source(folder, is_official(given), config or GlammConfig())
+    if not source.official:
+        if drop:
+            raise ValueError(f"{folder} is in our format, which holds no name too many; drop belongs to official ones")
+        if vision_tower is not None:
+            raise ValueError(f"{folder} holds its own image encoders; vision_tower belongs to official checkpoints")
+        _check_folder(folder, given, weights == "all")
+        source.places = _entries(source, name, weights, hub)
+        source.config = config or settled(folder, GlammConfig.from_dict, given)
+        settled(folder, getattr, source.config, "region_layers")  # more than CLIP has?
+        return source
+    entries = _entries(source, name, weights, hub)
     for start in drop:
         if not any(name.startswith(start) for name in entries):
             raise ValueError(
                 f"{folder} holds no name that begins with {start!r}; drop takes beginnings of official names, as the "
                 "error about unexpected ones lists them"
             )
-    return [name for name in entries if name.startswith(drop)]
+    source.left.dropped = [name for name in entries if name.startswith(drop)]
+    for name, entry in entries.items():
+        if not name.startswith(drop):
+            put(source, official_to_ours, entry)
+    hub = {key: value for key, value in hub.items() if key not in ("revision", "subfolder")}
+    vision = _vision(source, vision_tower, given, need_tower and weights == "all", hub)
+    if config is None:
+        # Of dropped names too: without a row that it needs, the vocabulary must not become a smaller one.
+        rows = entries.get("model.embed_tokens.weight")
+        source.config, notes = settled(folder, official.read_official_config, given, rows and rows.shape, vision)
+        source.left.notes += notes
+    return source
 
 
-def _add_tower(source: Source, tower: str | Path, given: dict, hub: dict) -> CLIPVisionConfig:
-    """List CLIP's own weights under our names; returns its settings."""
+def put(source: Source, ours: Callable[[str], str | None], entry: Stored) -> None:
+    """Give a tensor its place by `ours`, which gives its name, None for a buffer, or raises ValueError."""
     try:
-        folder = find_folder(tower, **hub)
+        name = ours(entry.name)
+    except ValueError:
+        source.unexpected.append(entry)
+        return
+    if name is None:
+        source.left.ignored.append(entry.name)
+    else:
+        source.places[name] = entry
+
+
+def _vision(source: Source, tower: str | Path | None, given: dict, needed: bool, hub: dict) -> CLIPVisionConfig | None:
+    """List CLIP's own weights, where they are needed or lie here; returns its settings, None for the released ones."""
+    if tower is None and any(name.startswith(VISION_TOWER) for name in source.places):
+        return None
+    named = official.vision_tower_of(given)
+    # Inside the checkpoint lies the image encoder of a model that the hub has none for.
+    beside = source.folder / named if Path(named).name == named else source.folder / "nowhere"
+    place = tower or (beside if beside.is_dir() else named)
+    if not needed and not Path(place).is_dir():
+        return vision_settings(find_folder(place, False, **hub)) if tower else None
+    try:
+        folder = find_folder(place, **hub)
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"official checkpoints leave out CLIP, and {tower} was not found; download it and give its folder as "
+            f"official checkpoints leave out CLIP, and {place} was not found; download it and give its folder as "
             "vision_tower"
         ) from error
-    vision = _vision_settings(folder)
+    vision = vision_settings(folder)
     official.check_tower(given, vision, str(folder))
-    for name, entry in list_tensors(weight_files(folder)).items():
-        inner = next(name[len(p) :] for p in CLIP_PREFIXES if name.startswith(p))
-        if name.startswith(CLIP_REST) or inner == "embeddings.position_ids":
-            source.ignored.append(name)
-        elif inner.startswith(CLIP_PARTS):
-            source.places[VISION_TOWER + inner] = entry
-        else:
-            source.unexpected.append(entry)
-    source.tower = str(tower)
+    for entry in list_tensors(weight_files(folder)).values():
+        put(source, clip_to_ours, entry)
+    source.tower = str(place)
     return vision
 
 
-def _vision_settings(folder: Path) -> CLIPVisionConfig:
+def clip_to_ours(name: str) -> str | None:
+    """Our name of one of CLIP's; None for what a file holds beside the image encoder's weights, else ValueError."""
+    inner = next(name[len(prefix) :] for prefix in CLIP_PREFIXES if name.startswith(prefix))
+    if name.startswith(CLIP_REST) or inner == "embeddings.position_ids":
+        return None
+    if not inner.startswith(CLIP_PARTS):
+        raise ValueError(f"{name!r} is not a name of CLIP's image encoder")
+    return VISION_TOWER + inner
+
+
+def vision_settings(folder: Path) -> CLIPVisionConfig:
+    """Of CLIP's folder, whole or its image encoder alone. ValueError if they cannot be read."""
     read_config(folder)
-    try:
-        return CLIPVisionConfig.from_pretrained(folder)
-    except Exception as error:  # of the reader of config.json
-        raise unreadable(folder, error) from error
+    return settled(folder, CLIPVisionConfig.from_pretrained, folder)
 
 
-def _entries(name, folder: Path, weights: str, hub: dict) -> tuple[dict[str, Stored], list[str]]:
-    """The tensors of a folder, or what the hub tells of a repository's without their values; and notes."""
+def _entries(source: Source, name: str | Path, weights: str, hub: dict) -> dict[str, Stored]:
+    """The tensors of a folder, or what the hub tells of a repository's without their values."""
+    folder = source.folder
     if weights == "none":
-        return {}, []
+        return {}
     if weights == "all" or Path(name).is_dir() or not HUB_ID.fullmatch(str(name)):
-        return list_tensors(weight_files(folder)), []
+        return list_tensors(weight_files(folder))
     from huggingface_hub import HfApi
 
     api, where = HfApi(), {key: hub[key] for key in ("revision", "token") if key in hub}
@@ -298,16 +320,16 @@ def _entries(name, folder: Path, weights: str, hub: dict) -> tuple[dict[str, Sto
                 key: Stored(key, tuple(tensor.shape), SAFETENSORS_TYPES[tensor.dtype], folder / file)
                 for file, found in files.items()
                 for key, tensor in found.tensors.items()
-            }, []
+            }
         names = json.loads((folder / INDICES[1]).read_text("utf-8"))["weight_map"]
     except Exception as error:  # of the network and of the hub
         raise FileNotFoundError(f"the hub does not tell what {name} holds ({first_line(error)})") from error
     wanted = sorted(set(names.values()))
-    note = (
-        f"names alone were compared: shapes and values stand in {', '.join(wanted)}, "
-        f"{sum(sizes.get(file) or 0 for file in wanted) / 1e9:.2f} GB to download"
+    size = sum(sizes.get(file) or 0 for file in wanted) / 1e9
+    source.left.notes.append(
+        f"names alone were compared: shapes and values stand in {', '.join(wanted)}, {size:.2f} GB to download"
     )
-    return {key: Stored(key, None, torch.float32, folder / file) for key, file in names.items()}, [note]
+    return {key: Stored(key, None, torch.float32, folder / file) for key, file in names.items()}
 
 
 def read_config(folder: Path) -> dict:
@@ -333,28 +355,30 @@ def is_official(given: dict) -> bool:
     )
 
 
-def check_folder(folder: Path, given: dict, weights: bool) -> None:
-    """Raises FileNotFoundError that names missing files of a checkpoint of ours, ValueError if the folder holds
-    another kind of model."""
+def _check_folder(folder: Path, given: dict, weights: bool) -> None:
+    """Raises an error that names what a folder in our format lacks, or that it holds another kind of model."""
     kind = str(given.get("model_type", "unnamed"))
     if kind != GlammConfig.model_type:
         raise ValueError(
             f"{folder} holds a model of the type {kind!r}; expected {GlammConfig.model_type!r}, or an official GLaMM "
             "checkpoint. A language model cannot be asked about pictures: give a folder that glamm-mini has written"
         )
-    missing = [name for name in (SINGLE[0], "tokenizer.json") if not (folder / name).is_file()]
-    if SINGLE[0] in missing and (not weights or (folder / INDICES[0]).is_file()):
-        missing.remove(SINGLE[0])
-    if missing:
-        raise FileNotFoundError(
-            f"{folder} is not a whole GLaMM checkpoint: {', '.join(missing)} missing; train one (make tiny) or copy it"
-        )
+    if weights and not any((folder / name).is_file() for name in (SINGLE[0], INDICES[0])):
+        hint = "train one (make tiny) or copy it"
+        raise FileNotFoundError(f"{folder} is not a whole GLaMM checkpoint: {SINGLE[0]} is missing; {hint}")
 
 
-def _is_ours(folder: Path) -> bool:
-    """Whether we have written the folder, in our format or, with what that has no place for, in the official one."""
-    given = read_config(folder)
-    return given.get("model_type") == GlammConfig.model_type or official.OURS in given
+def type_name(dtype: torch.dtype) -> str:
+    """ "bfloat16" for torch.bfloat16."""
+    return str(dtype).removeprefix("torch.")
+
+
+def settled(folder: Path, reader: Callable, *given: Any) -> Any:
+    """What a reader of settings gives; one ValueError that names the folder for whatever it raises."""
+    try:
+        return reader(*given)
+    except Exception as error:  # each part's settings raise types of their own
+        raise unreadable(folder, error) from error
 
 
 def unreadable(folder: Path, error: Exception) -> ValueError:

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from glamm_mini.cli.screen import progress
+from glamm_mini.cli.loading import progress
 from glamm_mini.processing.images import encode_mask, load_image
 
 ARTICLES = ("a", "an", "the")

@@ -7,8 +7,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from glamm_mini.cli.loading import Drop, VisionTower
-from glamm_mini.cli.screen import working
+from glamm_mini.cli.loading import Drop, VisionTower, working
 
 
 def convert(
@@ -47,7 +46,5 @@ def convert(
             task = progress.add_task("", total=conversion.bytes)
             conversion.write(target, max_shard_size, torch_files, lambda size: progress.advance(task, size))
     console = Console(highlight=False)
-    console.print(conversion.report.table())
-    for line in conversion.report.remarks():
-        console.print(line, soft_wrap=True, markup=False)
+    console.print(str(conversion.report), soft_wrap=True, markup=False)
     console.print(f"to write: {conversion.bytes / 1e9:.2f} GB" if check else str(target), markup=False)

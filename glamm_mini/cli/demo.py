@@ -10,9 +10,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from glamm_mini.cli.loading import Loading, with_options
+from glamm_mini.cli.loading import Loading, with_options, working
 from glamm_mini.cli.outputs import Outputs
-from glamm_mini.cli.screen import working
 
 CARD = 1000
 """Width in pixels of each answer's picture."""

@@ -14,8 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from glamm_mini import registry
-from glamm_mini.cli.loading import Loading, with_options
-from glamm_mini.cli.screen import progress
+from glamm_mini.cli.loading import Loading, progress, with_options
 from glamm_mini.evaluation import SIMILARITIES, TASKS, predict_samples, score_folder
 from glamm_mini.evaluation.predict import fingerprint
 from glamm_mini.evaluation.records import check_task

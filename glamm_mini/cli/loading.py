@@ -1,6 +1,10 @@
-"""How a command loads its model: the options that `demo`, `predict` and `evaluate` share, and the call behind them."""
+"""What commands share: how they load their model, by which options, and what they show while they work.
 
-from collections.abc import Callable
+That goes to standard error, and names in it are never read as markup.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import wraps
 from inspect import Parameter, signature
@@ -8,6 +12,10 @@ from pathlib import Path
 from typing import Annotated, get_type_hints
 
 import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 VisionTower = Annotated[
     str | None, typer.Option(help="Folder or hub id of CLIP, which official checkpoints leave out.")
@@ -34,9 +42,9 @@ class Loading:
         Path | None, typer.Option(help="Folder for weights that find no memory, with --device auto.")
     ] = None
     drop: Drop = None
-    lora: Annotated[
-        Path | None, typer.Option(help="An adapter's folder, put beside the weights and not merged.")
-    ] = None
+    lora: Annotated[Path | None, typer.Option(help="An adapter's folder, put beside the weights and not merged.")] = (
+        None
+    )
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Where answers are cut; 256 tokens, or 512 of an official model.")
     ] = None
@@ -94,3 +102,18 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     run.__annotations__ = {one.name: one.annotation for one in expanded}
     del run.__wrapped__
     return run
+
+
+def working(text: str):
+    """A context that shows `text` while something is done whose length is not known."""
+    return Console(stderr=True).status(Text(text))
+
+
+@contextlib.contextmanager
+def progress(title: str, total: int, show: bool = True) -> Iterator[Callable[[int], None]]:
+    """A bar; gives a function that moves it on."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    columns += (TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not show) as bar:
+        work = bar.add_task(escape(title), total=total)
+        yield lambda count: bar.advance(work, count)

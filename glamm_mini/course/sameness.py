@@ -1,14 +1,22 @@
-"""No drift: what a notebook defines is what the package holds. Syntax trees are compared, not letters."""
+"""What a page claims of itself, checked whenever it is run: its code is the package's, its figures lie in their bands.
+
+Code is compared as syntax trees, not letter by letter.
+"""
 
 import ast
 import importlib
 import inspect
+import json
 import linecache
+import os
 import re
 import textwrap
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent
+
+RECORD = "GLAMM_BANDS"
+"""Environment variable: a file to which every checked figure is added, one JSON line each (`make bands` sets it)."""
 
 
 def bare(node: ast.stmt) -> str:
@@ -87,3 +95,16 @@ def _written(thing) -> ast.stmt:
             if f"class {thing.__name__}" in text and "ipykernel" in name:
                 return definitions(re.sub(r"(?m)^[%!].*", "", text))[thing.__name__]
         raise
+
+
+def band(name: str, value: float, low: float, high: float) -> str:
+    """Assert that a figure lies in its band, ends included; returns a line that says so.
+
+    Raises AssertionError outside the band (also for not-a-number), naming the figure and the band.
+    """
+    value = float(value)
+    if os.environ.get(RECORD):
+        with open(os.environ[RECORD], "a", encoding="utf-8") as file:
+            file.write(json.dumps({"name": name, "value": value, "low": low, "high": high}) + "\n")
+    assert low <= value <= high, f"{name} is {value:.3g}, outside of {low:g} to {high:g}: something is wrong here"
+    return f"✓ {name}: {value:.3g}, between {low:g} and {high:g}"

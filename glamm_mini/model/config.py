@@ -8,9 +8,13 @@ from typing import Any
 
 from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedConfig
 
+from glamm_mini.model.tokens import TokenIds
+
 SIZES = ("tiny", "colab", "7b")
 MODES = ("official", "fixed")
 SEG_STATES = ("before", "at")
+COMMON = {*dir(PreTrainedConfig()), "dtype", "torch_dtype", "quantization_config", "auto_map"}
+"""What every transformers configuration may be given."""
 
 
 @dataclass
@@ -92,26 +96,7 @@ class PromptConfig:
     """Longest row, in tokens, image features included."""
 
 
-@dataclass
-class TokenIds:
-    """Ids of the added tokens; filled from the tokenizer, never by encoding their text."""
-
-    im_start: int = 32000
-    im_end: int = 32001
-    bbox: int = 32002
-    point: int = 32003
-    seg: int = 32004
-    phrase_start: int = 32005
-    phrase_end: int = 32006
-
-
-PARTS = {
-    "region": RegionConfig,
-    "grounding": GroundingConfig,
-    "losses": LossConfig,
-    "prompt": PromptConfig,
-    "tokens": TokenIds,
-}
+PARTS = dict(region=RegionConfig, grounding=GroundingConfig, losses=LossConfig, prompt=PromptConfig, tokens=TokenIds)
 
 OFFICIAL_SYSTEM = (
     "A chat between a curious human and an artificial intelligence assistant. "
@@ -154,23 +139,17 @@ class GlammConfig(PreTrainedConfig):
         size_name: str = "custom",
         **kwargs: Any,
     ):
-        if mode not in MODES:
-            raise ValueError(f"mode is {mode!r}; expected one of {MODES}")
-        if seg_state not in SEG_STATES:
-            raise ValueError(f"seg_state is {seg_state!r}; expected one of {SEG_STATES}")
-        unknown = [] if "transformers_version" in kwargs else sorted(set(kwargs) - _common_settings())
-        if unknown:
+        for name, value, known in (("mode", mode, MODES), ("seg_state", seg_state, SEG_STATES)):
+            if value not in known:
+                raise ValueError(f"{name} is {value!r}; expected one of {known}")
+        if "transformers_version" not in kwargs and (unknown := sorted(kwargs.keys() - COMMON)):
             raise ValueError(f"GlammConfig has no setting {unknown}; sizes are those of its parts, such as text=...")
-        self.vision = _nested(CLIPVisionConfig, vision)
-        self.text = _nested(LlamaConfig, text)
+        self.vision, self.text = _nested(CLIPVisionConfig, vision), _nested(LlamaConfig, text)
         given = dict(region=region, grounding=grounding, losses=losses, prompt=prompt, tokens=tokens)
         for name, cls in PARTS.items():
             setattr(self, name, _part(cls, given[name]))
-        self.feature_layer = feature_layer
-        self.level_step = level_step
-        self.mode = mode
-        self.seg_state = seg_state
-        self.size_name = size_name
+        self.feature_layer, self.level_step = feature_layer, level_step
+        self.mode, self.seg_state, self.size_name = mode, seg_state, size_name
         kwargs.setdefault("tie_word_embeddings", self.text.tie_word_embeddings)
         super().__init__(**kwargs)
 
@@ -179,10 +158,8 @@ class GlammConfig(PreTrainedConfig):
         """As transformers'; ValueError for settings of another kind of model, which would become the default ones."""
         kind = config_dict.get("model_type", cls.model_type)
         if kind != cls.model_type:
-            raise ValueError(
-                f"settings of the type {kind!r} were given; expected {cls.model_type!r}. Official checkpoints are read "
-                "by glamm_mini.load and by from_pretrained of GlammForConditionalGeneration and GlammProcessor"
-            )
+            hint = "official checkpoints are read by glamm_mini.load and by from_pretrained of model and processor"
+            raise ValueError(f"settings of the type {kind!r} were given; expected {cls.model_type!r}; {hint}")
         return super().from_dict(config_dict, **kwargs)
 
     @classmethod
@@ -219,24 +196,19 @@ class GlammConfig(PreTrainedConfig):
                 f"{self.vision.num_hidden_layers} layers from the end"
             )
         if layers[0] < 0:
-            raise ValueError(
-                f"the region encoder needs hidden states {layers}, but the vision tower has only "
-                f"{self.vision.num_hidden_layers} layers; lower level_step or the number of region scales"
-            )
+            only = f"the vision tower has only {self.vision.num_hidden_layers} layers; lower level_step, or cut scales"
+            raise ValueError(f"the region encoder needs hidden states {layers}, but {only}")
         return layers
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> LlamaConfig:
         """The language model's, wherever transformers asks for words."""
         return self.text
 
-    def memory_report(
-        self, dtype: str = "float32", trained: str | Sequence[str] = "all", **more: Any
-    ) -> dict[str, dict[str, float]]:
-        """Memory of every part on one device, in megabytes, counted without allocating it; `print` it for a table.
+    def memory_report(self, dtype: str = "float32", trained: str | Sequence[str] = "all", **more: Any) -> dict:
+        """Megabytes of every part on one device, counted without allocating them; `print` it for a table.
 
-        trained: "all", "none" (to answer), "official" (LoRA and the parts the released recipe trains), or pieces of
-        parameters' names. more: `lora`, `quantize`, `sharding`, `devices`, `checkpointing`, `batch`, `text_tokens` ...,
-        see `glamm_mini.course.memory.memory_report.memory_report`.
+        trained: "all", "none" (to answer), "official" (the released recipe's), or pieces of parameters' names. more:
+        `lora`, `batch` ..., see `glamm_mini.course.memory.memory_report.memory_report`.
         """
         from glamm_mini.course.memory.memory_report import memory_report
 
@@ -244,17 +216,8 @@ class GlammConfig(PreTrainedConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """As transformers' to_dict, with the nested dataclasses as plain dictionaries."""
-        out = super().to_dict()
-        for name in PARTS:
-            out[name] = asdict(getattr(self, name))
-        for name in ("vision", "text"):
-            out[name] = getattr(self, name).to_dict()
-        return out
-
-
-def _common_settings() -> set[str]:
-    """What every transformers configuration knows; those of generation and of quantization are not among its own."""
-    return {*dir(PreTrainedConfig()), "dtype", "torch_dtype", "quantization_config", "auto_map"}
+        parts = {name: asdict(getattr(self, name)) for name in PARTS}
+        return super().to_dict() | parts | {"vision": self.vision.to_dict(), "text": self.text.to_dict()}
 
 
 def _nested(cls: type[PreTrainedConfig], value: PreTrainedConfig | dict | None) -> PreTrainedConfig:
@@ -269,7 +232,7 @@ def _nested(cls: type[PreTrainedConfig], value: PreTrainedConfig | dict | None) 
 
 def _check_table(cls: type, value: object, kinds: tuple[type, ...]) -> None:
     if value is not None and not isinstance(value, kinds):
-        raise ValueError(f"{repr(value)[:60]} was given for a {cls.__name__}; expected that, or a table of its settings")
+        raise ValueError(f"{repr(value)[:60]} was given for a {cls.__name__}; expected that, or its settings")
 
 
 def _part(cls: type, value: object) -> object:

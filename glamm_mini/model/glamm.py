@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 from transformers.utils import can_return_tuple
 
@@ -19,8 +20,8 @@ from glamm_mini.model.splice import Spliced, check_batch, check_rows, language_o
 from glamm_mini.model.tokens import IGNORE_INDEX
 from glamm_mini.model.vision import GlobalImageEncoder, VLProjector
 
-Indices = Sequence[int] | torch.Tensor  # (R,), the image of each row, -1 for a row of text alone
-Boxes = Sequence[torch.Tensor | None]  # per row (N, 4), normalized x0 y0 x1 y1, or None
+Indices = Sequence[int] | Tensor  # (R,), the image of each row, -1 for a row of text alone
+Boxes = Sequence[Tensor | None]  # per row (N, 4), normalized x0 y0 x1 y1, or None
 Sizes = Sequence[tuple[int, int]]  # per image (height, width)
 
 
@@ -42,7 +43,7 @@ class GlammForConditionalGeneration(GlammPreTrained):
         if built is not None:
             built(self)
 
-    def encode_images(self, global_images: torch.Tensor, grounding_images: torch.Tensor | None = None) -> ImageFeatures:
+    def encode_images(self, global_images: Tensor, grounding_images: Tensor | None = None) -> ImageFeatures:
         """global_images (I, 3, S, S) and, where masks are wanted, grounding_images (I, 3, G, G)."""
         features, grounding = self.global_encoder(global_images), None
         if grounding_images is not None:
@@ -52,60 +53,49 @@ class GlammForConditionalGeneration(GlammPreTrained):
 
     def splice(
         self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
         features: ImageFeatures | None = None,
         image_index: Indices | None = None,
         boxes: Boxes | None = None,
-        segment_ids: torch.Tensor | None = None,
+        segment_ids: Tensor | None = None,
     ) -> Spliced:
         """Ids (R, L), with images and boxes, to what the language model is fed; row r is about image r by default."""
         check_batch(input_ids, attention_mask, labels, segment_ids, boxes)
-        if image_index is None:
-            image_index = self._default_index(input_ids, features)
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids, dtype=torch.bool)
+        rows, image_index = len(input_ids), _images_of(input_ids, features, image_index)
+        attention = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         embeds = self.get_input_embeddings()(input_ids.clamp(min=0))
-        boxes = boxes if boxes is not None else [None] * input_ids.shape[0]
-        check_rows(input_ids.shape[0], 0 if features is None else len(features.tokens), image_index, boxes)
+        boxes = boxes if boxes is not None else [None] * rows
+        check_rows(rows, 0 if features is None else len(features.tokens), image_index, boxes)
         counts = [None if b is None else len(b) for b in boxes]
         regions = self._regions(features, image_index, boxes) if any(counts) else None
         embeds = put_regions(embeds, input_ids, self.config.tokens.bbox, regions, counts)
         if features is None:
-            return Spliced(embeds, attention_mask.bool(), labels, input_ids, segment_ids)
-        return put_images(embeds, input_ids, attention_mask.bool(), labels, segment_ids, features.tokens, image_index)
+            return Spliced(embeds, attention, labels, input_ids, segment_ids)
+        return put_images(embeds, input_ids, attention, labels, segment_ids, features.tokens, image_index)
 
-    @staticmethod
-    def _default_index(input_ids: torch.Tensor, features: ImageFeatures | None) -> torch.Tensor:
-        return torch.arange(len(input_ids)) if features is not None else torch.full((len(input_ids),), -1)
-
-    def _regions(self, features: ImageFeatures | None, image_index: Indices, boxes: Boxes) -> torch.Tensor:
+    def _regions(self, features: ImageFeatures | None, image_index: Indices, boxes: Boxes) -> Tensor:
         """One vector a box, in row order; the pyramid is built once an image, and only for images with boxes."""
         rows = [r for r, b in enumerate(boxes) if b is not None and len(b)]
         if features is None or any(int(image_index[r]) < 0 for r in rows):
             raise ValueError("boxes were given for a row without image; a box needs the image it lies in")
-        images = sorted({int(image_index[r]) for r in rows})
         # roi_align takes the boxes image by image; the order of rows is put back afterwards.
+        images = sorted({int(image_index[r]) for r in rows})
         grouped = [[r for r in rows if int(image_index[r]) == i] for i in images]
-        per_image = [torch.cat([boxes[r] for r in group]) for group in grouped]
         keep = torch.tensor(images, device=features.tokens.device)
         levels = [in_type_of(self.region_encoder, level[keep]) for level in features.levels]
-        vectors = self.region_encoder(levels, per_image)
+        vectors = self.region_encoder(levels, [torch.cat([boxes[r] for r in group]) for group in grouped])
         order = [r for group in grouped for r in group]
         pieces = dict(zip(order, vectors.split([len(boxes[r]) for r in order]), strict=True))
         return torch.cat([pieces[r] for r in rows])
 
-    def seg_positions(self, ids: torch.Tensor) -> torch.Tensor:
+    def seg_positions(self, ids: Tensor) -> Tensor:
         """(M, 2): row and position of the state that stands for each [SEG] of ids (R, T), in row order."""
-        found = (ids == self.config.tokens.seg).nonzero()
-        if self.config.seg_state == "before":
-            found = found - torch.tensor([0, 1], device=found.device)
-        return found
+        found, before = (ids == self.config.tokens.seg).nonzero(), int(self.config.seg_state == "before")
+        return found - torch.tensor([0, before], device=found.device)
 
-    def decode_masks(
-        self, states: torch.Tensor, grounding: torch.Tensor, image_of_mask: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def decode_masks(self, states: Tensor, grounding: Tensor, image_of_mask: Tensor) -> tuple[Tensor, Tensor]:
         """States (M, D) of [SEG] tokens to prompts (M, C) and mask logits (M, m, m)."""
         prompts = self.lp_projector(in_type_of(self.lp_projector, states))
         fed = in_type_of(self.pixel_decoder.mask_decoder, prompts)
@@ -115,17 +105,17 @@ class GlammForConditionalGeneration(GlammPreTrained):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        global_images: torch.Tensor | None = None,
-        grounding_images: torch.Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        global_images: Tensor | None = None,
+        grounding_images: Tensor | None = None,
         image_index: Indices | None = None,
         boxes: Boxes | None = None,
-        masks: Sequence[torch.Tensor] | None = None,
+        masks: Sequence[Tensor] | None = None,
         resized: Sizes | None = None,
         original: Sizes | None = None,
-        segment_ids: torch.Tensor | None = None,
+        segment_ids: Tensor | None = None,
         normalizers: Mapping[str, float] | None = None,
         image_features: ImageFeatures | None = None,
         return_logits: bool | None = None,
@@ -136,7 +126,7 @@ class GlammForConditionalGeneration(GlammPreTrained):
         """One pass over whole rows. return_dict=False gives a tuple, as transformers' models do.
 
         Args:
-            input_ids, attention_mask, labels, segment_ids: (R, L); padding on the right.
+            input_ids, attention_mask, labels, segment_ids: (R, L); padding on the right. inputs_embeds: not taken.
             global_images, grounding_images: (I, 3, S, S) and (I, 3, G, G), as the processor makes them.
             image_index: default: row r is about image r.
             masks: per image (M, H, W), one for each of its [SEG], in row order.
@@ -144,18 +134,15 @@ class GlammForConditionalGeneration(GlammPreTrained):
             normalizers: "tokens" and "masks", what the losses are divided by; default: this batch's counts.
             image_features: of an earlier `encode_images`, in place of images.
             return_logits: default: only without labels.
-            inputs_embeds: not taken; wrappers of peft pass None.
 
-        Raises:
-            ValueError: rows, images, boxes and masks that do not belong together; it names the row or image.
+        Raises a ValueError that names the row or image for rows, images, boxes and masks that do not belong together.
         """
         if input_ids is None or inputs_embeds is not None:
             raise ValueError("GLaMM reads input_ids, not inputs_embeds: images and boxes become embeddings inside")
         features = image_features
         if features is None and global_images is not None:
             features = self.encode_images(global_images, grounding_images)
-        if image_index is None:
-            image_index = self._default_index(input_ids, features)
+        image_index = _images_of(input_ids, features, image_index)
         spliced = self.splice(input_ids, attention_mask, labels, features, image_index, boxes, segment_ids)
         with across_types(self.language_model):
             wanted = dict(output_hidden_states=output_hidden_states, output_attentions=output_attentions)
@@ -173,11 +160,11 @@ class GlammForConditionalGeneration(GlammPreTrained):
             out.logits = self._logits(hidden)
         return out
 
-    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+    def _logits(self, hidden: Tensor) -> Tensor:
         """States (..., D) to logits (..., V)."""
         return self.language_model.lm_head(in_type_of(self.language_model.lm_head, hidden))
 
-    def _touch_decoder(self, hidden: torch.Tensor, features: ImageFeatures | None) -> torch.Tensor:
+    def _touch_decoder(self, hidden: Tensor, features: ImageFeatures | None) -> Tensor:
         """Zero, by way of the decoder: a process without masks must still touch it, or gradient averaging across
         processes waits for ever."""
         c = self.config.grounding
@@ -188,30 +175,25 @@ class GlammForConditionalGeneration(GlammPreTrained):
         return 0.0 * low_res.sum()
 
     def _ground(
-        self, out: GlammOutput, ids: torch.Tensor, image_index: Indices, resized: Sizes | None, original: Sizes | None
+        self, out: GlammOutput, ids: Tensor, image_index: Indices, resized: Sizes | None, original: Sizes | None
     ) -> None:
         """Adds a mask for every [SEG] of ids (R, T)."""
         at = self.seg_positions(ids)
         images = torch.as_tensor(image_index, device=ids.device)[at[:, 0]]
         at, images = at[images >= 0], images[images >= 0]  # a [SEG] in a row without image has nothing to point at
         out.seg_positions = at
-        grounding = out.image_features.grounding
         states = out.last_hidden[at[:, 0], at[:, 1]]
-        out.prompts, out.low_res = self.decode_masks(states, grounding, images)
-        if resized is None or original is None:
-            return
-        size = self.config.grounding.image_size
-        sizes = zip(resized, original, strict=True)
-        out.mask_logits = [
-            upscale_logits(out.low_res[images == i], size, tuple(r), tuple(o)) for i, (r, o) in enumerate(sizes)
-        ]
+        out.prompts, out.low_res = self.decode_masks(states, out.image_features.grounding, images)
+        if resized is not None and original is not None:
+            out.mask_logits = self._upscaled([out.low_res[images == i] for i in range(len(resized))], resized, original)
+
+    def _upscaled(self, masks: Sequence[Tensor], resized: Sizes, original: Sizes) -> list[Tensor]:
+        """Mask logits (M, m, m) of each picture to (M, H, W)."""
+        size, sizes = self.config.grounding.image_size, zip(masks, resized, original, strict=True)
+        return [upscale_logits(low_res, size, tuple(r), tuple(o)) for low_res, r, o in sizes]
 
     def _add_losses(
-        self,
-        out: GlammOutput,
-        labels: torch.Tensor,
-        masks: Sequence[torch.Tensor] | None,
-        normalizers: Mapping[str, float],
+        self, out: GlammOutput, labels: Tensor, masks: Sequence[Tensor] | None, normalizers: Mapping[str, float]
     ) -> None:
         """Adds the losses of words (labels (R, T)) and, where there are masks, of pixels."""
         c = self.config.losses
@@ -230,17 +212,16 @@ class GlammForConditionalGeneration(GlammPreTrained):
             total = total + out.losses["unused"]
         out.loss, out.losses = total, parts
 
-    # --- answers: the official code generates without a cache and computes every image, region and token again at each
-    # step, because its masks need the states of the whole sequence. With a cache each step returns the state of the new
-    # position alone; collected, they are the same numbers.
+    # The official code generates without a cache, since its masks need the states of the whole row: it computes every
+    # image, region and token again at each step. With a cache each step gives one state; collected, they are the same.
 
     @torch.no_grad()
     def generate(
         self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        global_images: torch.Tensor | None = None,
-        grounding_images: torch.Tensor | None = None,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        global_images: Tensor | None = None,
+        grounding_images: Tensor | None = None,
         image_index: Indices | None = None,
         boxes: Boxes | None = None,
         resized: Sizes | None = None,
@@ -251,23 +232,17 @@ class GlammForConditionalGeneration(GlammPreTrained):
         """Answers for prompts (R, L), padded on the LEFT when their lengths differ. Several threads may call it.
 
         Args:
-            image_features: of an earlier `encode_images`, to answer again about the same images; several rows may ask
-                about one image, by `image_index`.
+            image_features, image_index: as in `forward`, and so is the rest; several rows may ask about one image.
             kwargs: go to transformers' generate (max_new_tokens, do_sample, num_beams, logits_processor, streamer,
                 generation_config, return_dict_in_generate with output_scores ...). Greedy unless said otherwise.
-            The rest as in `forward`.
 
-        Raises:
-            ValueError: as in `forward`; and for ways to generate that need the prompt's ids (assistant models, prompt
-                look-up, contrastive search) or steps of their own.
+        Raises ValueError as `forward` does, and for ways to generate that need the prompt's ids (assistant models,
+        prompt look-up, contrastive search) or steps of their own.
         """
-        if not isinstance(input_ids, torch.Tensor):
-            raise ValueError(f"input_ids is a {type(input_ids).__name__}; expected a tensor (R, L)")
         features = image_features
         if features is None and global_images is not None:
             features = self.encode_images(global_images, grounding_images)
-        if image_index is None:
-            image_index = self._default_index(input_ids, features)
+        image_index = _images_of(input_ids, features, image_index)
         prompt = pad_left(self.splice(input_ids, attention_mask, None, features, image_index, boxes))
         with across_types(self.language_model):
             ids, hidden, more = answer(self.language_model, prompt, **kwargs)
@@ -275,45 +250,35 @@ class GlammForConditionalGeneration(GlammPreTrained):
             unfed = self.config.seg_state == "at" and bool((ids[:, -1:] == self.config.tokens.seg).any())
             if hidden is None or unfed:
                 hidden = states_anew(self.language_model, prompt, ids)
-        result = self._collect(ids, hidden, prompt.embeds.shape[1])
-        for name, value in more.items():
-            setattr(result, name, value)
+        # The state that predicted new token s stands at position T + s - 1 of (R, T + new, D), its own one later.
+        first = prompt.embeds.shape[1] - (1 if self.config.seg_state == "before" else 0)
+        steps = [(row == self.config.tokens.seg).nonzero().flatten() for row in ids]
+        states = [hidden[row, found + first] for row, found in enumerate(steps)]
+        result = GlammGenerated(ids, hidden, steps, states, **more)
         if features is not None and features.grounding is not None:
             images = torch.as_tensor(image_index, device=ids.device).repeat_interleave(len(ids) // len(input_ids))
             self._decode(result, features.grounding, images, resized, original)
         return result
 
-    def _collect(self, sequences: torch.Tensor, hidden: torch.Tensor, prompt_length: int) -> GlammGenerated:
-        """States of the [SEG]s of sequences (R, new), out of hidden (R, T, D).
-
-        The state that predicted new token s stands at position prompt_length + s - 1, its own one position later.
-        """
-        offset = prompt_length - (1 if self.config.seg_state == "before" else 0)
-        steps = [(ids == self.config.tokens.seg).nonzero().flatten() for ids in sequences]
-        states = [hidden[row, found + offset] for row, found in enumerate(steps)]
-        return GlammGenerated(sequences, hidden, steps, states)
-
     def _decode(
-        self,
-        result: GlammGenerated,
-        grounding: torch.Tensor,
-        image_index: torch.Tensor,
-        resized: Sizes | None,
-        original: Sizes | None,
+        self, out: GlammGenerated, grounding: Tensor, image_index: Tensor, resized: Sizes | None, original: Sizes | None
     ) -> None:
         """Adds the masks of all rows, decoded in one call. A row without image (-1) has nothing to point at."""
-        rows = [states[: None if image >= 0 else 0] for states, image in zip(result.states, image_index, strict=True)]
+        rows = [states[: None if image >= 0 else 0] for states, image in zip(out.states, image_index, strict=True)]
         counts, images = [len(states) for states in rows], image_index.clamp(min=0)
         which = torch.repeat_interleave(images, torch.tensor(counts, device=images.device)).to(grounding.device)
         prompts, low_res = self.decode_masks(torch.cat(rows), grounding, which)
-        result.prompts, result.low_res = list(prompts.split(counts)), list(low_res.split(counts))
-        if resized is None or original is None:
-            return
-        size = self.config.grounding.image_size
-        result.mask_logits = [
-            upscale_logits(masks, size, tuple(resized[i]), tuple(original[i]))
-            for masks, i in zip(result.low_res, images.tolist(), strict=True)
-        ]
+        out.prompts, out.low_res = list(prompts.split(counts)), list(low_res.split(counts))
+        if resized is not None and original is not None:
+            of_rows = ([sizes[i] for i in images.tolist()] for sizes in (resized, original))
+            out.mask_logits = self._upscaled(out.low_res, *of_rows)
+
+
+def _images_of(input_ids: Tensor, features: ImageFeatures | None, image_index: Indices | None) -> Indices:
+    """`image_index`, by default 0, 1, ... where there are images, and -1 for rows of text alone."""
+    if image_index is not None:
+        return image_index
+    return torch.arange(len(input_ids)) if features is not None else torch.full((len(input_ids),), -1)
 
 
 # transformers' Auto classes know GLaMM as soon as this class is imported.

@@ -2,14 +2,15 @@
 
 transformers' generate returns ids; a mask needs the state of its [SEG] as well. `output_hidden_states` would keep the
 states of all layers (160 MB for each image at the 7B size in bfloat16), and a hook on the module, which all threads
-share, would mix up their calls. So each call brings a `States` of its own, which travels among its arguments.
+share, would mix up their calls. So each call brings a list of its own, which travels among its arguments.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import GenerationConfig, LlamaForCausalLM
 from transformers.generation import GenerationMode
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -29,86 +30,63 @@ REFUSED = {
 }
 """Options of transformers' generate that GLaMM cannot take, by the reason."""
 
-TELLING = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp", "penalty_alpha")
-TELLING += ("dola_layers", "num_beam_groups", "constraints", "force_words_ids")
+TELLING = "assistant_model prompt_lookup_num_tokens assistant_early_exit use_mtp penalty_alpha dola_layers".split()
+TELLING += ["num_beam_groups", "constraints", "force_words_ids"]
 """Options that mean another way to generate."""
 
 KEPT = ("scores", "logits", "sequences_scores", "beam_indices", "attentions", "hidden_states")
 
 
-class States:
-    """The last hidden states of every forward pass of one call, in order: (R, T, D) of the prompt, then (R, 1, D)s."""
-
-    def __init__(self) -> None:
-        self.pieces: list[torch.Tensor] = []
-
-    def joined(self, rows: int, length: int) -> torch.Tensor | None:
-        """(rows, length, D), one state a position, or None where the passes were of other rows or fewer positions."""
-        fed = sum(piece.shape[1] for piece in self.pieces)
-        if fed < length or any(piece.shape[0] != rows for piece in self.pieces):
-            return None
-        return torch.cat(self.pieces, dim=1)[:, :length]
-
-
 class LanguageModel(LlamaForCausalLM):
-    """transformers' Llama, parameters and all, whose forward pass adds its last states to a `States` it is given."""
+    """transformers' Llama, parameters and all, whose forward pass adds its last states to a list it is given."""
 
     def forward(
         self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        logits_to_keep: int | torch.Tensor = 0,
-        states: States | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        states: list[Tensor] | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """As LlamaForCausalLM's. The cache is among kwargs: releases of transformers differ in its name."""
-        given = dict(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids)
-        given |= {"inputs_embeds": inputs_embeds, **kwargs}
+        given = dict(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids) | kwargs
         if states is None:
-            return super().forward(**given, labels=labels, logits_to_keep=logits_to_keep)
-        out = self.model(**given)
+            return super().forward(**given, inputs_embeds=inputs_embeds, labels=labels, logits_to_keep=logits_to_keep)
+        out = self.model(**given, inputs_embeds=inputs_embeds)
         hidden = out.last_hidden_state
-        states.pieces.append(hidden)
+        states.append(hidden)
         last = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         more = {name: value for name, value in out.items() if name != "last_hidden_state"}
         return CausalLMOutputWithPast(logits=self.lm_head(hidden[:, last]), **more)
 
 
-def answer(
-    language_model: LanguageModel, prompt: Spliced, **options: Any
-) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, Any]]:
+def answer(model: LanguageModel, prompt: Spliced, **options: Any) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
     """Ids (R, new) that follow the prompt (R, T, D), padded on the left, and the states they came from.
 
     options: those of transformers' generate. R grows by `num_return_sequences`.
-
-    Returns:
-        ids; states (R, T + new - 1, D) of the prompt and all new tokens but the last, or None where the passes of
-        this way to generate do not have them in order (beams change places); and what else was asked for (`KEPT`).
-
-    Raises:
-        ValueError: an option that reads the prompt's ids, or takes steps of its own.
+    Returns ids; states (R, T + new - 1, D) of the prompt and all new tokens but the last, or None where the passes of
+    this way to generate do not have them in order (beams change places); and what else was asked for (`KEPT`).
+    Raises ValueError for an option that reads the prompt's ids, or takes steps of its own.
     """
     given = copy.deepcopy(options.pop("generation_config", None))
-    beams = _checked(given or language_model.generation_config, options, prompt.embeds.device.type)
+    beams = _checked(given or model.generation_config, options, prompt.embeds.device.type)
     # A compiled step reuses the memory of its outputs, and so of states that are kept.
-    if given is None:
-        options["disable_compile"] = True
-    else:
-        given.disable_compile = True
-    states = States()
-    attention = prompt.attention.long()
+    (options if given is None else vars(given))["disable_compile"] = True
+    states: list[Tensor] = []  # of every forward pass, in order: (R, T, D) of the prompt, then (R, 1, D) each
+    fed = dict(inputs_embeds=prompt.embeds, attention_mask=prompt.attention.long())
     try:
-        out = language_model.generate(
-            inputs_embeds=prompt.embeds, attention_mask=attention, generation_config=given, states=states, **options
-        )
+        out = model.generate(**fed, generation_config=given, states=states, **options)
     except ImportError as error:
         raise ValueError(f"an option of generate needs a package that is not there: {error}") from error
     ids, extra = (out, {}) if torch.is_tensor(out) else (out.sequences, {k: out.get(k) for k in KEPT})
-    hidden = None if beams > 1 else states.joined(len(ids), prompt.embeds.shape[1] + ids.shape[1] - 1)
-    return ids, hidden, extra
+    length = prompt.embeds.shape[1] + ids.shape[1] - 1
+    whole = beams == 1 and all(len(piece) == len(ids) for piece in states)
+    if not whole or sum(piece.shape[1] for piece in states) < length:
+        return ids, None, extra
+    return ids, torch.cat(states, dim=1)[:, :length], extra
 
 
 def _checked(config: GenerationConfig, options: Mapping[str, Any], device: str) -> int:
@@ -120,33 +98,30 @@ def _checked(config: GenerationConfig, options: Mapping[str, Any], device: str) 
             raise ValueError(f"{name} is {options[name]!r}; expected a whole number")
     config = copy.deepcopy(config)
     more = config.update(**options)
+
+    def given(names: Iterable[str]) -> list[str]:
+        values = {name: more.get(name, getattr(config, name, None)) for name in names}
+        return [name for name, value in values.items() if value is not None and value is not False]
+
     for why, names in REFUSED.items():
-        for name in names:
-            value = more.get(name, getattr(config, name, None))
-            if value is not None and value is not False:
-                raise ValueError(f"generate was given {name}, which GLaMM does not take: {why}")
+        for name in given(names):
+            raise ValueError(f"generate was given {name}, which GLaMM does not take: {why}")
     for name in ("num_beams", "num_return_sequences"):
         if (count := getattr(config, name)) is not None and count < 1:
             raise ValueError(f"{name} is {count}; expected 1 or more")
     mode, cache = config.get_generation_mode(more.get("assistant_model")), config.cache_implementation or ""
     if mode not in MODES:
-        known = ", ".join(mode.value for mode in MODES)
-        names = [name for name in TELLING if more.get(name, getattr(config, name, None)) not in (None, False)]
-        given = ", ".join(names) or "options"
-        raise ValueError(f"generate was given {given}, which means {mode.value}; GLaMM's masks need one of {known}")
+        known, named = ", ".join(mode.value for mode in MODES), ", ".join(given(TELLING)) or "options"
+        raise ValueError(f"generate was given {named}, which means {mode.value}; GLaMM's masks need one of {known}")
     if cache == "paged" or (cache.startswith("offloaded") and device != "cuda"):
         raise ValueError(f"cache_implementation is {cache!r}, which does not work with embeddings on {device}")
     return config.num_beams or 1
 
 
-def states_anew(language_model: LanguageModel, prompt: Spliced, ids: torch.Tensor) -> torch.Tensor:
+def states_anew(language_model: LanguageModel, prompt: Spliced, ids: Tensor) -> Tensor:
     """Last states (R, T + new, D) of prompts and the answers (R, new) to them, by one pass over whole rows."""
     each = len(ids) // len(prompt.embeds)
-    embeds = prompt.embeds.repeat_interleave(each, 0)
-    words = language_model.get_input_embeddings()(ids)
-    attention = prompt.attention.repeat_interleave(each, 0)
-    whole = Spliced(
-        torch.cat([embeds, words.to(embeds.dtype)], dim=1),
-        torch.cat([attention, torch.ones_like(ids, dtype=torch.bool)], dim=1),
-    )
-    return language_states(language_model, whole)
+    words = language_model.get_input_embeddings()(ids).to(prompt.embeds.dtype)
+    embeds = torch.cat([prompt.embeds.repeat_interleave(each, 0), words], dim=1)
+    seen = torch.cat([prompt.attention.repeat_interleave(each, 0), torch.ones_like(ids, dtype=torch.bool)], dim=1)
+    return language_states(language_model, Spliced(embeds, seen))

@@ -8,24 +8,25 @@ batch is cut does not change the training.
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from glamm_mini.model.config import LossConfig
 from glamm_mini.model.tokens import IGNORE_INDEX
 
 
-def cross_entropy_sum(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def cross_entropy_sum(logits: Tensor, labels: Tensor) -> Tensor:
     """Summed cross-entropy of logits (N, V) against labels (N,); ignored labels add nothing."""
     return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE_INDEX, reduction="sum")
 
 
-def mask_bce_sum(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def mask_bce_sum(logits: Tensor, target: Tensor) -> Tensor:
     """Sum over masks of the mean binary cross-entropy per pixel; logits and target (M, H, W), target 0..1."""
     per_pixel = F.binary_cross_entropy_with_logits(logits.float(), target.float(), reduction="none")
     return per_pixel.flatten(1).mean(1).sum()
 
 
-def mask_dice_sum(logits: torch.Tensor, target: torch.Tensor, scale: float, eps: float) -> torch.Tensor:
+def mask_dice_sum(logits: Tensor, target: Tensor, scale: float, eps: float) -> Tensor:
     """Sum over masks of 1 - dice; logits and target (M, H, W).
 
     `scale` divides both areas before the smoothing `eps` is added (officially 1000 and 1e-6): with it an empty pair
@@ -37,22 +38,17 @@ def mask_dice_sum(logits: torch.Tensor, target: torch.Tensor, scale: float, eps:
     return (1 - (overlap + eps) / (area + eps)).sum()
 
 
-def check_masks(masks: Sequence[torch.Tensor] | None, mask_logits: Sequence[torch.Tensor] | None) -> None:
+def check_masks(masks: Sequence[Tensor] | None, mask_logits: Sequence[Tensor] | None) -> None:
     """True masks need predicted ones to be compared with, image by image; a ValueError says what is missing."""
-    if masks is None:
+    if masks is None or (mask_logits is None and not any(len(m) for m in masks)):
         return
     if mask_logits is None:
-        if any(len(m) for m in masks):
-            raise ValueError(
-                "masks were given, but the loss of masks also needs grounding_images, resized and original"
-            )
-    elif len(masks) != len(mask_logits):
-        raise ValueError(
-            f"masks has {len(masks)} entries for {len(mask_logits)} images; give one (M, H, W) for each image"
-        )
+        raise ValueError("masks were given, but the loss of masks also needs grounding_images, resized and original")
+    if len(masks) != len(mask_logits):
+        raise ValueError(f"masks has {len(masks)} entries for {len(mask_logits)} images; give one (M, H, W) for each")
 
 
-def match_truth(image: int, logits: torch.Tensor, truth: torch.Tensor, cut_surplus: bool) -> torch.Tensor:
+def match_truth(image: int, logits: Tensor, truth: Tensor, cut_surplus: bool) -> Tensor:
     """True masks (M, H, W) of one image, one for each of its predicted ones; ValueError where counts or sizes differ.
 
     cut_surplus: drop true masks beyond the last [SEG], as the official code does after a truncated answer.
@@ -62,29 +58,22 @@ def match_truth(image: int, logits: torch.Tensor, truth: torch.Tensor, cut_surpl
     if cut_surplus:
         truth = truth[: len(logits)]
     if len(truth) != len(logits):
-        raise ValueError(
-            f"image {image} of the batch has {len(logits)} [SEG] in its answers but {len(truth)} true masks; "
-            "give one mask for each [SEG], in order"
-        )
+        count = f"{len(logits)} [SEG] in its answers but {len(truth)} true masks"
+        raise ValueError(f"image {image} of the batch has {count}; give one mask for each [SEG], in order")
     if truth.shape != logits.shape:
-        raise ValueError(
-            f"the true masks of image {image} of the batch have shape {tuple(truth.shape)}; expected "
-            f"{tuple(logits.shape)}: masks, height and width of the picture (`original`)"
-        )
+        shapes = f"{tuple(truth.shape)}; expected {tuple(logits.shape)}: masks, height and width (`original`)"
+        raise ValueError(f"the true masks of image {image} of the batch have shape {shapes}")
     return truth.to(logits.device)
 
 
 def mask_sums(
-    mask_logits: Sequence[torch.Tensor], masks: Sequence[torch.Tensor], config: LossConfig, cut_surplus: bool
-) -> tuple[torch.Tensor, torch.Tensor, int]:
+    mask_logits: Sequence[Tensor], masks: Sequence[Tensor], config: LossConfig, cut_surplus: bool
+) -> tuple[Tensor, Tensor, int]:
     """Sums of both mask losses over all images, per image (M, H, W) logits and truth, and the number of masks."""
     bce = dice = torch.zeros((), device=mask_logits[0].device)
-    count = 0
     for i, (logits, truth) in enumerate(zip(mask_logits, masks, strict=True)):
         truth = match_truth(i, logits, truth, cut_surplus)
-        if len(logits) == 0:
-            continue
-        bce = bce + mask_bce_sum(logits, truth)
-        dice = dice + mask_dice_sum(logits, truth, config.dice_scale, config.dice_eps)
-        count += len(logits)
-    return bce, dice, count
+        if len(logits):
+            bce = bce + mask_bce_sum(logits, truth)
+            dice = dice + mask_dice_sum(logits, truth, config.dice_scale, config.dice_eps)
+    return bce, dice, sum(map(len, mask_logits))

@@ -2,10 +2,8 @@
 
 from dataclasses import dataclass
 
-import torch
+from torch import Tensor
 from transformers.utils import ModelOutput
-
-Tensor = torch.Tensor
 
 
 @dataclass

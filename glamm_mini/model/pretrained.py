@@ -1,15 +1,20 @@
-"""What transformers' users expect of a model around its passes: loading, saving, embeddings, settings."""
+"""What transformers' users expect of a model around its passes: starting values, loading, saving, embeddings."""
 
+import math
 from pathlib import Path
 from typing import Any, Self
 
 import torch
+from segment_anything.modeling import ImageEncoderViT
 from torch import nn
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers.models.clip.modeling_clip import CLIPVisionEmbeddings
 
 from glamm_mini import registry
 from glamm_mini.model.config import GlammConfig
-from glamm_mini.model.initialize import initialize_weights
+
+POSITION_SCALE = 0.2
+"""Amplitude of the sines in position tables: started so, small encoders learn far faster than from noise."""
 
 
 class GlammPreTrained(PreTrainedModel, GenerationMixin):
@@ -33,7 +38,6 @@ class GlammPreTrained(PreTrainedModel, GenerationMixin):
         `offload_folder`), `attn_implementation`, `quantization_config` (BitsAndBytesConfig; of the language model),
         `config`, `subfolder`, `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`,
         `output_loading_info`, and `load`'s `vision_tower` and `drop`.
-
         Raises FileNotFoundError for what is missing, and ValueError for what is damaged, of another kind of model, or
         lacks a weight or has one too many: nothing is ever filled up with random values.
         """
@@ -50,7 +54,27 @@ class GlammPreTrained(PreTrainedModel, GenerationMixin):
             registry.find("checkpoint", "rights")(Path(save_directory))
 
     def _init_weights(self, module: nn.Module) -> None:
-        initialize_weights(module, self.config.text.initializer_range)
+        """One module's starting values; transformers calls this for every module it finds without weights."""
+        std = self.config.text.initializer_range
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
+            fan_in = module.weight[0].numel()
+            nn.init.normal_(module.weight, std=min(1 / math.sqrt(fan_in), 5 * std))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=std)
+        elif isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, CLIPVisionEmbeddings):
+            side = module.image_size // module.patch_size
+            nn.init.normal_(module.class_embedding, std=std)
+            table = sine_table(side, module.embed_dim).flatten(0, 1)  # (h, w, C) -> (P, C)
+            with torch.no_grad():
+                module.position_embedding.weight[1:] = table.to(module.position_embedding.weight)
+        elif isinstance(module, ImageEncoderViT) and module.pos_embed is not None:
+            with torch.no_grad():
+                module.pos_embed.copy_(sine_table(module.pos_embed.shape[1], module.pos_embed.shape[-1])[None])
 
     @property
     def device(self) -> torch.device:
@@ -68,20 +92,12 @@ class GlammPreTrained(PreTrainedModel, GenerationMixin):
         if "language_model" in self._modules:  # transformers sets one before any part is there
             self.language_model.generation_config = config
 
-    def get_input_embeddings(self) -> nn.Embedding:
-        """The language model's embedding of tokens."""
-        return self.language_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        """Another embedding of tokens."""
-        self.language_model.set_input_embeddings(value)
-
     def get_output_embeddings(self) -> nn.Linear:
         """The language model's head."""
         return self.language_model.get_output_embeddings()
 
     def set_output_embeddings(self, value: nn.Linear) -> None:
-        """Another head."""
+        """Another head. transformers finds the embedding of tokens by itself, the head it does not."""
         self.language_model.set_output_embeddings(value)
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
@@ -94,11 +110,13 @@ class GlammPreTrained(PreTrainedModel, GenerationMixin):
             raise ValueError(f"new_num_tokens is {new_num_tokens!r}; expected {least} or more, for the added tokens")
         return self.language_model.resize_token_embeddings(new_num_tokens, *args, **kwargs)
 
-    def weights_version(self) -> tuple:
-        """Another value whenever weights that `encode_images` uses were changed, moved or cast; features are as old.
 
-        Cheap: nothing is read from a device. Writing through `.data` is not seen.
-        """
-        parts = (self.global_encoder, self.vl_projector, self.grounding_encoder)
-        weights = [t for part in parts for t in (*part.parameters(), *part.buffers())]
-        return tuple((t.data_ptr(), 0 if t.is_inference() else t._version, t.dtype, t.device) for t in weights)
+def sine_table(side: int, width: int) -> torch.Tensor:
+    """(side, side, width): sines and cosines of rows in the first half of the channels, of columns in the second."""
+    quarter = max(width // 4, 1)
+    frequency = math.pi * 2.0 ** torch.linspace(0, math.log2(max(side, 2)), quarter)
+    angle = torch.linspace(0, 1, side)[:, None] * frequency  # (side, quarter)
+    waves = torch.cat([angle.sin(), angle.cos()], dim=1)  # (side, 2 * quarter)
+    rows, columns = waves[:, None].expand(side, side, -1), waves[None].expand(side, side, -1)
+    both = torch.cat([rows, columns], dim=-1)[..., :width]
+    return POSITION_SCALE * nn.functional.pad(both, (0, width - both.shape[-1]))

@@ -5,7 +5,7 @@ cut out by RoIAlign, summed over levels, with an embedding of the box's own coor
 """
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -24,7 +24,7 @@ class LevelMixer(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.norm = nn.GroupNorm(groups, channels)
 
-    def forward(self, levels: list[torch.Tensor]) -> list[torch.Tensor]:
+    def forward(self, levels: list[Tensor]) -> list[Tensor]:
         """levels: tensors (B, C, h, w), finest first; the same shapes come back."""
         last = len(levels) - 1
         half, quarter = levels[0].shape[1] // 2, levels[0].shape[1] // 4
@@ -42,7 +42,7 @@ class Round(GradientCheckpointingLayer, LevelMixer):
     """A round of mixing that `gradient_checkpointing_enable` reaches: officially, five of them hold more than all
     layers of the language model do."""
 
-    def forward(self, *levels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(self, *levels: Tensor) -> tuple[Tensor, ...]:
         # One by one, since gradients reach tensors inside a list by one of torch's two ways to checkpoint only.
         return tuple(super().forward(list(levels)))
 
@@ -63,16 +63,12 @@ class RegionEncoder(nn.Module):
         self.roi_convs = nn.ModuleList(nn.Conv2d(c.channels, c.channels, 3, padding=1) for _ in range(levels))
         self.flatten = nn.Linear(c.channels * c.roi_size**2, c.hidden)
         self.position = nn.Sequential(
-            nn.Linear(4, c.position_hidden),
-            nn.ReLU(),
-            nn.LayerNorm(c.position_hidden),
-            nn.Linear(c.position_hidden, c.hidden),
-            nn.ReLU(),
-            nn.LayerNorm(c.hidden),
+            *(nn.Linear(4, c.position_hidden), nn.ReLU(), nn.LayerNorm(c.position_hidden)),
+            *(nn.Linear(c.position_hidden, c.hidden), nn.ReLU(), nn.LayerNorm(c.hidden)),
         )
         self.out = nn.Linear(c.hidden, config.text.hidden_size)
 
-    def pyramid(self, levels: list[torch.Tensor]) -> list[torch.Tensor]:
+    def pyramid(self, levels: list[Tensor]) -> list[Tensor]:
         """Feature grids (B, C, h, w), shallowest first, to inputs of the mixing: the shallowest becomes the finest."""
         maps = []
         for level, scale, conv in zip(levels, self.config.scales, self.inputs, strict=True):
@@ -81,49 +77,43 @@ class RegionEncoder(nn.Module):
             maps.append(conv(torch.cat([level, _coordinates(level)], dim=1)))
         return maps
 
-    def fuse(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
+    def fuse(self, maps: list[Tensor]) -> list[Tensor]:
         """All rounds of mixing."""
         for mixer in self.mixers:
             maps = mixer(*maps)
         return list(maps)
 
-    def cut_out(self, maps: list[torch.Tensor], boxes: list[torch.Tensor]) -> list[torch.Tensor]:
+    def cut_out(self, maps: list[Tensor], boxes: list[Tensor]) -> list[Tensor]:
         """RoIAlign of every box on every level: one (N, C, roi, roi) a level, N boxes of all images in order.
 
         Always in float32: bfloat16 would move a box by up to a pixel, and torchvision has no RoIAlign for it.
         """
-        pixels = [b.float() * self.box_size for b in boxes]
+        pixels, c = [b.float() * self.box_size for b in boxes], self.config
+        how = dict(output_size=c.roi_size, sampling_ratio=c.sampling_ratio, aligned=True)
         return [
-            roi_align(
-                level.float(),
-                pixels,
-                output_size=self.config.roi_size,
-                spatial_scale=level.shape[-1] / self.image_size,
-                sampling_ratio=self.config.sampling_ratio,
-                aligned=True,
-            ).to(level.dtype)
+            roi_align(level.float(), pixels, spatial_scale=level.shape[-1] / self.image_size, **how).to(level.dtype)
             for level in maps
         ]
 
-    def read_out(self, rois: list[torch.Tensor], boxes: torch.Tensor) -> torch.Tensor:
+    def read_out(self, rois: list[Tensor], boxes: Tensor) -> Tensor:
         """Cut-out levels and their boxes (N, 4) to vectors (N, D)."""
         summed = F.relu(sum(conv(roi) for conv, roi in zip(self.roi_convs, rois, strict=True)))
         vectors = self.flatten(summed.flatten(1))  # (N, C, roi, roi) -> (N, C * roi * roi) -> (N, hidden)
         return self.out(vectors + self.position(boxes.to(vectors.dtype)))
 
-    def forward(self, levels: list[torch.Tensor], boxes: list[torch.Tensor]) -> torch.Tensor:
+    def forward(self, levels: list[Tensor], boxes: list[Tensor]) -> Tensor:
         """levels: (B, C, h, w) each; boxes: per image (N_i, 4), normalized. Returns (sum of N_i, D)."""
         maps = self.fuse(self.pyramid(levels))
         return self.read_out(self.cut_out(maps, boxes), torch.cat(boxes))
 
 
-def _resize(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     if x.shape[-2:] == tuple(size):
         return x
     return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
 
 
-def _coordinates(x: torch.Tensor) -> torch.Tensor:
+def _coordinates(x: Tensor) -> Tensor:
     """(B, 2, h, w): x, then y, each from -1 to 1."""
     b, _, h, w = x.shape
     ys, xs = torch.meshgrid(

@@ -1,16 +1,17 @@
 """The pixel side: grounding image encoder and pixel decoder of segment-anything, and the L-P projector before them."""
 
 import math
-from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, TwoWayTransformer
 from segment_anything.modeling.image_encoder import Attention, get_rel_pos
 from segment_anything.modeling.image_encoder import Block as SamBlock
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from glamm_mini.dtypes import no_autocast
 from glamm_mini.model.config import GlammConfig
 
 SCORES_AT_ONCE = 2**20
@@ -26,10 +27,10 @@ class FusedAttention(Attention):
     Decomposed relative positions add rel_h[query, row of key] + rel_w[query, column of key] to each score, which the
     library does in several passes over all scores (ViT-B at 1024 px: 805 MB each). There are two ways around them:
     `in_one_kernel` for GPUs and `in_blocks` for CPUs, where the kernel's wider queries and keys cost more than they
-    save. Without relative positions every device takes `scaled_dot_product_attention` as it is.
+    save. Without relative positions every device takes `scaled_dot_product_attention`.
     """
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """x: (B, h, w, C), the same shape comes back."""
         b, h, w, c = x.shape
         # (B, P, 3C) -> (B, P, 3, heads, d) -> (3, B, heads, P, d)
@@ -38,21 +39,18 @@ class FusedAttention(Attention):
         if not self.use_rel_pos:
             out = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
         else:
-            rel_h, rel_w = self._positions(q, h, w)
             attend = self.in_blocks if x.device.type == "cpu" else self.in_one_kernel
-            out = attend(q, k, v, rel_h, rel_w)
+            out = attend(q, k, v, *self._positions(q, h, w))
         return self.proj(out.transpose(1, 2).reshape(b, h, w, c))  # (B, heads, P, d) -> (B, h, w, C)
 
-    def _positions(self, q: torch.Tensor, h: int, w: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _positions(self, q: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
         """What each query adds to the scores of a row (B, heads, P, h), and of a column (B, heads, P, w)."""
         grid = q.unflatten(2, (h, w))  # (B, heads, h, w, d)
         rel_h = torch.einsum("bnhwc,hkc->bnhwk", grid, get_rel_pos(h, h, self.rel_pos_h))
         rel_w = torch.einsum("bnhwc,wkc->bnhwk", grid, get_rel_pos(w, w, self.rel_pos_w))
         return rel_h.flatten(2, 3), rel_w.flatten(2, 3)
 
-    def in_blocks(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rel_h: torch.Tensor, rel_w: torch.Tensor
-    ) -> torch.Tensor:
+    def in_blocks(self, q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
         """A few heads, or a few queries of one head, at a time: positions first, dot products added to them in place.
 
         q, k, v: (B, heads, P, d); rel_h (B, heads, P, h) and rel_w (B, heads, P, w). Returns (B, heads, P, d).
@@ -68,16 +66,12 @@ class FusedAttention(Attention):
             out.append(torch.cat([self._block(*block, k, v) for block in blocks], dim=1))
         return torch.cat(out).unflatten(0, batch)
 
-    def _block(
-        self, q: torch.Tensor, rel_h: torch.Tensor, rel_w: torch.Tensor, k: torch.Tensor, v: torch.Tensor
-    ) -> torch.Tensor:
+    def _block(self, q: Tensor, rel_h: Tensor, rel_w: Tensor, k: Tensor, v: Tensor) -> Tensor:
         scores = (rel_h[..., :, None] + rel_w[..., None, :]).flatten(2)  # (N, Q, h, w) -> (N, Q, P)
         scores.baddbmm_(q, k.transpose(1, 2), alpha=self.scale)
         return scores.softmax(dim=-1) @ v
 
-    def in_one_kernel(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rel_h: torch.Tensor, rel_w: torch.Tensor
-    ) -> torch.Tensor:
+    def in_one_kernel(self, q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
         """Positions inside the dot product: rel_h and rel_w behind the query, one-hot rows and columns behind the key.
 
         Shapes as in `in_blocks`. Values are filled up to the same width, since flash kernels take one width only.
@@ -104,34 +98,19 @@ class GroundingImageEncoder(nn.Module):
         super().__init__()
         c = config.grounding
         self.image_size = c.image_size
-        self.vit = ImageEncoderViT(
-            img_size=c.image_size,
-            patch_size=c.patch_size,
-            embed_dim=c.hidden,
-            depth=c.depth,
-            num_heads=c.heads,
-            out_chans=c.prompt_dim,
-            norm_layer=_layer_norm,
-            use_rel_pos=c.relative_positions,
-            window_size=c.window,
-            global_attn_indexes=c.global_attention,
-        )
+        vit = dict(img_size=c.image_size, patch_size=c.patch_size, embed_dim=c.hidden, depth=c.depth, num_heads=c.heads)
+        ways = dict(use_rel_pos=c.relative_positions, window_size=c.window, global_attn_indexes=c.global_attention)
+        self.vit = ImageEncoderViT(**vit, **ways, out_chans=c.prompt_dim, norm_layer=partial(nn.LayerNorm, eps=1e-6))
         for block in self.vit.blocks:
             block.__class__, block.attn.__class__ = Block, FusedAttention  # same parameters and names, another forward
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """images: (B, 3, S, S), normalized, zeros where the picture was padded."""
         if images.ndim != 4 or images.shape[1:] != (3, self.image_size, self.image_size):
-            raise ValueError(
-                f"grounding images have shape {tuple(images.shape)}; "
-                f"expected (B, 3, {self.image_size}, {self.image_size})"
-            )
+            expected = f"(B, 3, {self.image_size}, {self.image_size})"
+            raise ValueError(f"grounding images have shape {tuple(images.shape)}; expected {expected}")
         # The library sees the grid of patches with channels last; laid out so in memory, no norm has to copy it.
         return self.vit(images.to(memory_format=torch.channels_last))
-
-
-def _layer_norm(width: int) -> nn.LayerNorm:
-    return nn.LayerNorm(width, eps=1e-6)
 
 
 NUMBERS_AT_ONCE = 2**25
@@ -147,11 +126,11 @@ class PromptedMaskDecoder(MaskDecoder):
 
     def predict_masks(
         self,
-        image_embeddings: torch.Tensor,
-        image_pe: torch.Tensor,
-        sparse_prompt_embeddings: torch.Tensor,
-        dense_prompt_embeddings: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        image_embeddings: Tensor,
+        image_pe: Tensor,
+        sparse_prompt_embeddings: Tensor,
+        dense_prompt_embeddings: Tensor,
+    ) -> tuple[Tensor, Tensor]:
         """As the library's, with image_embeddings (N, C, h, w), one for each of N prompts. Returns (N, 1, 4h, 4w)."""
         n, c, h, w = image_embeddings.shape
         own = torch.cat([self.iou_token.weight, self.mask_tokens.weight]).expand(n, -1, -1)
@@ -174,26 +153,13 @@ class PixelDecoder(nn.Module):
         self.image_size = c.image_size
         self.position_dtype = None if config.mode == "official" else torch.float32
         self.masks_at_once = max(1, NUMBERS_AT_ONCE // (c.prompt_dim * c.grid**2))
-        self.prompt_encoder = PromptEncoder(
-            embed_dim=c.prompt_dim,
-            image_embedding_size=(c.grid, c.grid),
-            input_image_size=(c.image_size, c.image_size),
-            mask_in_chans=c.mask_in_channels,
-        )
+        self.prompt_encoder = PromptEncoder(c.prompt_dim, (c.grid,) * 2, (c.image_size,) * 2, c.mask_in_channels)
+        transformer = TwoWayTransformer(c.decoder_depth, c.prompt_dim, c.decoder_heads, c.decoder_hidden)
         self.mask_decoder = PromptedMaskDecoder(
-            transformer_dim=c.prompt_dim,
-            transformer=TwoWayTransformer(
-                depth=c.decoder_depth,
-                embedding_dim=c.prompt_dim,
-                num_heads=c.decoder_heads,
-                mlp_dim=c.decoder_hidden,
-            ),
-            iou_head_hidden_dim=c.iou_hidden,
+            transformer_dim=c.prompt_dim, transformer=transformer, iou_head_hidden_dim=c.iou_hidden
         )
 
-    def forward(
-        self, embeddings: torch.Tensor, prompts: torch.Tensor, image_index: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, embeddings: Tensor, prompts: Tensor, image_index: Tensor) -> tuple[Tensor, Tensor]:
         """One mask per prompt, many prompts in one call; more than fit in memory are taken in turns.
 
         embeddings: (I, C, h, w), one per image. prompts: (N, K, C), K vectors a mask (one [SEG], or points and boxes
@@ -201,26 +167,15 @@ class PixelDecoder(nn.Module):
         Returns mask logits (N, 4h, 4w) and the predicted quality (N,), which GLaMM does not use.
         """
         positions = self.positions()
-        turns = zip(prompts.split(self.masks_at_once), image_index.split(self.masks_at_once), strict=True)
-        masks, quality = zip(
-            *(self._decode(embeddings[images], mine, positions) for mine, images in turns), strict=True
-        )
-        return torch.cat(masks), torch.cat(quality)
-
-    def _decode(
-        self, embeddings: torch.Tensor, prompts: torch.Tensor, positions: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
         dense = self.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)  # (1, C) -> (1, C, 1, 1)
-        masks, quality = self.mask_decoder(
-            image_embeddings=embeddings,
-            image_pe=positions,
-            sparse_prompt_embeddings=prompts,
-            dense_prompt_embeddings=dense,
-            multimask_output=False,
-        )
+        done = [
+            self.mask_decoder(embeddings[images], positions, mine, dense, multimask_output=False)
+            for mine, images in zip(*(x.split(self.masks_at_once) for x in (prompts, image_index)), strict=True)
+        ]
+        masks, quality = map(torch.cat, zip(*done, strict=True))
         return masks[:, 0], quality[:, 0]
 
-    def positions(self) -> torch.Tensor:
+    def positions(self) -> Tensor:
         """The position code of the grid (1, C, h, w): sines and cosines of random mixtures of x and y.
 
         The library computes it for float32 weights only. In mode "fixed" it is computed in float32 and then rounded;
@@ -233,21 +188,13 @@ class PixelDecoder(nn.Module):
         y, x = (y + 0.5) / h, (x + 0.5) / w  # middles of patches, 0..1
         grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1)  # (h, w, 2), x first
         dtype = self.position_dtype or matrix.dtype
-        with _as_written(matrix.device.type):
+        with no_autocast(matrix.device.type):
             angles = 2 * math.pi * ((2 * grid - 1).to(dtype) @ matrix.to(dtype))  # (h, w, C / 2)
         code = torch.cat([angles.sin(), angles.cos()], dim=-1).permute(2, 0, 1)  # (h, w, C) -> (C, h, w)
         return code[None].to(matrix.dtype)
 
 
-def _as_written(device_type: str) -> AbstractContextManager:
-    """No autocast inside, which casts every matrix product."""
-    able = torch.amp.is_autocast_available(device_type)  # not for meta tensors
-    return torch.autocast(device_type, enabled=False) if able else nullcontext()
-
-
-def upscale_logits(
-    logits: torch.Tensor, image_size: int, resized: tuple[int, int], original: tuple[int, int]
-) -> torch.Tensor:
+def upscale_logits(logits: Tensor, image_size: int, resized: tuple[int, int], original: tuple[int, int]) -> Tensor:
     """Mask logits (N, m, m) of the padded square to (N, H, W) of the picture, by the official two steps.
 
     Bilinear to the encoder's input size, the padding cut off (`resized` is height, width inside the square), then

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaForCausalLM
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
@@ -18,35 +20,29 @@ from glamm_mini.model.tokens import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 class Spliced:
     """What the language model is fed: T positions a row, image features included."""
 
-    embeds: torch.Tensor  # (R, T, D)
-    attention: torch.Tensor  # (R, T) bool, False at padding
-    labels: torch.Tensor | None = None  # (R, T), IGNORE_INDEX where nothing is learned
-    ids: torch.Tensor | None = None  # (R, T), IMAGE_TOKEN_INDEX at image features
-    segments: torch.Tensor | None = None  # (R, T), see `packed_attention`
+    embeds: Tensor  # (R, T, D)
+    attention: Tensor  # (R, T) bool, False at padding
+    labels: Tensor | None = None  # (R, T), IGNORE_INDEX where nothing is learned
+    ids: Tensor | None = None  # (R, T), IMAGE_TOKEN_INDEX at image features
+    segments: Tensor | None = None  # (R, T), see `packed_attention`
 
 
 def check_batch(
-    ids: torch.Tensor,
-    attention: torch.Tensor | None,
-    labels: torch.Tensor | None,
-    segments: torch.Tensor | None,
-    boxes: Sequence | None,
+    ids: Tensor, attention: Tensor | None, labels: Tensor | None, segments: Tensor | None, boxes: Sequence | None
 ) -> None:
     """Raises ValueError that names what has another type or shape than ids (R, L), or boxes than (N, 4) a row."""
-    if not isinstance(ids, torch.Tensor) or ids.ndim != 2 or ids.is_floating_point():
-        shown = f"{ids.dtype} {tuple(ids.shape)}" if isinstance(ids, torch.Tensor) else f"a {type(ids).__name__}"
+    if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point():
+        shown = f"{ids.dtype} {tuple(ids.shape)}" if isinstance(ids, Tensor) else f"a {type(ids).__name__}"
         raise ValueError(f"input_ids are {shown}; expected whole numbers (R, L)")
     for name, given in (("attention_mask", attention), ("labels", labels), ("segment_ids", segments)):
         if given is not None and given.shape != ids.shape:
             raise ValueError(f"{name} has shape {tuple(given.shape)}; expected that of input_ids, {tuple(ids.shape)}")
     for r, given in enumerate(() if boxes is None else boxes):
-        if given is not None and not (isinstance(given, torch.Tensor) and given.ndim == 2 and given.shape[1] == 4):
+        if given is not None and not (isinstance(given, Tensor) and given.ndim == 2 and given.shape[1] == 4):
             raise ValueError(f"boxes of row {r} are {repr(given)[:60]}; expected a tensor (N, 4), or None")
 
 
-def check_rows(
-    rows: int, images: int, image_index: Sequence[int] | torch.Tensor, boxes: Sequence[torch.Tensor | None]
-) -> None:
+def check_rows(rows: int, images: int, image_index: Sequence[int] | Tensor, boxes: Sequence[Tensor | None]) -> None:
     """One entry of `image_index` (-1, or below `images`) and one of `boxes` for every row, or a ValueError."""
     for name, given in (("image_index", image_index), ("boxes", boxes)):
         if len(given) != rows:
@@ -57,8 +53,8 @@ def check_rows(
 
 
 def put_regions(
-    embeds: torch.Tensor, ids: torch.Tensor, bbox_id: int, regions: torch.Tensor | None, counts: Sequence[int | None]
-) -> torch.Tensor:
+    embeds: Tensor, ids: Tensor, bbox_id: int, regions: Tensor | None, counts: Sequence[int | None]
+) -> Tensor:
     """Replace the k-th `<bbox>` of each row by the row's k-th region vector.
 
     embeds (R, L, D) token embeddings of ids (R, L); regions (sum of counts, D), counts: boxes per row, or None.
@@ -66,12 +62,10 @@ def put_regions(
     mismatch (the official code drops surplus regions silently and spreads a single one over all tokens).
     """
     is_box = ids == bbox_id
-    tokens = is_box.sum(1).tolist()
-    for row, (have, want) in enumerate(zip(counts, tokens, strict=True)):
+    for row, (have, want) in enumerate(zip(counts, is_box.sum(1).tolist(), strict=True)):
         if have is not None and have != want:
-            raise ValueError(
-                f"row {row} has {want} <bbox> in its text but {have} boxes; give one box for each <bbox>, in order"
-            )
+            found = f"{want} <bbox> in its text but {have} boxes"
+            raise ValueError(f"row {row} has {found}; give one box for each <bbox>, in order")
     if not any(counts):
         return embeds
     with_boxes = torch.tensor([bool(n) for n in counts], device=ids.device)
@@ -79,13 +73,13 @@ def put_regions(
 
 
 def put_images(
-    embeds: torch.Tensor,
-    ids: torch.Tensor,
-    attention: torch.Tensor,
-    labels: torch.Tensor | None,
-    segments: torch.Tensor | None,
-    features: torch.Tensor,
-    image_index: Sequence[int] | torch.Tensor,
+    embeds: Tensor,
+    ids: Tensor,
+    attention: Tensor,
+    labels: Tensor | None,
+    segments: Tensor | None,
+    features: Tensor,
+    image_index: Sequence[int] | Tensor,
 ) -> Spliced:
     """Make room for image features at `<image>`.
 
@@ -97,26 +91,21 @@ def put_images(
         at = (ids[r] == IMAGE_TOKEN_INDEX).nonzero().flatten().tolist()
         image = int(image_index[r])
         if len(at) > 1 or (len(at) == 1) != (image >= 0):
-            raise ValueError(
-                f"row {r} has {len(at)} <image> and is given {'an' if image >= 0 else 'no'} image; "
-                "expected one <image> for a row with an image and none otherwise"
-            )
+            found = f"{len(at)} <image> and is given {'an' if image >= 0 else 'no'} image"
+            raise ValueError(f"row {r} has {found}; expected one <image> for a row with an image and none otherwise")
         own = tuple(None if c is None else c[r] for c in (embeds, attention, labels, ids, segments))
         rows.append(_one_row(own, at[0], features[image]) if at else own)
-    length = max(row[0].shape[0] for row in rows)
-    fill = (0, False, IGNORE_INDEX, 0, 0)
-    columns = [_pad(column, length, value) for column, value in zip(zip(*rows, strict=True), fill, strict=True)]
-    return Spliced(*columns)
+    columns = zip(zip(*rows, strict=True), (0, False, IGNORE_INDEX, 0, 0), strict=True)
+    return Spliced(*(None if c[0] is None else pad_sequence(c, True, padding_value=fill) for c, fill in columns))
 
 
-Row = tuple[torch.Tensor | None, ...]
+Row = tuple[Tensor | None, ...]
 """Embeddings, attention, labels, ids and segments of one row, each (L, ...)."""
 
 
-def _one_row(row: Row, k: int, image: torch.Tensor) -> Row:
+def _one_row(row: Row, k: int, image: Tensor) -> Row:
     """A row with `<image>` at k, with the image's features (P, D) in its place: (L - 1 + P, ...) each."""
-    embeds, attention, _, ids, segments = row
-    patches = len(image)
+    (embeds, attention, _, ids, segments), patches = row, len(image)
     # What stands at the P positions of the image. They are seen where `<image>` was and belong to its segment, but
     # nothing is learned there, since no word stands there; and they keep the index by which an image is known.
     middle = (
@@ -129,17 +118,7 @@ def _one_row(row: Row, k: int, image: torch.Tensor) -> Row:
     return tuple(None if c is None else torch.cat([c[:k], m, c[k + 1 :]]) for c, m in zip(row, middle, strict=True))
 
 
-def _pad(column: Sequence[torch.Tensor | None], length: int, value: int) -> torch.Tensor | None:
-    """Rows (T_r, ...) to one tensor (R, length, ...), filled up on the right."""
-    if column[0] is None:
-        return None
-    out = column[0].new_full((len(column), length, *column[0].shape[1:]), value)
-    for r, x in enumerate(column):
-        out[r, : x.shape[0]] = x
-    return out
-
-
-def language_states(language_model: LlamaForCausalLM, spliced: Spliced) -> torch.Tensor:
+def language_states(language_model: LlamaForCausalLM, spliced: Spliced) -> Tensor:
     """Last hidden states (R, T, D) of a spliced batch, after the final norm."""
     return language_output(language_model, spliced).last_hidden_state
 
@@ -157,12 +136,11 @@ def language_output(language_model: LlamaForCausalLM, spliced: Spliced, **more: 
         mask, positions = packed_attention(spliced.segments, spliced.attention)
         if kind == "eager":  # which adds its mask to the scores
             mask = torch.zeros_like(mask, dtype=spliced.embeds.dtype).masked_fill(~mask, float("-inf"))
-    return language_model.model(
-        inputs_embeds=spliced.embeds, attention_mask=mask, position_ids=positions, use_cache=False, **more
-    )
+    fed = dict(inputs_embeds=spliced.embeds, attention_mask=mask, position_ids=positions, use_cache=False)
+    return language_model.model(**fed, **more)
 
 
-def packed_attention(segments: torch.Tensor, attention: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def packed_attention(segments: Tensor, attention: Tensor) -> tuple[Tensor, Tensor]:
     """Several conversations about one image in one row: who sees whom, and who stands where.
 
     segments (R, T): 0 is the shared beginning (up to and with the image), k > 0 the k-th conversation, in rising
@@ -172,10 +150,8 @@ def packed_attention(segments: torch.Tensor, attention: torch.Tensor) -> tuple[t
     """
     t = segments.shape[1]
     index = torch.arange(t, device=segments.device)
-    same = segments[:, :, None] == segments[:, None, :]
-    shared = (segments == 0)[:, None, :]
-    causal = index[:, None] >= index[None, :]
-    mask = (same | shared) & causal & attention[:, None, :]
+    seen = (segments[:, :, None] == segments[:, None, :]) | (segments == 0)[:, None, :]  # itself and the beginning
+    mask = seen & (index[:, None] >= index[None, :]) & attention[:, None, :]
     mask = mask | torch.eye(t, dtype=torch.bool, device=segments.device)  # padding sees itself: no empty softmax
     changed = torch.ones_like(segments, dtype=torch.bool)
     changed[:, 1:] = segments[:, 1:] != segments[:, :-1]

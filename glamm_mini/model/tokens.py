@@ -1,8 +1,10 @@
-"""The special tokens of GLaMM, in the order in which official checkpoints number them.
+"""The special tokens of GLaMM, in the order in which official checkpoints number them, and their ids.
 
 Ids are always asked of the tokenizer (`convert_tokens_to_ids`), never by encoding the text of a token:
 encoding "[SEG]" may put another piece in front of it and hand back the wrong id.
 """
+
+from dataclasses import dataclass
 
 IM_START = "<im_start>"
 IM_END = "<im_end>"
@@ -20,3 +22,16 @@ IMAGE = "<image>"
 
 IMAGE_TOKEN_INDEX = -200
 IGNORE_INDEX = -100
+
+
+@dataclass
+class TokenIds:
+    """Ids of `ADDED_TOKENS`, in their order; filled from the tokenizer. These are the official ones."""
+
+    im_start: int = 32000
+    im_end: int = 32001
+    bbox: int = 32002
+    point: int = 32003
+    seg: int = 32004
+    phrase_start: int = 32005
+    phrase_end: int = 32006

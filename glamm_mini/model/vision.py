@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import CLIPVisionModel
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -14,8 +13,8 @@ from glamm_mini.model.config import GlammConfig
 class GlobalFeatures:
     """What CLIP makes of images."""
 
-    tokens: torch.Tensor  # (B, P, C), what the language model reads
-    levels: list[torch.Tensor]  # four (B, C, h, w), shallowest first, for regions
+    tokens: Tensor  # (B, P, C), what the language model reads
+    levels: list[Tensor]  # four (B, C, h, w), shallowest first, for regions
 
 
 class VisionTower(CLIPVisionModel):
@@ -24,7 +23,7 @@ class VisionTower(CLIPVisionModel):
     transformers gathers them by hooks that stay on the layers, and that a model cannot be pickled with.
     """
 
-    def forward(self, pixel_values: torch.Tensor, output_hidden_states: bool = True) -> BaseModelOutput:
+    def forward(self, pixel_values: Tensor, output_hidden_states: bool = True) -> BaseModelOutput:
         """pixel_values: (B, 3, S, S). States (B, 1 + P, C): of the embeddings, then of every layer."""
         states = [self.pre_layrnorm(self.embeddings(pixel_values))]
         for layer in self.encoder.layers:
@@ -42,19 +41,15 @@ class GlobalImageEncoder(nn.Module):
         self.region_layers = config.region_layers
         self.clip = VisionTower(config.vision)
 
-    def forward(self, images: torch.Tensor) -> GlobalFeatures:
+    def forward(self, images: Tensor) -> GlobalFeatures:
         """images: (B, 3, S, S) normalized as CLIP wants, S the config's image size."""
         side = self.clip.config.image_size
         if images.ndim != 4 or images.shape[1:] != (3, side, side):
             raise ValueError(f"global images have shape {tuple(images.shape)}; expected (B, 3, {side}, {side})")
         states = self.clip(images).hidden_states
-        tokens = states[self.feature_layer][:, 1:]
-        levels = [self._as_map(states[layer][:, 1:]) for layer in self.region_layers]
-        return GlobalFeatures(tokens, levels)
-
-    def _as_map(self, tokens: torch.Tensor) -> torch.Tensor:
-        # (B, P, C) -> (B, C, P) -> (B, C, h, w)
-        return tokens.transpose(1, 2).unflatten(2, (self.grid, self.grid))
+        columns = (states[layer][:, 1:].transpose(1, 2) for layer in self.region_layers)  # (B, P, C) -> (B, C, P)
+        levels = [level.unflatten(2, (self.grid, self.grid)) for level in columns]  # (B, C, P) -> (B, C, h, w)
+        return GlobalFeatures(states[self.feature_layer][:, 1:], levels)
 
 
 class VLProjector(nn.Sequential):

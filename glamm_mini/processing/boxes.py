@@ -42,10 +42,8 @@ def checked_boxes(boxes, size: tuple[int, int], normalised: bool = False) -> np.
         if not np.isfinite(box).all() or not (x0 < x1 and y0 < y1):
             raise ValueError(f"box {k} is ({shown}); expected finite numbers with x0 < x1 and y0 < y1")
         if normalised and (min(box) < -SLACK or max(box) > 1 + SLACK):
-            raise ValueError(
-                f"box {k} is ({shown}); normalized boxes are fractions between 0 and 1; for pixels leave "
-                "normalised=True out"
-            )
+            hint = "normalized boxes are fractions between 0 and 1; for pixels leave normalised=True out"
+            raise ValueError(f"box {k} is ({shown}); {hint}")
         right, bottom = (1, 1) if normalised else (w, h)
         if x1 <= 0 or y1 <= 0 or x0 >= right or y0 >= bottom:
             raise ValueError(f"box {k} lies outside the picture of {w} x {h} pixels: it is ({shown})")

@@ -35,10 +35,8 @@ def official_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
     elif (folder / "tokenizer.json").is_file():
         vocabulary, merges, given = _read_json(folder / "tokenizer.json")
     else:
-        raise FileNotFoundError(
-            f"{folder} holds neither tokenizer.model nor tokenizer.json; give the folder of a Llama tokenizer, such as "
-            "that of an official checkpoint"
-        )
+        hint = "give the folder of a Llama tokenizer, such as that of an official checkpoint"
+        raise FileNotFoundError(f"{folder} holds neither tokenizer.model nor tokenizer.json; {hint}")
     if (folder / "added_tokens.json").is_file():
         given |= json.loads((folder / "added_tokens.json").read_text("utf-8"))
     return _build(vocabulary, merges, _numbered(vocabulary, given, folder))
@@ -105,10 +103,8 @@ def _numbered(vocabulary: dict, given: dict, folder: Path) -> list[str]:
     known = sorted((i, token) for token, i in given.items() if token not in vocabulary)
     first = len(vocabulary)
     if [i for i, _ in known] != list(range(first, first + len(known))):
-        raise ValueError(
-            f"{folder} numbers its added tokens {dict((t, i) for i, t in known)}; expected them to follow the "
-            f"vocabulary of {first} without a gap"
-        )
+        found = f"{folder} numbers its added tokens {dict((t, i) for i, t in known)}"
+        raise ValueError(f"{found}; expected them to follow the vocabulary of {first} without a gap")
     names = [token for _, token in known]
     return names + [token for token in ADDED_TOKENS if token not in names]
 
@@ -120,7 +116,7 @@ def _read_sentencepiece(path: Path) -> tuple[dict, list]:
     try:
         model = SentencePieceProcessor(model_file=str(path))
     except (OSError, RuntimeError) as error:
-        raise ValueError(f"{path} is no SentencePiece model ({error}); download it again") from error
+        raise ValueError(f"{path} is not a SentencePiece model ({error}); download it again") from error
     if model.normalize("  a  b") != f"{BLANK * 3}a{BLANK * 2}b":
         raise ValueError(f"{path} does not keep blanks as Llama's tokenizer does; give the folder of a Llama tokenizer")
     vocabulary = {model.id_to_piece(i): i for i in range(len(model))}

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 
 from glamm_mini import registry
 from glamm_mini.model.config import GlammConfig
 from glamm_mini.model.sam import upscale_logits
-from glamm_mini.model.tokens import ADDED_TOKENS, IGNORE_INDEX, IMAGE, IMAGE_TOKEN_INDEX
+from glamm_mini.model.tokens import ADDED_TOKENS, IGNORE_INDEX, IMAGE, IMAGE_TOKEN_INDEX, TokenIds
 from glamm_mini.processing.boxes import checked_boxes
 from glamm_mini.processing.chat_template import chat_template
 from glamm_mini.processing.images import load_image
@@ -23,8 +24,6 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 Turns = list[tuple[str, str | None]]
 """A conversation: (question, answer), the last answer None where it is to be generated."""
-
-TOKEN_FIELDS = ("im_start", "im_end", "bbox", "point", "seg", "phrase_start", "phrase_end")
 
 
 class GlammProcessor(ProcessorMixin):
@@ -39,18 +38,13 @@ class GlammProcessor(ProcessorMixin):
         self.tokenizer = tokenizer
         ids = [tokenizer.convert_tokens_to_ids(token) for token in ADDED_TOKENS]
         if len(set(ids)) < len(ids) or any(i is None or i == tokenizer.unk_token_id for i in ids):
-            raise ValueError(
-                f"the tokenizer gives {dict(zip(ADDED_TOKENS, ids, strict=True))} for GLaMM's added tokens; each needs "
-                "an id of its own: add them with tokenizer.add_tokens before making a processor"
-            )
+            given, hint = dict(zip(ADDED_TOKENS, ids, strict=True)), "add them with tokenizer.add_tokens first"
+            raise ValueError(f"the tokenizer gives {given} for GLaMM's tokens; each needs an id of its own: {hint}")
         lacking = [name for name in ("eos_token", "pad_token") if getattr(tokenizer, f"{name}_id", None) is None]
         if lacking:
-            raise ValueError(
-                f"the tokenizer has no {' and no '.join(lacking)}; without them answers do not end and rows are not "
-                "padded: copy tokenizer_config.json again, or set them"
-            )
-        for field, i in zip(TOKEN_FIELDS, ids, strict=True):
-            setattr(config.tokens, field, i)
+            ends = "answers do not end and rows are not padded: copy tokenizer_config.json again, or set them"
+            raise ValueError(f"the tokenizer has no {' and no '.join(lacking)}; without, {ends}")
+        config.tokens = TokenIds(*ids)
         self.chat_template = chat_template(config.prompt)
 
     @classmethod
@@ -93,11 +87,9 @@ class GlammProcessor(ProcessorMixin):
             raise ValueError("no picture was given; expected at least one path, PIL image or uint8 array")
         arrays = [load_image(p) for p in pictures]
         grounding, resized = zip(*(self._grounding_image(a) for a in arrays), strict=True)
-        tensors = {
-            "global_images": torch.stack([self._global_image(a) for a in arrays]),
-            "grounding_images": torch.stack(grounding),
-        }
-        return BatchFeature(tensors | {"resized": list(resized), "original": [a.shape[:2] for a in arrays]})
+        sizes = {"resized": list(resized), "original": [a.shape[:2] for a in arrays]}
+        whole = torch.stack([self._global_image(a) for a in arrays])
+        return BatchFeature({"global_images": whole, "grounding_images": torch.stack(grounding), **sizes})
 
     def _global_image(self, array: np.ndarray) -> torch.Tensor:
         side = self.config.vision.image_size
@@ -109,11 +101,11 @@ class GlammProcessor(ProcessorMixin):
     def _grounding_image(self, array: np.ndarray) -> tuple[torch.Tensor, tuple[int, int]]:
         c = self.config.grounding
         fitted = _fit(array, c.image_size, Image.Resampling.BILINEAR)
-        if self.config.mode == "official":  # same numbers but for the last bit, which official ones agree with
-            normalised = _normalize(fitted, c.pixel_mean, c.pixel_std, scale=1)
-        else:
-            normalised = _normalize(fitted, np.array(c.pixel_mean) / 255, np.array(c.pixel_std) / 255)
-        return _pad(normalised, c.image_size), fitted.shape[:2]
+        scale = (
+            1 if self.config.mode == "official" else 255
+        )  # same numbers but for the last bit, which officially is so
+        normalized = _normalize(fitted, np.array(c.pixel_mean) / scale, np.array(c.pixel_std) / scale, scale)
+        return _pad(normalized, c.image_size), fitted.shape[:2]
 
     def normalize_boxes(self, boxes: Sequence | np.ndarray, size: tuple[int, int]) -> torch.Tensor:
         """Boxes (N, 4) in pixels of a picture of `size` (height, width) to fractions, as the region encoder wants."""
@@ -141,12 +133,8 @@ class GlammProcessor(ProcessorMixin):
         """Ids of the latest turns of a conversation about an image that fit into the longest row, for `prompts`.
 
         Every turn is tokenized once, and the first that fits once more, however long the conversation is.
-
-        Returns:
-            The ids, those of `encode(turns[n:])`, and n, how many turns at the beginning were left out.
-
-        Raises:
-            ValueError: not even the last turn fits.
+        Returns the ids, those of `encode(turns[n:])`, and n, how many turns at the beginning were left out.
+        Raises ValueError where not even the last turn fits.
         """
         ids, tails, length, first = [], [], 0, len(turns)
         while first and length <= self.room:
@@ -159,14 +147,8 @@ class GlammProcessor(ProcessorMixin):
             ids = head + [i for tail in tails[left_out - first + 1 :] for i in tail]
             if len(ids) <= self.room:
                 return ids, left_out
-        if self.room < 1:
-            raise ValueError(
-                f"prompt.max_length is {self.config.prompt.max_length}, which leaves no room for a question beside the "
-                f"{self.config.image_tokens} tokens of a picture"
-            )
-        raise ValueError(
-            f"the question takes {len(ids)} tokens, the model reads at most {self.room}; ask a shorter one"
-        )
+        most = f"the model reads at most {self.room} (prompt.max_length, less the picture's tokens)"
+        raise ValueError(f"the question takes {len(ids)} tokens, {most}; ask a shorter one")
 
     def encode_packed(self, conversations: list[list[tuple[str, str]]]) -> tuple[list[int], list[int], list[int]]:
         """Ids, labels and segments of several conversations about one image, their common beginning stored once.
@@ -208,7 +190,7 @@ class GlammProcessor(ProcessorMixin):
         return ids, labels, shared
 
     def decode(self, ids: Iterable[int] | torch.Tensor) -> str:
-        """Ids (T,) of one answer to text, tags kept, begin, end and padding dropped."""
+        """Ids of an answer to text, tags kept, begin, end and padding dropped."""
         t = self.tokenizer
         drop = {t.bos_token_id, t.eos_token_id, t.pad_token_id}
         kept = [int(i) for i in ids if int(i) not in drop and int(i) >= 0]
@@ -228,7 +210,7 @@ class GlammProcessor(ProcessorMixin):
         A row is a conversation, or the ids that `encode` or `encode_latest` made of it.
         """
         rows = [row if row and isinstance(row[0], int) else self.encode(row, has_image)[0] for row in rows]
-        return BatchFeature(_padded({"input_ids": (rows, self.tokenizer.pad_token_id)}, rows, left=True))
+        return BatchFeature(_padded({"input_ids": (rows, self.tokenizer.pad_token_id)}, "left"))
 
     def __call__(
         self,
@@ -275,15 +257,12 @@ class GlammProcessor(ProcessorMixin):
             raise ValueError(f"conversations is {given}; expected a list of lists of (question, answer)")
         if not conversations:
             raise ValueError("no conversation was given; expected a list of lists of (question, answer)")
-        if images is not None and len(images) != len(conversations):
-            raise ValueError(f"{len(images)} images for {len(conversations)} conversations; give one image a row")
-        for name, given in (("boxes", boxes), ("masks", masks)):
+        for name, given in (("images", images), ("boxes", boxes), ("masks", masks)):
             if given is not None and images is None:
                 raise ValueError(f"{name} were given without images; give the images that they lie in")
             if given is not None and len(given) != len(conversations):
-                raise ValueError(
-                    f"{name} has {len(given)} entries for {len(conversations)} conversations; give one a row, or None"
-                )
+                entries = f"{len(given)} entries for {len(conversations)} conversations"
+                raise ValueError(f"{name} has {entries}; give one a row, or None")
         rows = [self.encode(turns, images is not None, truncate) for turns in conversations]
         batch = BatchFeature(pad_rows([r[0] for r in rows], [r[1] for r in rows], None, self.tokenizer.pad_token_id))
         if images is not None:
@@ -300,10 +279,8 @@ class GlammProcessor(ProcessorMixin):
         pictures = [p for row in nested for p in (row if isinstance(row, list | tuple) else [row])]
         counts = [t.count(IMAGE) for t in texts]
         if sum(counts) != len(pictures) or any(n > 1 for n in counts):
-            raise ValueError(
-                f"{len(pictures)} images for rows of text with {counts} {IMAGE}; give one image for each, and at most "
-                "one a row"
-            )
+            found = f"{len(pictures)} images for rows of text with {counts} {IMAGE}"
+            raise ValueError(f"{found}; give one image for each, and at most one a row")
         batch = self.prompts([self._encode(Prompt(t, []))[0] for t in texts])
         which = [sum(counts[:r]) if n else -1 for r, n in enumerate(counts)]
         if pictures:
@@ -356,19 +333,15 @@ def pad_rows(ids: list, labels: list, segments: list | None, pad_id: int) -> dic
     columns = {"input_ids": (ids, pad_id), "labels": (labels, IGNORE_INDEX)}
     if segments is not None:
         columns["segment_ids"] = (segments, 0)
-    return _padded(columns, ids, left=False)
+    return _padded(columns, "right")
 
 
-def _padded(columns: dict, rows: list, left: bool) -> dict:
-    length = max(map(len, rows))
-    out = {"attention_mask": torch.zeros(len(rows), length, dtype=torch.bool)}
-    for name, (_, value) in columns.items():
-        out[name] = torch.full((len(rows), length), value)
-    for r, row in enumerate(rows):
-        where = slice(length - len(row), length) if left else slice(0, len(row))
-        out["attention_mask"][r, where] = True
-        for name, (values, _) in columns.items():
-            out[name][r, where] = torch.tensor(values[r])
+def _padded(columns: dict[str, tuple[list, int]], side: str) -> dict[str, torch.Tensor]:
+    """Rows of ids by name, with what they are filled up with, to tensors (R, L); and a mask of what was not filled."""
+    seen = [torch.ones(len(row), dtype=torch.bool) for row in columns["input_ids"][0]]
+    out = {"attention_mask": pad_sequence(seen, True, False, side)}
+    for name, (rows, value) in columns.items():
+        out[name] = pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], True, value, side)
     return out
 
 

@@ -21,11 +21,7 @@ def keyed_seed(*parts: object) -> int:
 
 
 def length(data: Any) -> int | None:
-    """`len(data)`, or None when data is endless.
-
-    Raises:
-        ValueError: data is empty.
-    """
+    """`len(data)`, or None when data is endless. Raises ValueError when it is empty."""
     try:
         size = len(data)
     except TypeError:
@@ -84,5 +80,5 @@ def micro_batches(batches: Batches, settings: TrainSettings, first_step: int, pi
     a = settings.accumulation
     order = range(first_step * a, settings.steps * a)
     workers = min(settings.workers, len(order))
-    ahead = {"prefetch_factor": settings.prefetch, "worker_init_fn": _start_worker} if workers else {}
+    ahead = {"prefetch_factor": 4, "worker_init_fn": _start_worker} if workers else {}
     return iter(DataLoader(batches, batch_size=None, sampler=order, num_workers=workers, pin_memory=pin, **ahead))

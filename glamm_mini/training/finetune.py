@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -23,67 +23,23 @@ from glamm_mini.processing.processor import GlammProcessor
 from glamm_mini.training.data_order import COUNTS
 from glamm_mini.training.launch import join_processes, resolve_precision
 from glamm_mini.training.logs import LOG_NAME, read_log
-from glamm_mini.training.recipes import Recipe
+from glamm_mini.training.recipes import Options, Recipe, read_recipe
 from glamm_mini.training.run_folder import SETTINGS
-from glamm_mini.training.settings import Tables, TrainSettings, check, override, setting
+from glamm_mini.training.settings import Tables
 from glamm_mini.training.trainer import Trainer
 
 PARTS = "parts"
-VALIDATION_SCENES = 24
 SMALL = "prompt_encoder."
 """Stays in float32 when it is frozen: a few thousand numbers, too few for rounding them to save anything."""
 
 
-@dataclass(frozen=True)
-class Options:
-    """Settings of a fine-tuning that are not the trainer's."""
+def finetune(recipe: Recipe, tables: Tables, size: str, data: str, out: Path, resume: bool) -> Path:
+    """Train by a recipe and its tables, as `recipes.chosen` gave them; `OUT/model` then holds the whole model, LoRA
+    merged, or `OUT/lora` what was trained alone.
 
-    scenes: int = setting(VALIDATION_SCENES, "scenes that validation asks about; 0 validates on none", least=0)
-    conversations: int = setting(4, "about each scene; officially one to ten turns", least=1)
-    merge: bool = setting(True, "true writes OUT/model, the whole model with LoRA in it; false OUT/lora, LoRA alone")
-    frozen: str = setting("float32", "type of frozen weights; half is that of autocast", choices=("half", "float32"))
-
-    def __post_init__(self) -> None:
-        check(self)
-
-
-@dataclass(frozen=True)
-class Lora:
-    """Settings of `add_lora`."""
-
-    rank: int = setting(8, "rows and columns of the two factors", least=1)
-    alpha: float = setting(16, "the product of the factors is scaled by alpha / rank", above=0)
-    dropout: float = setting(0.05, "share of the factors' inputs that is dropped in training", least=0, below=1)
-    targets: tuple[str, ...] = setting(("q_proj", "v_proj"), "names of the language model's layers that get factors")
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "targets", tuple(self.targets))
-        check(self)
-
-
-def chosen(recipe: Recipe, overrides: Sequence[str] | None, start: str | None = None) -> tuple[Recipe, Tables]:
-    """The recipe and its tables of settings with `KEY=VALUE` overrides, and another start if given.
-
-    Raises ValueError for an unknown key or a value that it cannot have.
-    """
-    tables = [("", Options(frozen=recipe.frozen)), ("lora.", Lora(**recipe.lora)), ("", recipe.settings)]
-    options, lora, settings = override(tables, overrides)
-    start = str(start or recipe.start)
-    recipe = replace(recipe, lora=asdict(lora), frozen=options.frozen, settings=settings, start=start)
-    return recipe, [("", options), ("lora.", lora), ("", settings)]
-
-
-def finetune(
-    recipe: Recipe, tables: Tables, size: str, data: str, out: Path, resume: bool, samples_per_step: int
-) -> Path:
-    """Train by a recipe, as `chosen` gave it and its tables; `OUT/model` then holds the whole model, LoRA merged, or
-    `OUT/lora` what was trained alone. samples_per_step: as the recipe was meant, to say where this run differs.
-
-    Raises:
-        ValueError: unknown data; a run to resume that had another start. FileNotFoundError: no model at the start.
+    Raises ValueError for a run to resume that had another start, FileNotFoundError for no model at the start.
     """
     options: Options = tables[0][1]
-    _check_data(recipe, data)
     processes = join_processes(recipe.settings)
     model, processor = load_start(recipe, size)
     prepare(model, processor, recipe, size)
@@ -94,7 +50,7 @@ def finetune(
     about |= {"lora": {**recipe.lora, "targets": list(recipe.lora["targets"])}, "frozen": recipe.frozen}
     about |= {"data": data, "mixture": recipe.mixture(), "conversations": options.conversations}
     if processes.is_main_process:
-        _compare_samples(recipe, samples_per_step, processes.num_processes)
+        _compare_samples(recipe, read_recipe(recipe.name, size).samples_per_step, processes.num_processes)
     validate = partial(_figures, processor=processor, scenes=options.scenes) if options.scenes else None
     folder = out / ("model" if options.merge else "lora")
     trainer = Trainer(model, dataset, collate_for(processor, recipe), recipe.settings, out, validate, about)
@@ -102,7 +58,8 @@ def finetune(
     if processes.is_main_process:
         if options.merge:
             merge_lora(trainer.model)
-            save_model(folder, trainer.model, processor, _stored_type(recipe))
+            half = torch.float16 if _frozen_type(recipe) == torch.float16 else torch.bfloat16
+            save_model(folder, trainer.model, processor, half)
         else:
             save_lora(folder, trainer.model, base=recipe.start)
         write_record(out, folder / "training.json", **about)
@@ -183,7 +140,8 @@ def collate_for(processor: GlammProcessor, recipe: Recipe) -> Callable[[list[Sam
     unused = set(COUNTS.values()) if official else set()
     if not any(entry.kind == "segmentation" for entry in recipe.data):
         unused |= {"grounding_images", "masks", "resized", "original", "num_masks"}
-    return partial(_batch, collate=Collate(processor, pack=not official), unused=unused)
+    collate = Collate(processor, pack=not official)
+    return partial(_batch, collate=collate, unused=unused)
 
 
 def write_record(run: Path, target: Path, **more) -> None:
@@ -208,30 +166,13 @@ def _batch(samples: list[Sample], collate: Collate, unused: set[str]) -> dict:
     return {key: value for key, value in collate(samples).items() if key not in unused}
 
 
-def _check_data(recipe: Recipe, data: str) -> None:
-    if data != "storybook":
-        names = ", ".join(f"{d.name} ({', '.join(d.sets)})" if d.sets else d.name for d in recipe.data)
-        raise ValueError(
-            f"data {data!r}: this version has no reader of public data sets yet; recipe {recipe.name!r} needs {names}. "
-            "Train on the embedded world meanwhile: --data storybook"
-        )
-
-
 def _frozen_type(recipe: Recipe) -> torch.dtype:
     # A sharded layer is gathered as one piece, in which all weights have one type.
     if recipe.frozen != "half" or recipe.settings.shard != "none":
         return torch.float32
-    return AUTOCAST[_precision(recipe.settings)]
-
-
-def _precision(settings: TrainSettings) -> str:
-    ready = torch.accelerator.is_available() and not settings.cpu
-    device = torch.accelerator.current_accelerator() if ready else torch.device("cpu")
-    return resolve_precision(settings.precision, device)
-
-
-def _stored_type(recipe: Recipe) -> torch.dtype:
-    return torch.float16 if _frozen_type(recipe) == torch.float16 else torch.bfloat16
+    cpu = recipe.settings.cpu or not torch.accelerator.is_available()
+    device = torch.device("cpu") if cpu else torch.accelerator.current_accelerator()
+    return AUTOCAST[resolve_precision(recipe.settings.precision, device)]
 
 
 def _compare_samples(recipe: Recipe, wanted: int, processes: int) -> None:

@@ -26,15 +26,13 @@ def join_processes(settings: TrainSettings) -> PartialState:
 def make_accelerator(settings: TrainSettings) -> Accelerator:
     """The Accelerator of one run; what `accelerate launch` or `torchrun` set up is read from the environment.
 
-    Raises:
-        ValueError: the launch configuration asks accelerate to shard, or contradicts the settings.
+    Raises ValueError if the launch configuration asks accelerate to shard, or contradicts the settings.
     """
-    # An earlier stage of this process may have used another precision or device.
-    AcceleratorState._reset_state()
+    AcceleratorState._reset_state()  # an earlier stage may have used another precision or device
     processes = join_processes(settings)
     cpu = processes.device.type == "cpu" or None
     precision = resolve_precision(settings.precision, processes.device)
-    unused = DistributedDataParallelKwargs(find_unused_parameters=settings.find_unused)
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     accelerator = Accelerator(mixed_precision=precision, cpu=cpu, kwargs_handlers=[unused])
     if accelerator.distributed_type == DistributedType.FSDP or os.environ.get("ACCELERATE_USE_FSDP") == "true":
         # On a CPU accelerate would ignore its plugin without a word.
@@ -50,14 +48,17 @@ def make_accelerator(settings: TrainSettings) -> Accelerator:
 def deepspeed_config(config: dict[str, Any], settings: TrainSettings, precision: str) -> dict[str, Any]:
     """A DeepSpeed configuration with every `auto` that the settings decide filled in.
 
-    Raises:
-        ValueError: it holds another value than the settings, or an optimizer or schedule of its own.
+    Raises ValueError for ZeRO-3, for another value than the settings have, for an optimizer or schedule of its own.
     """
     if settings.shard != "none" or settings.muon_lr:
         raise ValueError("DeepSpeed divides the state itself: set shard=none and muon_lr=0")
-    for name in ("optimizer", "scheduler"):
-        if name in config:
-            raise ValueError(f"the DeepSpeed configuration has its own {name}; leave it out, the settings have one")
+    if config.get("zero_optimization", {}).get("stage") == 3:
+        raise ValueError(
+            "DeepSpeed's ZeRO-3 leaves the model divided, so that one process could neither validate it nor write it "
+            "at the end; launch without DeepSpeed and set shard=full, which divides as much, or use ZeRO-2"
+        )
+    if own := config.keys() & {"optimizer", "scheduler"}:
+        raise ValueError(f"the DeepSpeed configuration has its own {own.pop()}; leave it out, the settings have one")
     wanted = {
         "train_micro_batch_size_per_gpu": settings.batch_size,
         # The trainer says which micro-batch ends a step, and has divided the losses already.
@@ -68,24 +69,12 @@ def deepspeed_config(config: dict[str, Any], settings: TrainSettings, precision:
     }
     for name, value in wanted.items():
         given = config.get(name, "auto")
-        inner = isinstance(value, dict)
-        given, value = (given.get("enabled", "auto"), value["enabled"]) if isinstance(given, dict) else (given, value)
+        if isinstance(value, dict):
+            wanted[name] = {**config.get(name, {}), **value}
+            given, value = config.get(name, {}).get("enabled", "auto"), value["enabled"]
         if given not in ("auto", value):
             raise ValueError(f"the DeepSpeed configuration has {name} {given}, the settings {value}; write auto there")
-        wanted[name] = {**config[name], "enabled": value} if inner and name in config else wanted[name]
     return {**config, **wanted}
-
-
-def check_whole_model(accelerator: Accelerator) -> None:
-    """Raises ValueError under DeepSpeed's ZeRO-3, where no process ever holds the whole model by itself."""
-    if accelerator.distributed_type != DistributedType.DEEPSPEED:
-        return
-    config = accelerator.state.deepspeed_plugin.deepspeed_config
-    if config.get("zero_optimization", {}).get("stage") == 3:
-        raise ValueError(
-            "DeepSpeed's ZeRO-3 leaves the model divided, so that one process could neither validate it nor write it "
-            "at the end; launch without DeepSpeed and set shard=full, which divides as much, or use ZeRO-2"
-        )
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:

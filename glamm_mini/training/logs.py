@@ -4,6 +4,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +48,10 @@ class LossWindow:
 
 
 class TrainingLog:
-    """Appends records to `folder/log.jsonl`; a resumed run first cuts what lies behind its checkpoint.
+    """Appends records to `folder/log.jsonl`; a resumed run first cuts what lies behind `resumed_step`, its checkpoint.
 
-    Args:
-        folder: where the run writes.
-        resumed_step: records of later steps are dropped.
-        enabled: False on processes other than the first: every call does nothing.
-        tensorboard: also write events to `folder/tensorboard` if TensorBoard is installed.
+    enabled: False on processes other than the first: every call does nothing. tensorboard: also write events to
+    `folder/tensorboard` if TensorBoard is installed.
     """
 
     def __init__(self, folder: Path, resumed_step: int = 0, enabled: bool = True, tensorboard: bool = True) -> None:
@@ -69,62 +67,41 @@ class TrainingLog:
         os.replace(temporary, self.path)
         self.file = open(self.path, "a", encoding="utf-8")
         if tensorboard:
-            self.writer = _tensorboard(Path(folder) / "tensorboard", resumed_step)
+            with suppress(ImportError):
+                from torch.utils.tensorboard import SummaryWriter
+
+                self.writer = SummaryWriter(str(self.path.with_name("tensorboard")), purge_step=resumed_step + 1)
 
     def write(self, step: int, record: dict[str, Any]) -> None:
         """Appends one record; numbers that are not finite become null."""
-        if self.file is None:
-            return
-        self.file.write(json.dumps({"step": step, **_finite(record)}) + "\n")
-        self.file.flush()
+        if self.file is not None:
+            self.file.write(json.dumps({"step": step, **_finite(record)}) + "\n")
+            self.file.flush()
         if self.writer is not None:
-            for name, value in _flat(record):
-                self.writer.add_scalar(name, value, step)
+            flat = {key: value for key, value in record.items() if not isinstance(value, dict)}
+            flat |= {f"{key}/{name}": value for key in record.keys() - flat for name, value in record[key].items()}
+            for name, value in flat.items():
+                if isinstance(value, (int, float)):
+                    self.writer.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Closes the files; later calls of `write` do nothing."""
-        if self.file is not None:
-            self.file.close()
-        if self.writer is not None:
-            self.writer.close()
+        for output in (self.file, self.writer):
+            if output is not None:
+                output.close()
         self.file = self.writer = None
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
     """The records of a log; a line that a kill left half written is skipped. No file gives an empty list."""
-    path = Path(path)
-    if not path.exists():
-        return []
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
-            records.append(record)
-    return records
-
-
-def _tensorboard(folder: Path, step: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(folder), purge_step=step + 1)
+    path, records = Path(path), []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        with suppress(ValueError):
+            records.append(json.loads(line))
+    return [record for record in records if isinstance(record, dict) and isinstance(record.get("step"), int)]
 
 
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _finite(inner) for key, inner in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _flat(record: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
-    pairs = []
-    for key, value in record.items():
-        if isinstance(value, dict):
-            pairs += _flat(value, f"{prefix}{key}/")
-        elif isinstance(value, (int, float)):
-            pairs.append((prefix + key, value))
-    return pairs

@@ -35,19 +35,15 @@ def learning_rate_factor(step: int, settings: TrainSettings) -> float:
     if step < warmup:
         return (step + 1) / warmup
     progress = min(1.0, (step - warmup) / max(1, settings.steps - warmup))
-    shape = {
-        "constant": 1.0,
-        "linear": 1.0 - progress,
-        "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
-    }[settings.schedule]
-    return shape if settings.schedule == "constant" else settings.final_lr + (1 - settings.final_lr) * shape
+    if settings.schedule == "constant":
+        return 1.0
+    shape = 1.0 - progress if settings.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+    return settings.final_lr + (1 - settings.final_lr) * shape
 
 
 def hidden_matrices(model: nn.Module) -> set[str]:
-    """Names of the parameters that Muon may train: weights of inner linear layers.
-
-    Left out: weights shared with an embedding, output layers, and matrices with a short side.
-    """
+    """Names of the parameters that Muon may train: weights of inner linear layers, but for those shared with an
+    embedding, output layers, and matrices with a short side."""
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     names = set()
     for path, module in model.named_modules():
@@ -62,45 +58,34 @@ def hidden_matrices(model: nn.Module) -> set[str]:
 def parameter_groups(model: nn.Module, settings: TrainSettings) -> list[dict]:
     """The trained parameters, grouped by optimizer, weight decay and learning rate.
 
-    Returns:
-        Dicts with `params`, `names`, `kind` ("adamw" or "muon"), `lr`, `initial_lr`, `weight_decay`.
-
-    Raises:
-        ValueError: nothing is trainable, or a key of `lr_scales` names no parameter.
+    Returns dicts with `params` (name, parameter), `kind` ("adamw" or "muon"), `lr`, `initial_lr`, `weight_decay`.
+    Raises ValueError if nothing is trainable, or a key of `lr_scales` names no parameter.
     """
+    scales = settings.lr_scales
+    unused = [key for key in scales if not any(name.startswith(key) for name, _ in model.named_parameters())]
+    if unused:
+        raise ValueError(f"lr_scales names {sorted(unused)}, but no parameter's name starts so")
     hidden = hidden_matrices(model) if settings.muon_lr > 0 else set()
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    groups: dict[tuple, dict] = {}
-    unused_scales = set(settings.lr_scales)
+    groups: dict[tuple, list] = {}
     for name, parameter in model.named_parameters():
-        matching = [key for key in settings.lr_scales if name.startswith(key)]
-        unused_scales.difference_update(matching)
-        if not parameter.requires_grad:
-            continue
-        kind = "muon" if name in hidden else "adamw"
-        decays = parameter.ndim >= 2 and id(parameter) not in embeddings
-        decay = settings.weight_decay if decays else 0.0
-        scale = settings.lr_scales[max(matching, key=len)] if matching else 1.0
-        lr = scale * (settings.muon_lr if kind == "muon" else settings.lr)
-        group = groups.setdefault(
-            (kind, lr, decay),
-            {"params": [], "names": [], "kind": kind, "lr": lr, "initial_lr": lr, "weight_decay": decay},
-        )
-        group["params"].append(parameter)
-        group["names"].append(name)
-    if unused_scales:
-        raise ValueError(f"lr_scales names {sorted(unused_scales)}, but no parameter's name starts so")
+        if parameter.requires_grad:
+            kind = "muon" if name in hidden else "adamw"
+            decays = parameter.ndim >= 2 and id(parameter) not in embeddings
+            longest = max((key for key in scales if name.startswith(key)), key=len, default=None)
+            lr = scales.get(longest, 1.0) * (settings.muon_lr if kind == "muon" else settings.lr)
+            groups.setdefault((kind, lr, settings.weight_decay if decays else 0.0), []).append((name, parameter))
     if not groups:
         raise ValueError("no parameter of the model is trainable: set requires_grad on the parts to train")
-    return [groups[key] for key in sorted(groups, key=lambda key: (key[0], -key[1], -key[2]))]
+    return [
+        {"params": groups[kind, lr, decay], "kind": kind, "lr": lr, "initial_lr": lr, "weight_decay": decay}
+        for kind, lr, decay in sorted(groups, key=lambda key: (key[0], -key[1], -key[2]))
+    ]
 
 
 def orthogonalized(matrices: torch.Tensor) -> torch.Tensor:
-    """The nearest orthogonal matrices, roughly: singular values become 0.7 to 1.2.
-
-    Args:
-        matrices: (K, rows, columns) with rows <= columns; a zero matrix stays zero.
-    """
+    """The nearest orthogonal ones of matrices (K, rows, columns), rows <= columns, roughly: singular values become 0.7
+    to 1.2; a zero matrix stays zero."""
     a, b, c = COEFFICIENTS
     x = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(ITERATIONS):
@@ -112,9 +97,7 @@ def orthogonalized(matrices: torch.Tensor) -> torch.Tensor:
 class MuonAdamW(torch.optim.AdamW):
     """AdamW; groups whose `kind` is "muon" get Nesterov momentum, orthogonalized, instead. A tall matrix takes
     sqrt(rows / columns) larger steps. One optimizer, for loss scaling in fp16 unscales each optimizer once a step.
-
-    Raises:
-        ValueError: a parameter of such a group is not a matrix.
+    Raises ValueError if a parameter of such a group is not a matrix.
     """
 
     def __init__(self, groups: list[dict], **options) -> None:
@@ -170,8 +153,6 @@ class MuonAdamW(torch.optim.AdamW):
 def build_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
     """AdamW, or Muon for `hidden_matrices` and AdamW for the rest when `muon_lr` is above 0."""
     groups = parameter_groups(model, settings)
-    for group in groups:
-        del group["names"]
     kind = MuonAdamW if any(group["kind"] == "muon" for group in groups) else torch.optim.AdamW
     return kind(groups, lr=settings.lr, betas=settings.betas, weight_decay=0.0, fused=True)
 

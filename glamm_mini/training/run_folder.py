@@ -11,7 +11,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -21,48 +20,28 @@ LAST, MANIFEST, SETTINGS = "last", "checkpoint.json", "settings.json"
 LOCK = "run.lock"
 """Held while a training writes; it stays when the run ends, as the mark of a folder that a run has made."""
 
-PRODUCTS = ("model", "lora")
-"""Folders of a run that are replaced as a whole at its end."""
-
-PRODUCED = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "README.md")
-"""Files that such a folder may hold; anything else in it was put there by somebody."""
-
 _LOCKED_BYTE = 1 << 20  # behind the words in the file: Windows lets nobody read what is locked
 _holders: dict[str, list[int]] = {}  # real path -> thread and depth: the system's locks do not tell threads apart
 _guard = threading.Lock()
 
 
 def check_free(out: Path | str, resume: bool) -> None:
-    """What must be true before a run begins in `out`, which may be missing; nothing is written.
-
-    Raises ValueError, which names it: a file in the folder's place; files that no run has made; a run, if it is not to
-    be resumed; something of somebody's in a folder that the run would replace at its end.
-    """
+    """Raises ValueError if a run cannot begin in `out`, which may be missing: for a file in its place, for files that
+    no run has made, and for a run if it is not to be resumed."""
     out = Path(out)
-    if not out.exists():
-        return
-    if not out.is_dir():
+    if out.is_file():
         raise ValueError(f"{out} is a file; a run needs a folder: choose another name")
-    if not (out / LOCK).exists():
-        held = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
-        if held:
-            raise ValueError(
-                f"{out} holds {', '.join(held[:3])}{' ...' if len(held) > 3 else ''}, which no training of ours has "
-                "written: choose a new or an empty folder"
-            )
-    if ((out / LAST).exists() or (out / f"{LAST}.old").exists()) and not resume:
+    held = sorted(path.name for path in out.glob("[!.]*"))
+    if held and not (out / LOCK).exists():
+        raise ValueError(
+            f"{out} holds {', '.join(held[:3])}{' ...' if len(held) > 3 else ''}, which no training of ours has "
+            "written: choose a new or an empty folder"
+        )
+    if any((out / LAST).glob("*")) and not resume:
         raise ValueError(
             f"{out} already holds a run, saved at step {_saved_step(out)}. "
             "Resume it (resume=True, --resume), choose another folder, or delete this one"
         )
-    for product in PRODUCTS:
-        held = sorted(path for path in (out / product).rglob("*") if not path.name.startswith("."))
-        foreign = [path for path in held if not any(fnmatch(path.name, kind) for kind in PRODUCED)]
-        if foreign or (out / product).is_file():
-            raise ValueError(
-                f"{(foreign or [out / product])[0]} would be deleted at the end of the training, which replaces "
-                f"{out / product}: move it away, or choose another folder"
-            )
 
 
 def first_process() -> bool:
@@ -161,8 +140,6 @@ def _busy(out: Path, who: str) -> str:
 
 
 def _saved_step(out: Path) -> Any:
-    last = out / LAST if (out / LAST).exists() else out / f"{LAST}.old"  # a kill between the two renames of a save
-    try:
-        return json.loads((last / MANIFEST).read_text(encoding="utf-8"))["step"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return "unknown"
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return json.loads((out / LAST / MANIFEST).read_text(encoding="utf-8"))["step"]
+    return "unknown"

@@ -7,12 +7,13 @@ reads, checks and shows them all.
 import dataclasses
 import difflib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import MISSING, dataclass, field
+from typing import Any, TypeVar, get_args
 
 FREE_ON_RESUME = frozenset(
-    "save_every validate_every log_every workers prefetch threads find_unused tensorboard cpu shard "
+    "save_every validate_every log_every workers threads tensorboard cpu shard "
     "gradient_checkpointing timeout_minutes".split()
 )
 """Settings that a resumed run may change: they do not touch what is learned (sharding: beyond the last digits)."""
@@ -20,7 +21,20 @@ FREE_ON_RESUME = frozenset(
 SAMPLES_PER_STEP = ("batch_size", "accumulation", "processes")
 """May change on resume too, as long as their product stays: the same samples make up each step."""
 
-Tables = Sequence[tuple[str, Any]]
+T = TypeVar("T")
+
+EXPECTED = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    tuple[str, ...]: "names such as q_proj,v_proj",
+    tuple[float, float]: "two numbers such as 0.9,0.95",
+    dict[str, float]: 'numbers by name, such as {"decoder": 0.1}',
+}
+"""Types of settings, in words."""
+
+Tables = list[tuple[str, Any]]
 """Tables of settings with what their keys begin with on the command line: ("lora.", Lora(...)) has `lora.rank`."""
 
 
@@ -30,12 +44,45 @@ def setting(default: Any, meaning: str, **limits: Any) -> Any:
     return field(**made, metadata={"meaning": meaning, **limits})
 
 
-@dataclass(frozen=True)
-class TrainSettings:
-    """Settings of one training run: the trainer reads nothing else. Each field says what it means.
+class Table:
+    """Base of a dataclass of settings, whose lists become tuples. Raises ValueError, which names the field, for a value
+    of the wrong type or out of its limits."""
 
-    Raises ValueError, which names the field and its limits, for a value out of range.
-    """
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            value, limits = getattr(self, f.name), f.metadata
+            if isinstance(value, list):
+                object.__setattr__(self, f.name, value := tuple(value))
+            if f.type in EXPECTED and not _fits(value, f.type):
+                raise ValueError(f"{f.name} is {value!r}; expected {EXPECTED[f.type]}")
+            rules = [
+                ("choices", f"one of {', '.join(limits.get('choices', ()))}", lambda x, a: x in a),
+                ("least", f"{limits.get('least')} or more", lambda x, a: x >= a),
+                ("most", f"{limits.get('most')} or less", lambda x, a: x <= a),
+                ("above", f"a number above {limits.get('above')}", lambda x, a: x > a),
+                ("below", f"a number below {limits.get('below')}", lambda x, a: x < a),
+            ]
+            for limit, words, holds in rules:
+                each = value if isinstance(value, tuple) else [value]
+                if limit in limits and not all(holds(number, limits[limit]) for number in each):
+                    raise ValueError(f"{f.name} is {value!r}; expected {words}")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    inner = get_args(kind)
+    if kind in (int, float):
+        return isinstance(value, (int, kind)) and not isinstance(value, bool)
+    if not inner:
+        return isinstance(value, kind)
+    if kind == dict[str, float]:
+        return isinstance(value, dict) and all(_fits(number, float) for number in value.values())
+    fixed = ... not in inner and len(inner)
+    return isinstance(value, tuple) and all(_fits(x, inner[0]) for x in value) and fixed in (False, len(value))
+
+
+@dataclass(frozen=True)
+class TrainSettings(Table):
+    """Settings of one training run: the trainer reads nothing else."""
 
     steps: int = setting(1000, "optimizer steps of the whole run", least=1)
     batch_size: int = setting(8, "samples per micro-batch and process", least=1)
@@ -60,9 +107,7 @@ class TrainSettings:
     log_every: int = setting(10, "steps", least=1)
     save_frozen: bool = setting(True, "false leaves parameters that are not trained out of the checkpoint")
     workers: int = setting(1, "processes that prepare batches; 0 prepares them in the training process", least=0)
-    prefetch: int = setting(4, "batches each worker prepares ahead", least=1)
     threads: int = setting(0, "CPU threads for torch; 0 leaves torch's choice", least=0)
-    find_unused: bool = setting(True, "DistributedDataParallel looks for parameters that a step did not use")
     tensorboard: bool = setting(True, "also write TensorBoard events when it is installed")
     cpu: bool = setting(False, "stay on the CPU even where there is an accelerator")
     shard: str = setting(
@@ -73,12 +118,6 @@ class TrainSettings:
     gradient_checkpointing: bool = setting(False, "compute layers again in the backward pass: less memory, more time")
     timeout_minutes: float = setting(30.0, "how long a process waits for the others; longer than a validation", above=0)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "betas", tuple(self.betas))
-        if len(self.betas) != 2:
-            raise ValueError(f"betas is {self.betas}; expected two numbers, such as 0.9,0.95")
-        check(self)
-
     @property
     def warmup_steps(self) -> int:
         """Steps until the peak learning rate."""
@@ -86,87 +125,88 @@ class TrainSettings:
 
     def with_overrides(self, overrides: Sequence[str] | None) -> "TrainSettings":
         """A copy with `KEY=VALUE` texts applied, such as `["steps=200", "betas=0.9,0.99"]`; see `override`."""
-        return override([("", self)], overrides)[0]
+        return override([("", self)], overrides)[0][1]
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as JSON-ready values."""
         return {**dataclasses.asdict(self), "betas": list(self.betas)}
 
 
-def check(table: Any) -> None:
-    """Raises ValueError that names the first field of a table of settings whose value is out of its limits."""
-    for f in dataclasses.fields(table):
-        value, limits = getattr(table, f.name), f.metadata
-        numbers = value if isinstance(value, tuple) else [value]
-        rules = [
-            ("choices", f"expected one of {', '.join(limits.get('choices', ()))}", lambda x, a: x in a),
-            ("least", f"expected {limits.get('least')} or more", lambda x, a: x >= a),
-            ("most", f"expected {limits.get('most')} or less", lambda x, a: x <= a),
-            ("above", f"expected a number above {limits.get('above')}", lambda x, a: x > a),
-            ("below", f"expected a number below {limits.get('below')}", lambda x, a: x < a),
-        ]
-        for limit, words, holds in rules:
-            if limit in limits and not all(holds(number, limits[limit]) for number in numbers):
-                raise ValueError(f"{f.name} is {value!r}; {words}")
-
-
-def override(tables: Tables, overrides: Sequence[str] | None) -> list[Any]:
-    """The tables with `KEY=VALUE` texts applied, in the same order; of a key given twice the later value holds.
+def override(tables: Tables, overrides: Sequence[str] | None) -> Tables:
+    """The tables with `KEY=VALUE` texts applied; of a key given twice the later value holds. A trainer's setting
+    without the beginning of a stage, such as `steps=100`, is meant for every stage.
 
     Raises ValueError for a key that no table has (it names the nearest), a text without `=`, a value of the wrong type
     or out of range.
     """
-    known = {prefix + f.name: (i, f) for i, (prefix, table) in enumerate(tables) for f in dataclasses.fields(table)}
+    known: dict[str, list] = {}
+    for i, (prefix, table) in enumerate(tables):
+        for f in dataclasses.fields(table):
+            for key in {prefix + f.name, f.name if isinstance(table, TrainSettings) else prefix + f.name}:
+                known.setdefault(key, []).append((i, f))
     changes: list[dict[str, Any]] = [{} for _ in tables]
     for text in overrides or ():
         key, equals, value = (part.strip() for part in text.partition("="))
         if not equals:
             raise ValueError(f"cannot read the setting {text!r}; expected KEY=VALUE, such as steps=200")
-        if key not in known:
-            raise ValueError(f"unknown setting {key!r}.{did_you_mean(key, known)} {_known(known)}")
-        i, f = known[key]
-        changes[i][f.name] = _read(key, value, f.type)
+        check_keys("--set", [key], known, "`glamm-mini train RECIPE --show` lists all with their meaning")
+        for i, f in known[key]:
+            changes[i][f.name] = _read(key, value, f.type)
     changed = []
     for (prefix, table), change in zip(tables, changes, strict=True):
         try:
-            changed.append(dataclasses.replace(table, **change))
+            changed.append((prefix, dataclasses.replace(table, **change)))
         except ValueError as error:
             raise ValueError(f"{prefix}{error}") from None
     return changed
 
 
-def did_you_mean(word: str, known: Any) -> str:
-    """The question of that kind, with a space before it; empty where no known word is near."""
-    near = difflib.get_close_matches(word, known, n=1)
-    return f" Did you mean {near[0]}?" if near else ""
+def read_table(where: str, kind: type[T], values: Any) -> T:
+    """A dataclass from a table of a recipe file.
+
+    Raises ValueError, which begins with `where`, for a key that is unknown or missing and for a value that is wrong.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} is {values!r}; expected a table")
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    check_keys(where, values, fields)
+    missing = [n for n, f in fields.items() if f.default is MISSING is f.default_factory and n not in values]
+    if missing:
+        raise ValueError(f"{where} does not say {', '.join(missing)}")
+    try:
+        return kind(**values)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
-def _known(known: dict[str, Any]) -> str:
-    listed = f"Known: {', '.join(sorted(known))}." if len(known) < 50 else ""
-    return f"{listed} `glamm-mini train RECIPE --show` lists all with their meaning".strip()
+def check_keys(where: str, keys: Iterable[str], known: Iterable[str], more: str = "") -> None:
+    """Raises ValueError for the first key that is not known; it names the nearest that is."""
+    for key in keys:
+        if key not in known:
+            near = "".join(f" Did you mean {word}?" for word in difflib.get_close_matches(key, known, n=1))
+            raise ValueError(f"{where}: {key!r} is unknown.{near} {more or 'Known: ' + ', '.join(known)}")
 
 
 def _read(key: str, text: str, kind: Any) -> Any:
     """`text` as a value of the field's type."""
-    expected = {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, "")
+    parts = [part.strip(" '\"") for part in text.strip("()[] ").split(",")]
+    truth = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    readers: dict[Any, Callable[[], Any]] = {
+        bool: lambda: truth[text.lower()],
+        int: lambda: int(text.replace("_", "")),
+        float: lambda: float(text),
+        str: lambda: text,
+        tuple[float, float]: lambda: tuple(float(part) for part in parts),
+        tuple[str, ...]: lambda: tuple(parts),
+        dict[str, float]: lambda: json.loads(text),
+    }
     try:
-        if kind is bool:
-            return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]
-        if kind is int:
-            return int(text.replace("_", ""))
-        if kind is float or kind is str:
-            return kind(text)
-        parts = [part.strip(" '\"") for part in text.strip("()[] ").split(",")]
-        if kind == tuple[str, ...]:
-            expected = "names such as q_proj,v_proj"
-            return tuple(parts) if all(parts) else {}[text]
-        if kind == tuple[float, float]:
-            expected = "two numbers such as 0.9,0.95"
-            return tuple(float(part) for part in parts)
-        expected = 'JSON such as {"decoder": 0.1}'
-        return {str(name): float(scale) for name, scale in json.loads(text).items()}
-    except (ValueError, KeyError, AttributeError, TypeError):
-        raise ValueError(f"the setting {key} is {text!r}; expected {expected}") from None
+        value = readers[kind]()
+        if not _fits(value, kind) or "" in parts and kind is not str:
+            raise ValueError
+    except (ValueError, KeyError):
+        raise ValueError(f"{key} is {text!r}; expected {EXPECTED[kind]}") from None
+    return value
 
 
 def toml_table(table: Any) -> str:
@@ -175,26 +215,24 @@ def toml_table(table: Any) -> str:
     for f in dataclasses.fields(table):
         words = [f.metadata["meaning"]]
         words += [f"one of {', '.join(f.metadata['choices'])}"] if "choices" in f.metadata else []
-        lines += [f"# {'; '.join(words)}", f"{f.name} = {toml(getattr(table, f.name))}"]
+        lines += [f"# {'; '.join(words)}", *toml_lines({f.name: getattr(table, f.name)})]
     return "\n".join(lines)
 
 
-def toml(value: Any) -> str:
-    """A value as TOML writes it; for strings, numbers, truth values and lists that is how JSON does."""
-    if isinstance(value, dict):
-        inner = ", ".join(f"{json.dumps(key)} = {toml(item)}" for key, item in value.items())
-        return f"{{ {inner} }}" if inner else "{}"
-    return json.dumps(value)
+def toml_lines(values: dict[str, Any]) -> list[str]:
+    """Values as TOML writes them; for strings, numbers, truth values and lists that is how JSON does."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, dict):
+            return f"{{{', '.join(f'{json.dumps(key)} = {text(item)}' for key, item in value.items())}}}"
+        return json.dumps(value)
+
+    return [f"{key} = {text(value)}" for key, value in values.items()]
 
 
 def differing(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """Names of settings that keep a run from being resumed; both are as `settings.json` holds them."""
-    names = [
-        name
-        for name in sorted(set(stored) | set(wanted))
-        if stored.get(name) != wanted.get(name) and name not in FREE_ON_RESUME and name not in SAMPLES_PER_STEP
-    ]
-    products = [[int(settings.get(name, 1)) for name in SAMPLES_PER_STEP] for settings in (stored, wanted)]
-    if products[0][0] * products[0][1] * products[0][2] != products[1][0] * products[1][1] * products[1][2]:
-        names += [name for name in SAMPLES_PER_STEP if stored.get(name, 1) != wanted.get(name, 1)]
-    return names
+    products = [math.prod(int(settings.get(name, 1)) for name in SAMPLES_PER_STEP) for settings in (stored, wanted)]
+    free = FREE_ON_RESUME.union(SAMPLES_PER_STEP) if products[0] == products[1] else FREE_ON_RESUME
+    names = sorted((stored.keys() | wanted.keys()) - free)
+    return [name for name in names if stored.get(name) != wanted.get(name)]

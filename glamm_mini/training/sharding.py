@@ -4,28 +4,15 @@ A unit is gathered in whole before its forward and backward pass and freed after
 the three encoders, which every process runs equally often. All else (embeddings, heads, projectors, region encoder,
 pixel decoder) belongs to the root, gathered for the whole pass: the model reads such weights outside of their module's
 forward, and whether it runs them depends on the batch, so that processes would wait for each other for ever.
-
-The checkpoint of a sharded run is torch's distributed one in safetensors files: every process writes its shards, any
-number of processes reads them, and no pickle is written or read (torch's own format has several).
 """
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -35,11 +22,6 @@ PRECISIONS = {"no": None, "bf16": torch.bfloat16}
 
 PICTURES = ("global_images", "grounding_images")
 """What the encoders are given in a batch; other models have neither."""
-
-WEIGHT, MOMENT = "model.", "optimizer."
-"""What the names of tensors in a sharded checkpoint begin with."""
-
-_FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 
 
 def units(model: nn.Module) -> list[nn.Module]:
@@ -51,13 +33,8 @@ def units(model: nn.Module) -> list[nn.Module]:
 
 
 def policy(precision: str) -> dict:
-    """What `fully_shard` is told of every unit.
-
-    Parameters are gathered in `precision`; gradients are averaged in float32. Inputs are not cast: autocast does that
-    where it is safe, and boxes must stay in float32.
-
-    Raises:
-        ValueError: fp16, whose loss scaling would have to see all shards at once.
+    """What `fully_shard` is told: gather parameters in `precision`, average gradients in float32, cast no inputs, as
+    autocast does that where it is safe. Raises ValueError for fp16, whose scaling would have to see all shards.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision} cannot be sharded; expected one of {', '.join(PRECISIONS)}, or auto")
@@ -71,13 +48,8 @@ class Sharded:
     """A model whose parameters are DTensors cut along their first dimension, one shard a process; changed in place and
     for good: torch has no way back from `fully_shard`, so `whole` gives another model.
 
-    Args:
-        model: on the CPU, with the same weights in every process; the shards go to the process's device.
-        device: of the process group: cpu, cuda ...
-        precision: no or bf16.
-
-    Raises:
-        ValueError: fp16, or processes that start from different weights.
+    model: on the CPU, with the same weights in every process. device: of the process group, cpu, cuda ...; the shards
+    go there. precision: no or bf16. Raises ValueError for fp16, and for processes that start from different weights.
     """
 
     def __init__(self, model: nn.Module, device: str, precision: str) -> None:
@@ -202,81 +174,14 @@ def check_alike(batches: list[dict], device: torch.device) -> None:
         )
 
 
-def shard_like(value: object, sample: torch.Tensor) -> object:
-    """This process's shard of `value`, if it is a tensor of the shape of `sample`, which is sharded; else `value`."""
-    if not isinstance(sample, DTensor) or not torch.is_tensor(value) or value.shape != sample.shape:
-        return value
-    value = value.to(sample.device)
-    return distribute_tensor(value, sample.device_mesh, sample.placements, src_data_rank=None)
-
-
 def shard_state(optimizer: torch.optim.Optimizer, state: dict) -> dict:
     """`state`, an optimizer's `state_dict()` of whole tensors, cut as the optimizer's own parameters are."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    held = {i: {k: shard_like(v, parameters[i]) for k, v in entry.items()} for i, entry in state["state"].items()}
+
+    def cut(value: object, like: torch.Tensor) -> object:
+        if not isinstance(like, DTensor) or not torch.is_tensor(value) or value.shape != like.shape:
+            return value
+        return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+    held = {i: {k: cut(v, parameters[i]) for k, v in entry.items()} for i, entry in state["state"].items()}
     return {**state, "state": held}
-
-
-def save_shards(folder: Path, model: nn.Module, names: set[str], optimizer: torch.optim.Optimizer) -> None:
-    """Writes this process's shards of the tensors `names` of the model, and of the optimizer.
-
-    All processes call it together; `folder` must be one that they share.
-
-    Raises:
-        OSError: in every process, if one could not write.
-    """
-    tensors = _tensors(model, names, _moments(get_optimizer_state_dict(model, optimizer, options=_FLAT)))
-    try:
-        dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
-    except CheckpointException as error:
-        causes = (failure[0] if isinstance(failure, tuple) else failure for failure in error.failures.values())
-        raise OSError("; ".join(str(cause) for cause in causes)) from error
-
-
-def load_shards(folder: Path, model: nn.Module, names: set[str], optimizer: torch.optim.Optimizer) -> None:
-    """Fills model and optimizer, in shards or whole, whatever number of processes wrote them.
-
-    Raises:
-        ValueError: a file is damaged, or the checkpoint is of another model.
-    """
-    try:
-        stored = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
-    except Exception as error:
-        raise ValueError(f"the sharded checkpoint {folder} cannot be read ({error}); copy it again in full") from error
-    state = get_optimizer_state_dict(model, optimizer, options=_FLAT)  # makes moments for all trained parameters
-    # A parameter that no step has used has none in the file, and must have none after.
-    moved = {_owner(name.removeprefix(MOMENT)) for name in stored if name.startswith(MOMENT)}
-    tensors = _tensors(model, names, ((name, moment) for name, moment in _moments(state) if _owner(name) in moved))
-    check_shapes(folder, stored, tensors)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process reads: as it should be
-        dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)))
-    set_optimizer_state_dict(model, optimizer, state, options=_FLAT)
-    for name, parameter in model.named_parameters():
-        if name not in moved:
-            optimizer.state.pop(parameter, None)
-
-
-def check_shapes(folder: Path, stored: Mapping[str, Any], wanted: Mapping[str, torch.Tensor]) -> None:
-    """Raises ValueError if names or shapes differ. stored: tensors, or torch's descriptions of them."""
-    found = {name: tuple(entry.shape if torch.is_tensor(entry) else entry.size) for name, entry in stored.items()}
-    shapes = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
-    odd = [name for name in sorted(found.keys() | shapes.keys()) if found.get(name) != shapes.get(name)]
-    if odd:
-        listed = ", ".join(odd[:5])
-        raise ValueError(f"the checkpoint {folder} is of another model: {len(odd)} tensors differ, such as {listed}")
-
-
-def _tensors(model: nn.Module, names: set[str], moments: Iterator) -> dict[str, torch.Tensor]:
-    tensors = {WEIGHT + name: tensor for name, tensor in model.state_dict().items() if name in names}
-    return tensors | {MOMENT + name: tensor for name, tensor in moments}
-
-
-def _moments(state: dict) -> Iterator[tuple[str, torch.Tensor]]:
-    # Beside the moments stand the settings of each group; they follow from TrainSettings and the step.
-    return ((name, value) for name, value in state.items() if name.startswith("state.") and torch.is_tensor(value))
-
-
-def _owner(moment: str) -> str:
-    """The parameter's name in "state.NAME.exp_avg"."""
-    return moment.removeprefix("state.").rpartition(".")[0]

@@ -17,9 +17,10 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
+from glamm_mini.checkpoints.save import recover
 from glamm_mini.training import checkpoint
 from glamm_mini.training.data_order import COUNTS, Batches, keyed_seed, length, micro_batches
-from glamm_mini.training.launch import check_whole_model, make_accelerator
+from glamm_mini.training.launch import make_accelerator
 from glamm_mini.training.logs import LossWindow, TrainingLog
 from glamm_mini.training.optimizer import clip_gradients, learning_rate_factor, set_learning_rate
 from glamm_mini.training.run_folder import LAST, check_same_run, claimed, describe_run
@@ -66,20 +67,16 @@ class Trainer:
         self.model, self.data, self.collate, self.settings = model, data, collate, settings
         self.out, self.validate, self.about = Path(out), validate, dict(about or {})
 
-    def fit(self, resume: bool = False, whole: bool = True) -> dict[str, Any]:
+    def fit(self, resume: bool = False) -> dict[str, Any]:
         """Trains to `settings.steps`, from the last checkpoint if `resume` and there is one.
 
-        whole: the model is needed afterwards. Without that, and without validation, DeepSpeed's ZeRO-3 may divide it.
-
-        Returns:
-            The last figures (`step`, `loss`, the parts of the loss, `validation`). `self.model` is the trained model
-            then, in evaluation mode; after sharding it is another object than the one given, on the CPU.
+        Returns the last figures (`step`, `loss`, the parts of the loss, `validation`). `self.model` is then the trained
+        model, in evaluation mode; after sharding it is another object than the one given, on the CPU.
 
         Raises:
             ValueError: `out` holds a run and `resume` is False, or files that no run wrote, or another training writes
                 into it; settings or data differ from those of the run to resume; its checkpoint is damaged; a loss,
-                gradient or weight is not finite (the last checkpoint is not replaced then); ZeRO-3 with a model to
-                validate or to keep.
+                gradient or weight is not finite (the last checkpoint is not replaced then).
             OSError: a checkpoint could not be written.
             TrainingInterrupted: Ctrl-C or SIGTERM; the state was saved.
         """
@@ -87,15 +84,13 @@ class Trainer:
         if settings.threads:
             torch.set_num_threads(settings.threads)
         self.accelerator = make_accelerator(settings)
-        if whole or self.validate is not None:
-            check_whole_model(self.accelerator)
         self.log = self.bar = None
         try:
             with claimed(self.out, resume) if self.accelerator.is_main_process else nullcontext():
                 self._start(resume)
-                with layers_recomputed(self.model, settings.gradient_checkpointing):
-                    with StopRequest(announce=self.accelerator.is_main_process) as self.stop:
-                        self._train()
+                recomputed = layers_recomputed(self.model, settings.gradient_checkpointing)
+                with recomputed, stop_request(announce=self.accelerator.is_main_process) as self.stop:
+                    self._train()
         finally:
             for output in (self.log, self.bar):
                 if output is not None:
@@ -110,9 +105,9 @@ class Trainer:
         accelerator, settings = self.accelerator, self.settings
         main = accelerator.is_main_process
         if main:
-            checkpoint.recover(self.out)
+            recover(self.out / LAST)
         accelerator.wait_for_everyone()
-        found = (self.out / LAST).exists()
+        found = any((self.out / LAST).glob("[!.]*"))
         described = {**settings.to_dict(), "processes": accelerator.num_processes, "samples": length(self.data)}
         described |= self.about
         if found:
@@ -171,7 +166,7 @@ class Trainer:
             check_alike(batches, self.accelerator.device)
         counts = {name: [batch.pop(key, None) for batch in batches] for name, key in COUNTS.items()}
         counts = {name: values for name, values in counts.items() if None not in values}
-        totals = [sum(int(v) for v in values) for values in counts.values()] + [int(self.stop.asked)]
+        totals = [sum(int(v) for v in values) for values in counts.values()] + [int(self.stop.is_set())]
         processes = self.accelerator.num_processes
         if processes > 1:
             vector = torch.tensor(totals, dtype=torch.int64, device=self.accelerator.device)
@@ -225,11 +220,8 @@ class Trainer:
             f"{self.settings.precision}), or look for samples that are not finite. {checkpoint.kept(self.out)}"
         )
 
-    def _means(self) -> dict[str, float]:
-        return self.window.means(lambda values: self.accelerator.reduce(values, "mean"))
-
     def _finite_means(self) -> dict[str, float]:
-        losses = self._means()
+        losses = self.window.means(lambda values: self.accelerator.reduce(values, "mean"))
         if not math.isfinite(losses.get("loss", 0.0)):
             steps = f"{self.step - self.window.steps + 1} to {self.step}"
             raise self._not_finite(f"the mean loss of the steps {steps} is {losses['loss']}")
@@ -285,50 +277,41 @@ def layers_recomputed(model: nn.Module, wanted: bool = True) -> Iterator[None]:
     Raises:
         ValueError: there is no model that can.
     """
-    able = {n: m for n, m in model.named_modules() if getattr(m, "supports_gradient_checkpointing", False)}
-    # The outermost ones: each reaches those inside.
-    found = [m for n, m in able.items() if not any(n != other and f"{n}.".startswith(f"{other}.") for other in able)]
-    if "" in able:
-        found = [able[""]]
-    if wanted and not found:
+    able = [m for m in model.modules() if wanted and getattr(m, "supports_gradient_checkpointing", False)]
+    if wanted and not able:
         raise ValueError("gradient_checkpointing needs a transformers model with supports_gradient_checkpointing")
+    inside = {id(inner) for outer in able for inner in outer.modules() if inner is not outer}
+    found = [m for m in able if id(m) not in inside]  # each reaches those inside
     # transformers renames these methods; floors have the old names alone.
     kind = "activation" if all(hasattr(m, "activation_checkpointing_enable") for m in found) else "gradient"
-    for module in found if wanted else []:
+    for module in found:
         getattr(module, f"{kind}_checkpointing_enable")({"use_reentrant": False})
         if hasattr(module, "disable_input_require_grads"):  # else frozen encoders would run twice, for nothing
             module.disable_input_require_grads()
     try:
         yield
     finally:
-        for module in found if wanted else []:
+        for module in found:
             getattr(module, f"{kind}_checkpointing_disable")()
 
 
-class StopRequest:
-    """Context in which the first Ctrl-C or SIGTERM only sets `asked`; a second Ctrl-C interrupts at once.
+@contextmanager
+def stop_request(announce: bool = True) -> Iterator[threading.Event]:
+    """Inside, the first Ctrl-C or SIGTERM only sets the event; a second Ctrl-C interrupts at once. Outside the main
+    thread, where Python allows no handlers, it changes nothing."""
+    asked = threading.Event()
 
-    Outside the main thread, where Python allows no handlers, it changes nothing.
-    """
-
-    def __init__(self, announce: bool = True) -> None:
-        self.asked = False
-        self.announce = announce
-        self._before: dict[int, object] = {}
-
-    def __enter__(self) -> "StopRequest":
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._handle)
-        return self
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.asked and number == signal.SIGINT:
+    def handle(number: int, frame: FrameType | None) -> None:
+        if asked.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt("training stopped at once; the last checkpoint is kept")
-        self.asked = True
-        if self.announce:
+        asked.set()
+        if announce:
             print("\nstopping after this step and saving (Ctrl-C again stops at once)", file=sys.stderr, flush=True)
 
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
+    able = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM) if able}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
             signal.signal(number, handler)

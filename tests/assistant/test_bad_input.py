@@ -96,7 +96,7 @@ def test_no_picture_is_one_clear_error_in_every_call(glamm, tmp_path):
         (np.zeros((0, 0, 3), np.uint8), ValueError, "holds no pixel; give a path"),
         (tmp_path, FileNotFoundError, "is a folder.*give the path of one of its files"),
         (tmp_path / "none.png", FileNotFoundError, "no image at .*none.png; give the path"),
-        (tmp_path / "words.png", ValueError, "words.png cannot be read as an image .*damaged"),
+        (tmp_path / "words.png", ValueError, "words.png .*damaged"),
     ):
         for call in calls(glamm, image):
             with pytest.raises(error, match=words):

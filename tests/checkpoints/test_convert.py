@@ -69,7 +69,7 @@ def test_what_is_written_back_is_an_official_checkpoint_again(hub, ours, tmp_pat
 def test_types_can_be_changed_on_the_way(hub, state, tmp_path):
     report = prepare(hub / "glamm", vision_tower=hub / "clip", dtype="float16").write(tmp_path / "half")
     assert {tensor.dtype for tensor in read(tmp_path / "half").values()} == {torch.float16}
-    assert report.parts["language_model"].dtypes == "bfloat16 to float16"
+    assert "language_model: 21 tensors" in str(report) and "bfloat16 to float16" in str(report)
     prepare(tmp_path / "half", to="official", dtype="official").write(tmp_path / "merged")
     saved = {n: t.dtype for n, t in state.items() if "vision_tower" not in n}
     assert {name: tensor.dtype for name, tensor in read(tmp_path / "merged").items()} == saved

@@ -114,6 +114,24 @@ def test_the_type_is_float32_unless_another_is_asked_for(saved, made):
         read(saved, device_mop="cpu")
 
 
+def test_a_model_that_is_saved_alone_comes_back(made, tmp_path):
+    """Without tokenizer: all that the model needs of it are ids, and these are in its configuration."""
+    folder, model = tmp_path / "alone", made[0]
+    model.save_pretrained(folder)
+    assert not list(folder.glob("token*"))
+    back = GlammForConditionalGeneration.from_pretrained(folder)
+    assert back.config.to_dict() == model.config.to_dict() and back.config.tokens == model.config.tokens
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in back.state_dict().items())
+    for read in (GlammProcessor.from_pretrained, load_model, glamm_mini.load):
+        with pytest.raises(FileNotFoundError, match="tokenizer.json"):
+            read(folder)
+    made[1].save_pretrained(folder)
+    assert load_model(folder)[1].encode([("a", "b")]) == made[1].encode([("a", "b")])
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="model.safetensors"):
+        GlammForConditionalGeneration.from_pretrained(folder)
+
+
 def test_a_subfolder_is_read(saved, made):
     model = GlammForConditionalGeneration.from_pretrained(saved.parent, subfolder="model")
     assert all(torch.equal(t, made[0].state_dict()[n]) for n, t in model.state_dict().items())
@@ -233,7 +251,7 @@ def test_the_released_settings_are_the_released_size(tmp_path):
         folder.mkdir()
         (folder / "config.json").write_text(json.dumps(released_config(kind)))
         source, released = open_checkpoint(folder, weights="none"), glamm_mini.GlammConfig.of_size("7b")
-        assert source.official and not source.notes
+        assert source.official and not source.left.notes
         own, expected = source.config.to_dict(), released.to_dict()
         assert own["text"].pop("max_position_embeddings") == 4096 and own["text"].pop("pad_token_id") == 0
         del expected["text"]["max_position_embeddings"], expected["text"]["pad_token_id"]

@@ -76,7 +76,7 @@ def test_weights_of_one_module_are_loaded_whole_or_not_at_all(tmp_path):
     assert (layer.weight == 1).all() and (layer.bias == 1).all()
     narrow = nn.Linear(3, 2, bias=False)
     before = narrow.weight.clone()
-    with pytest.raises(ValueError, match=r"a.safetensors does not fit: .*unknown \['bias'\]"):
+    with pytest.raises(ValueError, match=r"a.safetensors does not fit: 1 unexpected .bias"):
         load_weights(narrow, tmp_path / "a.safetensors")
     assert torch.equal(narrow.weight, before)
     with pytest.raises(FileNotFoundError, match="no weights at .*b.safetensors"):
@@ -110,7 +110,7 @@ def test_a_language_models_folder_is_named_as_such(saved, tmp_path):
         ({"text": {"hidden_size": 33, "num_attention_heads": 4}}, "hidden"),
         ({"region": {"colour": 1}}, "colour"),
         ({"region": {"groups": 3, "channels": 16}}, "divisible"),
-        ({"region": {"scales": [8, 4, 2, 1]}}, "hidden states"),
+        ({"region": {"scales": [1] * 9}}, "hidden states"),
     ],
 )
 def test_a_configuration_of_another_kind_is_named(saved, change, words):

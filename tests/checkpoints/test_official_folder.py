@@ -70,7 +70,7 @@ def test_the_report_tells_what_came_from_where(files, state):
     ignored = [name for name in report.ignored if name.endswith(("inv_freq", "position_ids"))]
     assert len(ignored) == 3 and {"logit_scale", "text_model.final_layer_norm.weight"} < set(report.ignored)
     clip = report.parts["global_encoder"]
-    assert clip.files == ["pytorch_model.bin"] and clip.dtypes == "float32 to bfloat16"
+    assert clip.files == ["pytorch_model.bin"] and clip.made == {"bfloat16"}
     assert clip.bytes == sum(t.nbytes for n, t in state.items() if "vision_tower" in n and t.is_floating_point())
     assert len(report.parts["language_model"].files) == 3 and not report.kept and not report.notes
     assert "language_model" in str(report) and "float32 to bfloat16" in str(report)
@@ -144,7 +144,7 @@ def test_what_config_json_leaves_out_is_the_released_size_and_said(tmp_path, sta
     assert source.config.region == released.region and source.config.grounding == released.grounding
     text = source.config.text
     assert (text.vocab_size, text.hidden_size, text.num_attention_heads) == (519, 4096, 32)
-    assert {"num_attention_heads", "rms_norm_eps"} <= set(" ".join(source.notes).replace(":", "").split())
+    assert {"num_attention_heads", "rms_norm_eps"} <= set(" ".join(source.left.notes).replace(":", "").split())
     with pytest.raises(ValueError, match="of another shape"):
         source.check(source.empty_model(), without_tower=True)
 
@@ -155,7 +155,7 @@ def test_settings_of_config_json_are_taken(tmp_path, state):
     source = open_checkpoint(write_official(tmp_path / "glamm", state, **settings), need_tower=False)
     assert source.config.text.rms_norm_eps == 1e-6 and source.config.text.vocab_size == 519
     assert source.config.text.rope_parameters == {"rope_theta": 5000.0, "rope_type": "linear", "factor": 2.0}
-    assert source.notes == ["config.json says 512 words, the weights have 519: taken so"]
+    assert source.left.notes == ["config.json says 512 words, the weights have 519: taken so"]
 
 
 # --- what does not fit -----------------------------------------------------------------------------------------------
@@ -304,7 +304,7 @@ def test_the_real_size_has_a_place_for_every_name(big):
         assert list(entry.shape) == tensors[name]["shape"], name
         assert str(entry.dtype) == f"torch.{tensors[name].get('dtype', 'float32')}", name
     computed = {name.removeprefix("model.vision_tower.vision_tower.") for name in tensors.keys() - own.keys()}
-    assert set(source.ignored) == computed and len(computed) == 33
+    assert set(source.left.ignored) == computed and len(computed) == 33
 
 
 @pytest.mark.parametrize("dtype", [None, "official"])

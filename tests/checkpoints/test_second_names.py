@@ -60,10 +60,8 @@ def test_a_second_name_of_the_same_values_is_passed_over_and_listed(files, copy,
     model = load_model(copy, vision_tower=clip_of(files))[0]
     assert_holds(model, state)
     assert model.load_report.second == second_names and model.load_report.loaded == len(state) - 3
-    lines = str(model.load_report).splitlines()
-    at = lines.index("43 second names of weights taken under their first:")
     name = OLD + "roi_align.updims.weight"
-    assert f"  {name} = model.region_encoder.roi_align.updims.weight" in lines[at + 1 : at + 44]
+    assert f"{name} passed over: it is model.region_encoder.roi_align.updims.weight" in str(model.load_report)
     report = prepare(copy, vision_tower=clip_of(files)).write(tmp_path / "ours")
     assert report.second == second_names
     assert_holds(load_model(tmp_path / "ours")[0], state)

@@ -13,9 +13,8 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from glamm_mini.course.bands import RECORD, band
 from glamm_mini.course.room_00.grader import grade_phrases
-from glamm_mini.course.sameness import bare, definitions, same_code
+from glamm_mini.course.sameness import RECORD, band, bare, definitions, same_code
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "notebooks"))
 badges, bands, classroom, costs, execute = (
@@ -97,7 +96,7 @@ def test_a_band_is_checked_and_recorded(tmp_path, monkeypatch):
 
 def trained():
     cells = [new_code_cell("seed = 0", metadata={"tags": ["seed"]})]
-    source = "from glamm_mini.course.bands import band\nprint(band('twice', 2 * seed, 0, 3))"
+    source = "from glamm_mini.course.sameness import band\nprint(band('twice', 2 * seed, 0, 3))"
     return new_notebook(cells=[*cells, new_code_cell(source)], metadata=execute.METADATA)
 
 

@@ -26,8 +26,10 @@ FOLDER = paths.parity_folder() / "tokenizer"
 
 
 def make(folder=FOLDER, **prompt) -> GlammProcessor:
-    config = small_config(mode="official", prompt=dict(system=OFFICIAL_SYSTEM) | prompt)
-    return GlammProcessor(config, official_tokenizer(folder))
+    tokenizer = official_tokenizer(folder)
+    text = small_config().text.to_dict() | {"vocab_size": len(tokenizer)}
+    config = small_config(mode="official", prompt=dict(system=OFFICIAL_SYSTEM) | prompt, text=text)
+    return GlammProcessor(config, tokenizer)
 
 
 @pytest.fixture(scope="module", params=["made", "reloaded", "from_json"])
@@ -163,7 +165,7 @@ def test_a_folder_without_a_tokenizer_is_named(tmp_path):
     with pytest.raises(ValueError, match="no BPE tokenizer"):
         official_tokenizer(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(b"version https://git-lfs.github.com/spec/v1")
-    with pytest.raises(ValueError, match="no SentencePiece model"):
+    with pytest.raises(ValueError, match="not a SentencePiece model"):
         official_tokenizer(tmp_path)
 
 

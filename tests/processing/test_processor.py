@@ -24,7 +24,9 @@ TWO = [("What is this?", "It is the sea."), ("And this <bbox>?", "<p> a kite </p
 
 
 def processor_of(**changes):
-    return GlammProcessor(small_config(**changes), build_wordpiece(WORDS))
+    tokenizer = build_wordpiece(WORDS)
+    text = small_config().text.to_dict() | {"vocab_size": len(tokenizer)}
+    return GlammProcessor(small_config(text=text, **changes), tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -276,7 +278,7 @@ def test_mistakes_in_a_batch_are_named(processor):
     picture = np.zeros((8, 8, 3), np.uint8)
     for arguments, words in (
         (([picture], []), "no conversation"),
-        (([picture, picture], [ONE]), "2 images for 1 conversations"),
+        (([picture, picture], [ONE]), "images has 2 entries for 1"),
         ((None, [ONE], [[[0, 0, 1, 1]]]), "boxes were given without images"),
         (([picture], [ONE], [None, None]), "boxes has 2 entries for 1"),
         (([picture], [ONE], None, []), "masks has 0 entries for 1"),

@@ -27,14 +27,18 @@ TURNS = [
 ]
 
 
-def tiny(**prompt):
-    return GlammProcessor(small_config(prompt=prompt), build_wordpiece(WORDS))
+def made(tokenizer, **changes):
+    text = small_config().text.to_dict() | {"vocab_size": len(tokenizer)}
+    return GlammProcessor(small_config(text=text, **changes), tokenizer)
 
 
-def official(**prompt):
-    prompt = dict(system=OFFICIAL_SYSTEM) | prompt
-    config = small_config(mode="official", prompt=prompt)
-    return GlammProcessor(config, official_tokenizer(paths.parity_folder() / "tokenizer"))
+def tiny():
+    return made(build_wordpiece(WORDS))
+
+
+def official():
+    tokenizer = official_tokenizer(paths.parity_folder() / "tokenizer")
+    return made(tokenizer, mode="official", prompt=dict(system=OFFICIAL_SYSTEM))
 
 
 @pytest.fixture(scope="module", params=[tiny, official], ids=["tiny", "official"])

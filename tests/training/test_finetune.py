@@ -123,7 +123,7 @@ def test_frozen_parts_may_be_bfloat16_while_what_is_trained_stays_float32(tmp_pa
 
 
 def test_from_parts_the_projector_is_trained_as_well(monkeypatch, capsys):
-    recipe, _ = finetune.chosen(read_recipe("gcg", "colab"), ["precision=bf16", "cpu=true", "frozen=half"])
+    recipe, _ = recipes.chosen("gcg", "colab", ["precision=bf16", "cpu=true", "frozen=half"])
     recipe = replace(recipe, max_length=512)
     asked = {}
 

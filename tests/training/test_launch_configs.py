@@ -5,7 +5,6 @@ import re
 import shlex
 import subprocess
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,19 +12,15 @@ import typer
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
-from accelerate.utils import DistributedType
 
 from glamm_mini import training
 from glamm_mini.cli.evaluate import check_arguments
 from glamm_mini.cli.main import build_app
 from glamm_mini.training import recipes
-from glamm_mini.training import trainer as trainer_module
-from glamm_mini.training.finetune import _check_data
-from glamm_mini.training.launch import check_whole_model, deepspeed_config
+from glamm_mini.training.launch import deepspeed_config
 from glamm_mini.training.optimizer import build_optimizer
 from glamm_mini.training.recipes import read_recipe, recipe_names
 from glamm_mini.training.settings import TrainSettings
-from glamm_mini.training.trainer import Trainer
 
 CONFIGS = Path(training.__path__[0]) / "configs"
 PAGE = (CONFIGS / "README.md").read_text(encoding="utf-8")
@@ -50,7 +45,7 @@ def check_glamm(words: list[str]) -> None:
     if name == "train":
         assert options["recipe"] in recipe_names()
         recipes.describe(options["recipe"], options["size"], options["set"])
-        _check_data(read_recipe(options["recipe"], options["size"]), options["data"])
+        recipes.check_data(read_recipe(options["recipe"], options["size"]), options["data"])
     else:
         assert name == "evaluate"
         check_arguments(options["task"], options["data"], options["split"], options["protocol"], options["similarity"])
@@ -120,7 +115,7 @@ def test_the_slurm_script_is_bash_and_starts_a_torchrun_that_parses():
     assert "--signal=B:USR1@300" in text and "export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=240\nsrun " in text
 
 
-@pytest.mark.parametrize("name", ["ddp", "fsdp", "zero2", "zero3"])
+@pytest.mark.parametrize("name", ["ddp", "fsdp", "zero2"])
 def test_accelerate_reads_its_files(name):
     config = load_config_from_file(str(CONFIGS / f"{name}.yaml"))
     assert (config.num_processes, config.num_machines, config.use_cpu) == (8, 1, False)
@@ -154,15 +149,13 @@ KEYS = {
 }
 
 
-def zero(stage: int) -> dict:
-    return json.loads((CONFIGS / f"zero{stage}.json").read_text(encoding="utf-8"))
+ZERO = json.loads((CONFIGS / "zero2.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("stage", [2, 3])
-def test_deepspeed_takes_its_values_from_the_settings(stage):
+def test_deepspeed_takes_its_values_from_the_settings():
     settings = TrainSettings(batch_size=2, accumulation=10, clip=0.7, precision="bf16")
-    assert set(zero(stage)) == KEYS and zero(stage)["zero_optimization"]["stage"] == stage
-    filled = deepspeed_config(zero(stage), settings, "bf16")
+    assert set(ZERO) == KEYS and ZERO["zero_optimization"]["stage"] == 2
+    filled = deepspeed_config(ZERO, settings, "bf16")
     assert filled["train_micro_batch_size_per_gpu"] == settings.batch_size
     assert filled["gradient_clipping"] == settings.clip
     assert filled["gradient_accumulation_steps"] == 1  # the trainer counts micro-batches itself
@@ -180,67 +173,26 @@ def test_deepspeed_takes_its_values_from_the_settings(stage):
         ({"bf16": {"enabled": True}}, [], "bf16 True, the settings False"),
         ({"optimizer": {"type": "Adam"}}, [], "its own optimizer"),
         ({"scheduler": {"type": "WarmupLR"}}, [], "its own scheduler"),
+        ({"zero_optimization": {"stage": 3}}, [], "ZeRO-3 .* shard=full"),
         ({}, ["shard=full"], "set shard=none"),
         ({}, ["muon_lr=0.1"], "muon_lr=0"),
     ],
 )
 def test_a_deepspeed_file_that_contradicts_the_settings_is_refused(change, overrides, message):
     with pytest.raises(ValueError, match=message):
-        deepspeed_config(zero(2) | change, TrainSettings().with_overrides(overrides), "no")
+        deepspeed_config(ZERO | change, TrainSettings().with_overrides(overrides), "no")
 
 
-def launched(stage: int) -> SimpleNamespace:
-    """An Accelerator as `accelerate launch` with a file of ours makes it."""
-    plugin = SimpleNamespace(deepspeed_config=deepspeed_config(zero(stage), TrainSettings(), "no"))
-    return SimpleNamespace(
-        distributed_type=DistributedType.DEEPSPEED,
-        state=SimpleNamespace(deepspeed_plugin=plugin),
-        is_main_process=True,
-        num_processes=8,
-    )
-
-
-@pytest.mark.parametrize(
-    ("stage", "validate", "whole", "refused"),
-    [(3, None, True, True), (3, len, False, True), (3, None, False, False), (2, len, True, False)],
-)
-def test_zero3_is_refused_before_training_where_a_whole_model_is_needed(
-    stage, validate, whole, refused, tmp_path, monkeypatch
-):
-    class Claimed(Exception):
-        """The run has passed what is checked first."""
-
-    def claim(*_):
-        raise Claimed
-
-    monkeypatch.setattr(trainer_module, "make_accelerator", lambda settings: launched(stage))
-    monkeypatch.setattr(trainer_module, "claimed", claim)
-    run = Trainer(torch.nn.Linear(2, 2), [0], list, TrainSettings(), tmp_path / "run", validate)
-    with pytest.raises(ValueError if refused else Claimed, match="ZeRO-3 .* shard=full" if refused else None):
-        run.fit(whole=whole)
-
-
-def test_a_recipe_ends_with_a_model_and_so_refuses_zero3(tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer_module, "make_accelerator", lambda settings: launched(3))
-    for recipe in ("storybook", "gcg"):
-        overrides = ["scenes=0", "steps=1", "cpu=true"]
-        with pytest.raises(ValueError, match="ZeRO-3 .* shard=full"):
-            recipes.run(recipe, "tiny", "storybook", tmp_path / recipe, overrides=overrides)
-        assert not (tmp_path / recipe / "last").exists()
-    check_whole_model(SimpleNamespace(distributed_type=DistributedType.MULTI_GPU))
-
-
-@pytest.mark.parametrize("stage", [2, 3])
-def test_deepspeeds_own_classes_accept_the_files(stage):
+def test_deepspeeds_own_classes_accept_the_file():
     pytest.importorskip("deepspeed", reason="deepspeed is not installed: its own classes cannot be asked")
     from deepspeed.runtime.config import DeepSpeedConfig
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
-    filled = deepspeed_config(zero(stage), TrainSettings(batch_size=2), "bf16")
-    assert DeepSpeedZeroConfig(**filled["zero_optimization"]).stage == stage  # refuses unknown keys
+    filled = deepspeed_config(ZERO, TrainSettings(batch_size=2), "bf16")
+    assert DeepSpeedZeroConfig(**filled["zero_optimization"]).stage == 2  # refuses unknown keys
     config = DeepSpeedConfig(filled)
     assert config.train_micro_batch_size_per_gpu == 2 and config.gradient_clipping == 1.0
-    assert config.zero_enabled and config.zero_optimization_stage == stage
+    assert config.zero_enabled and config.zero_optimization_stage == 2
 
 
 def test_the_files_travel_in_the_wheel():
@@ -248,8 +200,5 @@ def test_the_files_travel_in_the_wheel():
     builder = build.WheelBuilder(str(CONFIGS.parents[2]))
     packed = {file.distribution_path for file in builder.recurse_included_files()}
     names = {path.name for path in CONFIGS.iterdir()}
-    assert names == {"README.md", "slurm.sh", *(f"{n}.yaml" for n in ("ddp", "fsdp", "zero2", "zero3")), *ZEROS}
+    assert names == {"README.md", "slurm.sh", "zero2.json", *(f"{n}.yaml" for n in ("ddp", "fsdp", "zero2"))}
     assert {f"glamm_mini/training/configs/{name}" for name in names} <= packed
-
-
-ZEROS = ("zero2.json", "zero3.json")

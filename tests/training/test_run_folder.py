@@ -120,22 +120,6 @@ def test_a_file_in_the_folders_place_is_named(tmp_path):
         check_free(tmp_path / "run", False)
 
 
-@pytest.mark.parametrize("product", ["model", "lora"])
-@pytest.mark.parametrize("name", ["notes.md", "sub/config.py", "weights.bin"])
-def test_what_a_run_would_delete_at_its_end_is_named_before_it_begins(tmp_path, product, name):
-    trainer(tmp_path, QUICK).fit()
-    (tmp_path / product).mkdir()
-    for own in ("config.json", "model-00001-of-00002.safetensors", "tokenizer.model"):
-        (tmp_path / product / own).touch()
-    check_free(tmp_path, resume=True)  # as a run leaves it
-    path = tmp_path / product / name
-    path.parent.mkdir(exist_ok=True)
-    path.write_text("mine")
-    with pytest.raises(ValueError, match=name.split("/")[0]):
-        trainer(tmp_path, QUICK).fit(resume=True)
-    assert path.exists()
-
-
 def test_a_used_folder_is_refused_before_anything_loads(tmp_path):
     """In a process of its own, that has torch not at hand."""
     trainer(tmp_path, QUICK).fit()

@@ -92,7 +92,7 @@ def test_a_killed_worker_ends_the_launcher_and_keeps_the_checkpoint(handed_on):
     assert code != "0" and "SIGKILL" in words
     manifest = checkpoint.read_manifest(handed_on / "killed")
     assert manifest["step"] in (2, 4)
-    assert sorted(manifest["files"]) == [f"sharded/shard-0000{k}-model-00001-of-00001.safetensors" for k in (1, 2)]
+    assert sorted(manifest["files"]) == ["model.safetensors", "training.pt"]  # whole, as one process writes them
 
 
 @pytest.mark.slow
@@ -118,14 +118,13 @@ def test_parameters_and_moments_are_dtensors_cut_along_their_first_dimension(han
 
 
 @pytest.mark.slow
-def test_shards_of_two_processes_resume_in_one(handed_on, tmp_path):
+def test_a_run_in_shards_resumes_in_one_process(handed_on, tmp_path):
     shutil.copytree(handed_on / "killed", tmp_path / "alone")
     run = trainer(tmp_path / "alone", BASE.with_overrides([*SINGLE, "shard=full"]))
     run.fit(resume=True)
     assert_same_training(handed_on / "whole", tmp_path / "alone")
     expected = torch.load(handed_on / "whole.pt", weights_only=True)
     torch.testing.assert_close(weights_of(run.model), expected, rtol=1e-3, atol=1e-5)
-    assert checkpoint.shared_folder(tmp_path / "alone") is None  # one process writes plain files again
 
 
 @pytest.mark.slow
@@ -151,28 +150,16 @@ def test_a_sample_of_one_process_that_is_not_a_number_stops_all_and_spoils_nothi
 
 
 @pytest.mark.slow
-def test_damaged_shards_and_shards_of_another_model_are_clear_errors(handed_on, tmp_path):
-    shutil.copytree(handed_on / "run" / "last", tmp_path / "run" / "last")
-    for name in ("settings.json", "run.lock"):
-        shutil.copy(handed_on / "run" / name, tmp_path / "run")
-    other = Toy()
-    other.head = torch.nn.Linear(32, 2)
-    settings = BASE.with_overrides(SINGLE)
-    with pytest.raises(ValueError, match=r"another model: 6 tensors differ, such as model.head.bias"):
-        trainer(tmp_path / "run", settings, model=other).fit(resume=True)
-    path = next((tmp_path / "run" / "last" / "sharded").iterdir())
-    path.write_bytes(b"\xff" * path.stat().st_size)
-    with pytest.raises(ValueError, match="sharded cannot be read"):
-        trainer(tmp_path / "run", settings).fit(resume=True)
-    path.unlink()
-    with pytest.raises(ValueError, match=f"damaged: sharded/{path.name} is missing"):
-        trainer(tmp_path / "run", settings).fit(resume=True)
-
-
-@pytest.mark.slow
-def test_shards_hold_no_pickle(handed_on):
-    for path in (handed_on / "run" / "last").rglob("*"):
-        assert path.is_dir() or path.suffix in (".safetensors", ".json"), path
+def test_the_first_process_stores_shards_whole_and_on_the_cpu(handed_on):
+    last, expected = handed_on / "run" / "last", torch.load(handed_on / "whole.pt", weights_only=True)
+    stored, names = load_file(last / "model.safetensors"), [name for name, _ in Toy().named_parameters()]
+    weights = torch.cat([stored[name].flatten() for name in names])
+    assert torch.equal(weights, torch.load(handed_on / "run" / "weights_0.pt", weights_only=True))
+    moments = torch.load(last / "training.pt", weights_only=True)["optimizer"]["state"]
+    assert len(moments) == len(names) - 1  # `idle` has none
+    for entry in moments.values():
+        assert {type(tensor) for tensor in entry.values()} == {torch.Tensor}
+    assert sum(entry["exp_avg"].numel() for entry in moments.values()) == len(expected) - 5
 
 
 # ---- waiting, and what does not go together ----

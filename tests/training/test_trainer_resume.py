@@ -1,5 +1,6 @@
 """A run killed, stopped, out of disk or damaged: it resumes exactly, or says what to do."""
 
+import json
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 from training_toy import BASE, Toy, ToyData, losses, trainer, weights_of
 
+from glamm_mini.checkpoints.save import DONE, FRESH
 from glamm_mini.training import checkpoint
 from glamm_mini.training.logs import read_log
 from glamm_mini.training.trainer import TrainingInterrupted
@@ -131,8 +133,8 @@ def test_a_full_disk_keeps_the_old_checkpoint(tmp_path):
             trainer(tmp_path, settings, Full()).fit()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert "MiB are free" in str(error.value)
-    assert checkpoint.read_manifest(tmp_path)["step"] == 5 and not (tmp_path / "last.new").exists()
+    assert "step 8" not in str(error.value) and "of step 10" in str(error.value)
+    assert checkpoint.read_manifest(tmp_path)["step"] == 5 and len(list((tmp_path / "last").iterdir())) == 3
     assert trainer(tmp_path, settings).fit(resume=True)["step"] == 10
 
 
@@ -180,24 +182,38 @@ def six_steps(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("leftover", ["old only", "half a new one", "old and last"])
-def test_a_kill_while_saving_loses_nothing(six_steps, tmp_path, leftover):
-    """The three states that a kill between two file operations of `save` leaves behind."""
-    settings = BASE.with_overrides(["steps=6"])
-    shutil.copytree(six_steps / "cut", tmp_path / "cut")
-    last = tmp_path / "cut" / "last"
-    if leftover == "old only":
-        last.rename(tmp_path / "cut" / "last.old")
-        with pytest.raises(ValueError, match="saved at step 2"):
-            trainer(tmp_path / "cut", settings).fit()
-    elif leftover == "half a new one":
-        (tmp_path / "cut" / "last.new").mkdir()
-        (tmp_path / "cut" / "last.new" / "model.safetensors").write_bytes(b"half")
-    else:
-        shutil.copytree(last, tmp_path / "cut" / "last.old")
-    trainer(tmp_path / "cut", settings).fit(resume=True)
-    assert losses(tmp_path / "cut") == losses(six_steps / "whole")
-    assert sorted(p.name for p in (tmp_path / "cut").iterdir()) == ["last", "log.jsonl", "run.lock", "settings.json"]
+@pytest.mark.parametrize("moved", [None, 0, 1, 2])
+def test_a_kill_while_saving_loses_nothing(six_steps, tmp_path, moved):
+    """Half of the new files written, or all of them, and `moved` of them in their places."""
+    settings, out, last = BASE.with_overrides(["steps=6"]), tmp_path / "cut", tmp_path / "cut" / "last"
+    shutil.copytree(six_steps / "cut", out)
+    (last / FRESH).mkdir()
+    (last / FRESH / "model.safetensors").write_bytes(b"half")
+    if moved is not None:
+        names = sorted(path.name for path in (six_steps / "cut" / "last").iterdir())
+        for name in names:
+            shutil.copy(last / name, last / FRESH / name)
+            (last / name).write_bytes(b"of an older step")
+        (last / FRESH / DONE).write_text(json.dumps(names))
+        for name in names[:moved]:
+            (last / FRESH / name).replace(last / name)
+    with pytest.raises(ValueError, match="already holds a run"):
+        trainer(out, settings).fit()
+    trainer(out, settings).fit(resume=True)
+    assert losses(out) == losses(six_steps / "whole")
+    assert sorted(p.name for p in out.iterdir()) == ["last", "log.jsonl", "run.lock", "settings.json"]
+    assert sorted(p.name for p in last.iterdir()) == ["checkpoint.json", "model.safetensors", "training.pt"]
+
+
+def test_a_kill_in_the_first_save_is_no_run_to_resume_and_none_to_overwrite(tmp_path, capsys):
+    settings = BASE.with_overrides(["steps=1"])
+    trainer(tmp_path, settings).fit()
+    shutil.rmtree(tmp_path / "last")
+    (tmp_path / "last" / FRESH).mkdir(parents=True)
+    with pytest.raises(ValueError, match="already holds a run"):
+        trainer(tmp_path, settings).fit()
+    assert trainer(tmp_path, settings).fit(resume=True)["step"] == 1
+    assert "no checkpoint" in capsys.readouterr().err
 
 
 def test_frozen_parameters_stay_and_may_be_left_out_of_the_checkpoint(tmp_path):

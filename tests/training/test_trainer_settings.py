@@ -38,13 +38,15 @@ def test_overrides_read_every_kind():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("stepz=3", "unknown setting 'stepz'. Did you mean steps"),
+        ("stepz=3", "'stepz'.* Did you mean steps"),
         ("steps", "expected KEY=VALUE"),
         ("steps=many", "steps is 'many'; expected a whole number"),
         ("lr=big", "lr is 'big'; expected a number"),
         ("save_frozen=maybe", "true or false"),
         ("betas=0.9", "two numbers"),
-        ("lr_scales=0.1", "JSON such as"),
+        ("lr_scales=0.1", "lr_scales is '0.1'"),
+        ('lr_scales={"a": "b"}', "lr_scales is"),
+        ("steps=1.5", "steps is '1.5'"),
         ("schedule=step", "expected one of cosine, linear, constant"),
         ("precision=fp8", "expected one of no, bf16, fp16, auto"),
         ("batch_size=0", "batch_size is 0; expected 1 or more"),
@@ -52,7 +54,7 @@ def test_overrides_read_every_kind():
         ("final_lr=2", "final_lr is 2.0; expected 1 or less"),
         ("betas=0.9,1", "betas is"),
         ("betas=0.9,-0.1", "betas is"),
-        ("ema=0.9", "unknown setting 'ema'"),
+        ("ema=0.9", "'ema'"),
         ("shard=half", "expected one of none, full"),
         ("timeout_minutes=0", "timeout_minutes is 0.0"),
     ],
@@ -94,7 +96,7 @@ def test_only_hidden_matrices_go_to_muon():
     assert optimizers.hidden_matrices(model) == {"qkv.weight"}
     settings = TrainSettings(lr=1e-3, muon_lr=1e-2, weight_decay=0.1, lr_scales={"patch": 0.1, "norm": 0.5})
     groups = optimizers.parameter_groups(model, settings)
-    found = {name: (g["kind"], g["lr"], g["weight_decay"]) for g in groups for name in g["names"]}
+    found = {name: (g["kind"], g["lr"], g["weight_decay"]) for g in groups for name, _ in g["params"]}
     assert found["qkv.weight"] == ("muon", 1e-2, 0.1) and found["qkv.bias"] == ("adamw", 1e-3, 0.0)
     assert found["patch.weight"] == ("adamw", pytest.approx(1e-4), 0.1) and found["norm.weight"][1] == 5e-4
     assert found["embed.weight"] == ("adamw", 1e-3, 0.0) and found["position.table"][0] == "adamw"

@@ -29,8 +29,8 @@ from glamm_mini.training.data_order import COUNTS
 def scene(size=(16, 16)):
     """Two things on two stuffs in 16 x 16 pixels; on a grid of 4 a patch is 4 x 4 pixels."""
     things = [
-        dict(cls=CLASSES[0], color="red", pattern="plain", size="large", box=[0, 0, 8, 4]),
-        dict(cls=CLASSES[3], color="blue", pattern="striped", size="small", box=[8, 4, 10, 6]),
+        dict(cls=CLASSES[0], colour="red", pattern="plain", size="large", box=[0, 0, 8, 4]),
+        dict(cls=CLASSES[3], colour="blue", pattern="striped", size="small", box=[8, 4, 10, 6]),
     ]
     masks = np.zeros((4, *size), bool)
     masks[0, 0:4, 0:8] = True  # two patches, whole

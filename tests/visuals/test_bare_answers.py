@@ -37,9 +37,9 @@ def test_bare_answers_show_themselves(shape, tmp_path):
         assert png[:4] == b"\x89PNG" and answer.picture().width == 1200, name
         record = json.loads(json.dumps(answer.to_dict("x")))
         assert len(record["pred_masks"]) == len(record["scores"]) == len(answer.phrases), name
-        if answer.image is not None:
+        if name in ("no phrase", "empty mask"):
             widget = PhraseExplorer(answer)
-            assert widget.static_picture().width > 1 and isinstance(widget.static_words(), str), name
+            assert max(widget.static_picture().size) < 12_000 and isinstance(widget.static_words(), str), name
 
 
 @pytest.mark.parametrize("ending", WRITTEN)

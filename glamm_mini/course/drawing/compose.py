@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from PIL import Image
 
 from glamm_mini.course.drawing.diagram import Diagram
+from glamm_mini.visuals.overlay import LONGEST_RATIO
 
 _GAP, _LINE, _LETTERS = 30, 34, 24
 
@@ -20,7 +21,9 @@ def labeled(pictures: Sequence[Image.Image], words: Sequence[str], columns: int 
     side = (width - (columns - 1) * _GAP) / columns
     ruler = Diagram(10, 10)
     texts = [[line for part in said.splitlines() for line in ruler.wrap(part, side, _LETTERS)] for said in words]
-    tall = [side * picture.height / picture.width for picture in pictures]
+    # A picture of 1500 x 3 pixels, 1200 wide, would take gigabytes; it is shown stretched, as by all other views.
+    ratios = [min(max(picture.width / picture.height, 1 / LONGEST_RATIO), LONGEST_RATIO) for picture in pictures]
+    tall = [side / ratio for ratio in ratios]
     rows = [range(start, min(start + columns, len(pictures))) for start in range(0, len(pictures), columns)]
     heights = [max(tall[k] + _LINE * len(texts[k]) for k in row) + _GAP for row in rows]
     diagram, top = Diagram(width, round(sum(heights))), 0.0

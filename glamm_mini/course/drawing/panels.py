@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 from glamm_mini.course.drawing.diagram import PAPER, Diagram
-from glamm_mini.visuals.overlay import overlay_masks
+from glamm_mini.visuals.overlay import overlay_masks, shown_ratio
 from glamm_mini.visuals.palette import color
 
 DARK = 0.3
@@ -24,7 +24,7 @@ def phrase_panels(answer, columns: int = 3, width: int = 1200) -> Image.Image:
     columns = min(columns, len(answer.phrases))
     gap, head = 30, 54
     side = (width - (columns + 1) * gap) / columns
-    tall = side * answer.image.shape[0] / answer.image.shape[1]
+    tall = side / shown_ratio(answer.image)
     rows = -(-len(answer.phrases) // columns)
     diagram = Diagram(width, round(rows * (tall + head) + (rows + 1) * gap))
     for index, phrase in enumerate(answer.phrases):

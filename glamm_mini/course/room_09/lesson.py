@@ -96,6 +96,7 @@ def average_precision(ious, scores, bar=0.5):
 # ---- CIDEr ----
 # CIDEr-D: how much a caption shares with its references, rare words counting more.
 
+
 def ngrams(text, n):
     """How often each run of n words stands in a text whose words are separated by spaces: a Counter of tuples."""
     words = text.split()

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import nn
 
-from glamm_mini.model.initialize import sine_table
+from glamm_mini.model.pretrained import sine_table
 from glamm_mini.storybook.pretrain.dense_labels import ATTRIBUTES, DenseLabels
 
 OCTAVES = 3

@@ -24,10 +24,10 @@ from glamm_mini.storybook.pretrain.language_stage import SPOKEN, LanguageCollate
 from glamm_mini.storybook.pretrain.segmenter_stage import SegmenterTraining, collate_segmenter
 from glamm_mini.storybook.pretrain.validation import storybook_figures
 from glamm_mini.training.checkpoint import WEIGHTS, write_tensors
-from glamm_mini.training.finetune import VALIDATION_SCENES, write_record
-from glamm_mini.training.recipes import OwnRecipe, Recipe
+from glamm_mini.training.finetune import write_record
+from glamm_mini.training.recipes import VALIDATION_SCENES, OwnRecipe, Recipe
 from glamm_mini.training.run_folder import LAST
-from glamm_mini.training.settings import Tables, check, setting
+from glamm_mini.training.settings import Table, Tables, setting
 from glamm_mini.training.trainer import Trainer
 
 ENDLESS = math.inf
@@ -57,7 +57,7 @@ def untrained(size: str) -> tuple[GlammForConditionalGeneration, GlammProcessor]
 
 
 @dataclass(frozen=True)
-class BackboneOptions:
+class BackboneOptions(Table):
     """Settings of the backbones' training that are not the trainer's."""
 
     only: str = setting("", "a stage to train alone: encoder, segmenter or language; empty trains all")
@@ -120,7 +120,7 @@ def load_backbones(folder: Path, glamm: GlammForConditionalGeneration) -> JointT
 
 
 @dataclass(frozen=True)
-class StorybookOptions:
+class StorybookOptions(Table):
     """Settings of the tiny model's training that are not the trainer's."""
 
     backbones: str = setting("", "folder of the backbones to start from; empty takes the bundled ones")
@@ -128,9 +128,6 @@ class StorybookOptions:
     tasks: str = setting("", "draw these alone, such as gcg,vqa; empty draws all")
     scenes: int = setting(VALIDATION_SCENES, "validation asks about so many; 0 validates on none", least=0)
     conversations: int = setting(11, "about each scene; they share one row and the picture's features", least=1)
-
-    def __post_init__(self) -> None:
-        check(self)
 
 
 def storybook_tables(recipe: Recipe) -> Tables:

@@ -5,44 +5,77 @@ A file may build on another (`base = "official"`), and a table `size.tiny` holds
 values win: the base's, the recipe's own, the base's for the size, the recipe's own for the size.
 """
 
-import dataclasses
 import tomllib
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from glamm_mini import registry
 from glamm_mini.model.config import SIZES, LossConfig
 from glamm_mini.training.run_folder import claimed, first_process
-from glamm_mini.training.settings import Tables, TrainSettings, did_you_mean, override, toml, toml_table
+from glamm_mini.training.settings import (
+    Table,
+    Tables,
+    TrainSettings,
+    check_keys,
+    override,
+    read_table,
+    setting,
+    toml_lines,
+    toml_table,
+)
 
 FOLDER = Path(__file__).parent
 BASE = "official"
 """What the official recipes share; not a recipe itself."""
 
-KINDS = ("caption", "region", "segmentation")
-LORA = ("rank", "alpha", "dropout", "targets")
+VALIDATION_SCENES = 24
 
 
 @dataclass(frozen=True)
-class Data:
+class Options(Table):
+    """Settings of a fine-tuning that are not the trainer's."""
+
+    scenes: int = setting(VALIDATION_SCENES, "scenes that validation asks about; 0 validates on none", least=0)
+    conversations: int = setting(4, "about each scene; officially one to ten turns", least=1)
+    merge: bool = setting(True, "true writes OUT/model, the whole model with LoRA in it; false OUT/lora, LoRA alone")
+    frozen: str = setting("float32", "type of frozen weights; half is that of autocast", choices=("half", "float32"))
+
+
+@dataclass(frozen=True)
+class Lora(Table):
+    """Settings of `add_lora`."""
+
+    rank: int = setting(8, "rows and columns of the two factors", least=1)
+    alpha: float = setting(16, "the product of the factors is scaled by alpha / rank", above=0)
+    dropout: float = setting(0.05, "share of the factors' inputs that is dropped in training", least=0, below=1)
+    targets: tuple[str, ...] = setting(("q_proj", "v_proj"), "names of the language model's layers that get factors")
+
+
+@dataclass(frozen=True)
+class Data(Table):
     """One data set of a mixture.
 
-    name: the official one. kind: caption, region or segmentation. rate: how often it is drawn among those of its kind.
-    sets: the data sets inside, where there are several. storybook: the task that stands for it in the embedded world.
+    name: the official one. rate: how often it is drawn among those of its kind. storybook: the task that stands for it
+    in the embedded world. sets: the data sets inside, where there are several.
     """
 
     name: str
-    kind: str
-    rate: float
+    kind: str = field(metadata={"choices": ("caption", "region", "segmentation")})
+    rate: float = field(metadata={"above": 0})
     storybook: str
     sets: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.storybook not in (known := registry.find("data", "storybook").TASKS):
+            raise ValueError(f"storybook is {self.storybook!r}; expected one of {', '.join(known)}")
+
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Table):
     """One training, for one size.
 
     title, paper, published: what it makes, where the paper reports it, under which name its result was published.
@@ -70,6 +103,17 @@ class Recipe:
     data: tuple[Data, ...] = ()
     stages: dict[str, TrainSettings] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        Options(frozen=self.frozen)
+        kinds = {entry.kind for entry in self.data}
+        if set(self.weights) != kinds and (self.weights or len(kinds) > 1):
+            raise ValueError(f"[weights] has {sorted(self.weights)}, the data sets are {sorted(kinds)}")
+        if any(weight <= 0 for weight in self.weights.values()):
+            raise ValueError("a weight is not above 0; leave its data sets out instead")
+        if self.data and not (self.start and self.trained and self.lora):
+            raise ValueError("a fine-tuning says start, trained and [lora]")
+
     @property
     def samples_per_step(self) -> int:
         """Samples that make up one optimizer step, over all processes."""
@@ -92,20 +136,18 @@ class Recipe:
     def to_toml(self, tables: Tables) -> str:
         """All values as a run with these tables of settings would use them, in the format of the files; what
         `--set` changes stands under its meaning."""
-        values = dataclasses.asdict(self)
-        for name in ("settings", "stages", "lora", "frozen"):  # are in the tables
+        values = {key: value for key, value in asdict(self).items() if value not in ("", (), 0, {})}
+        for name in {"settings", "stages", "lora", "frozen"} & values.keys():  # are in the tables
             del values[name]
-        parts = {f"[{key}]": values.pop(key) for key in ("losses", "weights")}.items()
-        entries = values.pop("data")
-        blocks = ["\n".join(f"{key} = {toml(value)}" for key, value in values.items() if value not in ("", (), 0))]
+        below = [(f"[{key}]", values.pop(key)) for key in ("losses", "weights") if key in values]
+        below += [("[[data]]", entry) for entry in values.pop("data", ())]
+        blocks = ["\n".join(toml_lines(values))]
         for prefix, table in tables:
-            own = prefix.rstrip(".") or ("settings" if isinstance(table, TrainSettings) else "options")
-            head = f"[stages.{own}]" if prefix and isinstance(table, TrainSettings) else f"[{own}]"
+            trainers = isinstance(table, TrainSettings)
+            own = prefix.rstrip(".") or ("settings" if trainers else "options")
+            head = f"[stages.{own}]" if prefix and trainers else f"[{own}]"
             blocks.append(f"# --set {prefix}KEY=VALUE\n{head}\n{toml_table(table)}")
-        for head, table in [*parts, *(("[[data]]", entry) for entry in entries)]:
-            if table:
-                blocks.append("\n".join([head, *(f"{key} = {toml(value)}" for key, value in table.items())]))
-        return "\n\n".join(blocks)
+        return "\n\n".join([*blocks, *("\n".join([head, *toml_lines(table)]) for head, table in below)])
 
 
 class OwnRecipe(NamedTuple):
@@ -132,16 +174,25 @@ def run(
         and for a folder that is not free, see `run_folder`.
     """
     out = Path(out)
-    found, tables = _chosen(recipe, size, overrides, start)
-    if not found.data and data != "storybook":
-        raise ValueError(f"data {data!r} is unknown to recipe {recipe!r}; it trains on storybook")
+    found, tables = chosen(recipe, size, overrides, start)
+    check_data(found, data)
     # Until the model is written; the trainer alone would let go before.
     with claimed(out, resume) if first_process() else nullcontext():
         if not found.data:
             return registry.find("recipe", recipe).run(size, out, resume, [table for _, table in tables])
         from glamm_mini.training.finetune import finetune
 
-        return finetune(found, tables, size, data, out, resume, read_recipe(recipe, size).samples_per_step)
+        return finetune(found, tables, size, data, out, resume)
+
+
+def check_data(recipe: Recipe, data: str) -> None:
+    """Raises ValueError for data that no reader here can read."""
+    if data != "storybook":
+        names = ", ".join(f"{d.name} ({', '.join(d.sets)})" if d.sets else d.name for d in recipe.data) or "storybook"
+        raise ValueError(
+            f"data {data!r}: this version has no reader of public data sets yet; recipe {recipe.name!r} needs {names}. "
+            "Train on the embedded world meanwhile: --data storybook"
+        )
 
 
 def describe(recipe: str, size: str, overrides: list[str] | None = None, start: str | None = None) -> str:
@@ -149,30 +200,25 @@ def describe(recipe: str, size: str, overrides: list[str] | None = None, start: 
 
     Raises ValueError for an unknown recipe, size or setting, and for a start that a recipe does not take.
     """
-    found, tables = _chosen(recipe, size, overrides, start)
+    found, tables = chosen(recipe, size, overrides, start)
     return found.to_toml(tables)
 
 
-def _chosen(name: str, size: str, overrides: list[str] | None, start: str | None) -> tuple[Recipe, Tables]:
-    """The recipe and its tables of settings after `--set` and `--from`."""
-    recipe = read_recipe(name, size)
-    if recipe.data:
-        from glamm_mini.training.finetune import chosen
+def chosen(name: str, size: str, overrides: list[str] | None, start: str | None = None) -> tuple[Recipe, Tables]:
+    """The recipe and its tables of settings after `--set` and `--from`.
 
-        return chosen(recipe, overrides, start)
-    if start is not None:
-        raise ValueError(f"recipe {name!r} takes no --from: its models start from nothing, or from the backbones")
-    tables = registry.find("recipe", name).tables(recipe)
-    stages = tuple(f"{stage}." for stage in recipe.stages)
-    own = {f.name for _, table in tables if not isinstance(table, TrainSettings) for f in dataclasses.fields(table)}
-    each: list[str] = []
-    for text in overrides or ():
-        if not stages or text.startswith(stages) or text.partition("=")[0].strip() in own:
-            each.append(text)
-        else:  # one without a stage is meant for all of them
-            TrainSettings().with_overrides([text])  # an error names the key as it was given
-            each += [stage + text for stage in stages]
-    return recipe, list(zip((prefix for prefix, _ in tables), override(tables, each), strict=True))
+    Raises ValueError as `describe` does.
+    """
+    recipe = read_recipe(name, size)
+    if not recipe.data:
+        if start is not None:
+            raise ValueError(f"recipe {name!r} takes no --from: its models start from nothing, or from the backbones")
+        return recipe, override(registry.find("recipe", name).tables(recipe), overrides)
+    tables = [("", Options(frozen=recipe.frozen)), ("lora.", Lora(**recipe.lora)), ("", recipe.settings)]
+    tables = override(tables, overrides)
+    options, lora, settings = (table for _, table in tables)
+    start = str(start or recipe.start)
+    return replace(recipe, lora=asdict(lora), frozen=options.frozen, settings=settings, start=start), tables
 
 
 def recipe_names() -> list[str]:
@@ -192,21 +238,17 @@ def read_recipe(name: str, size: str = "tiny", folder: Path = FOLDER) -> Recipe:
         raise ValueError(f"size {size!r} is unknown; expected one of {', '.join(SIZES)}")
     if name == BASE:
         raise ValueError(f"{BASE} is what recipes share, not a recipe; expected one of {', '.join(recipe_names())}")
-    table = _merged(name, size, folder)
-    where = f"{name}.toml"
-    _check_keys(where, table, {f.name for f in dataclasses.fields(Recipe)} - {"name"})
-    missing = {"title", "settings"} - table.keys()
-    if missing:
-        raise ValueError(f"{where} does not say {', '.join(sorted(missing))}")
-    _check_keys(f"{where}, [lora]", table.get("lora", {}), LORA)
-    _check_keys(f"{where}, [losses]", table.get("losses", {}), {f.name for f in dataclasses.fields(LossConfig)})
-    table["data"] = tuple(_data(where, entry) for entry in table.get("data", ()))
-    table["settings"], common = _settings(f"{where}, [settings]", table["settings"]), table["settings"]
-    stages = table.get("stages", {})
-    table["stages"] = {key: _settings(f"{where}, [stages.{key}]", common | own) for key, own in stages.items()}
-    recipe = Recipe(name, **{key: tuple(v) if isinstance(v, list) else v for key, v in table.items()})
-    _check_values(where, recipe)
-    return recipe
+    table, where = _merged(name, size, folder), f"{name}.toml"
+    for key, kind in (("lora", Lora), ("losses", LossConfig)):
+        read_table(f"{where}, [{key}]", kind, table.get(key, {}))
+    entries = table.pop("data", ())
+    data = [read_table(f"{where}, [[data]] {e.get('name', 'without a name')}", Data, e) for e in entries]
+    stages = table.pop("stages", {})
+    if "settings" in table:
+        common = table["settings"]
+        table["settings"] = read_table(f"{where}, [settings]", TrainSettings, common)
+        stages = {k: read_table(f"{where}, [stages.{k}]", TrainSettings, common | own) for k, own in stages.items()}
+    return read_table(where, Recipe, table | {"name": name, "data": data, "stages": stages})
 
 
 def _merged(name: str, size: str, folder: Path) -> dict[str, Any]:
@@ -215,7 +257,7 @@ def _merged(name: str, size: str, folder: Path) -> dict[str, Any]:
     common = _load(folder / f"{base}.toml") if base else {}
     sizes = [table.pop("size", {}) for table in (common, own)]
     for table in sizes:
-        _check_keys(f"{name}.toml, [size]", table, SIZES)
+        check_keys(f"{name}.toml, [size]", table, SIZES)
     merged: dict[str, Any] = {}
     for table in (common, own, *(table.get(size, {}) for table in sizes)):
         merged = _over(merged, table)
@@ -230,53 +272,8 @@ def _over(below: dict, above: dict) -> dict:
 
 def _load(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        hint = did_you_mean(path.stem, recipe_names())
-        raise ValueError(f"recipe {path.stem!r} is unknown; expected one of {', '.join(recipe_names())}.{hint}")
+        check_keys("recipe", [path.stem], recipe_names())
     try:
         return tomllib.loads(path.read_text("utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path} cannot be read as TOML: {error}") from None
-
-
-def _check_keys(where: str, table: Any, known) -> None:
-    if not isinstance(table, dict):
-        raise ValueError(f"{where} is {table!r}; expected a table")
-    for key in table:
-        if key not in known:
-            hint = did_you_mean(key, known)
-            raise ValueError(f"{where}: unknown key {key!r}.{hint} Known: {', '.join(sorted(known))}")
-
-
-def _data(where: str, entry: dict) -> Data:
-    where = f"{where}, [[data]] {entry.get('name', 'without a name')}"
-    fields = dataclasses.fields(Data)
-    _check_keys(where, entry, {f.name for f in fields})
-    missing = {f.name for f in fields if f.default is dataclasses.MISSING} - entry.keys()
-    if missing:
-        raise ValueError(f"{where} does not say {', '.join(sorted(missing))}")
-    for key, known in (("kind", KINDS), ("storybook", registry.find("data", "storybook").TASKS)):
-        if entry[key] not in known:
-            raise ValueError(f"{where}: {key} is {entry[key]!r}; expected one of {', '.join(known)}")
-    return Data(**entry | {"sets": tuple(entry.get("sets", ()))})
-
-
-def _settings(where: str, table: dict) -> TrainSettings:
-    _check_keys(where, table, {f.name for f in dataclasses.fields(TrainSettings)})
-    try:
-        return TrainSettings(**table)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{where}: {error}") from None
-
-
-def _check_values(where: str, recipe: Recipe) -> None:
-    if recipe.frozen not in ("half", "float32"):
-        raise ValueError(f"{where}: frozen is {recipe.frozen!r}; expected half or float32")
-    kinds = {entry.kind for entry in recipe.data}
-    if recipe.weights and set(recipe.weights) != kinds:
-        raise ValueError(f"{where}: [weights] has {sorted(recipe.weights)}, the data sets are {sorted(kinds)}")
-    if len(kinds) > 1 and not recipe.weights:
-        raise ValueError(f"{where}: the data sets are of several kinds {sorted(kinds)}; say their shares in [weights]")
-    if any(entry.rate <= 0 for entry in recipe.data) or any(weight <= 0 for weight in recipe.weights.values()):
-        raise ValueError(f"{where}: a rate or a weight is not above 0; leave the data set out instead")
-    if recipe.data and not (recipe.start and recipe.trained and recipe.lora):
-        raise ValueError(f"{where}: a fine-tuning says start, trained and [lora]")
