@@ -116,6 +116,8 @@ def write_picture(picture, path: str | Path, source: str | None = None) -> Path:
 
     Raises ValueError for another ending, and if the path is that of the picture's `source`.
     """
+    if not isinstance(path, str | os.PathLike) or "\0" in str(path):
+        raise ValueError(f"the answer cannot be saved to {path!r}; expected the path of a file, such as 'answer.png'")
     path = Path(path)
     if source is not None and path.exists() and Path(source).exists() and path.samefile(source):
         raise ValueError(f"{path} is the picture that was asked about; save the answer under another name")
@@ -124,6 +126,8 @@ def write_picture(picture, path: str | Path, source: str | None = None) -> Path:
             f"{path} ends in {path.suffix!r}, which names no image format that answers are written in; expected one of "
             f"{', '.join(WRITTEN)}"
         )
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give the path of a file in it")
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.save(path)
     return path

@@ -155,6 +155,8 @@ class Assistant:
 
     def answer_batch(self, requests: list[Request], **options: Unpack[Options]) -> list[GroundedAnswer]:
         """Answer several requests at once; an image that several share (one path or one object) is read once."""
+        if not isinstance(requests, list | tuple):
+            raise ValueError(f"requests is a {type(requests).__name__}; expected a list of Request(image, question)")
         for k, request in enumerate(requests):
             if not isinstance(request, Request):
                 raise ValueError(f"requests[{k}] is a {type(request).__name__}; expected Request(image, question)")
@@ -170,7 +172,7 @@ class Assistant:
         pictures = _read({key: request.image for key, request in zip(keys, requests, strict=True)})
         order = list(pictures)
         sizes = [pictures[key].shape[:2] for key in keys]
-        prepared = [prepare(r, size, self.processor) for r, size in zip(requests, sizes, strict=True)]
+        prepared = _prepared(requests, sizes, self.processor)
         batch = self.processor.prompts([p.ids for p in prepared])
         device, chooser = self.model.device, TokenChooser(how, len(requests))
         boxes = [
@@ -187,6 +189,9 @@ class Assistant:
                 boxes=boxes,
                 max_new_tokens=how.max_new_tokens,
                 do_sample=False,
+                num_beams=1,
+                eos_token_id=self.processor.tokenizer.eos_token_id,
+                pad_token_id=self.processor.tokenizer.pad_token_id,
                 logits_processor=LogitsProcessorList([chooser]),
                 streamer=streamer,
             )
@@ -278,6 +283,19 @@ def _read(images: dict) -> dict:
             kind = ValueError if isinstance(error, ValueError) else FileNotFoundError
             raise kind(f"picture {k} of {len(images)}: {error}") from error
     return pictures
+
+
+def _prepared(requests: list[Request], sizes: list, processor: GlammProcessor) -> list[Prepared]:
+    """Every request, checked. Where there are several, an error says which one it is about."""
+    prepared = []
+    for k, (request, size) in enumerate(zip(requests, sizes, strict=True)):
+        try:
+            prepared.append(prepare(request, size, processor))
+        except ValueError as error:
+            if len(requests) == 1:
+                raise
+            raise ValueError(f"question {k} of {len(requests)}: {error}") from error
+    return prepared
 
 
 def _for_each(change, words):

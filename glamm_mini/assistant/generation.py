@@ -58,7 +58,8 @@ class Generation:
         length = _whole("max_new_tokens", given.get("max_new_tokens", default_length), 1)
         seed = _whole("seed", given.get("seed", secrets.randbits(62)), 0)
         streamer, details = given.get("streamer"), given.get("details", False)
-        if streamer is not None and not (callable(getattr(streamer, "put", None)) and hasattr(streamer, "end")):
+        fits = not isinstance(streamer, type) and callable(getattr(streamer, "put", None)) and hasattr(streamer, "end")
+        if streamer is not None and not fits:
             raise ValueError(f"streamer is {streamer!r}; expected one with put and end, as transformers' TextStreamer")
         if streamer is not None and rows != 1:
             raise ValueError(f"streamer follows one answer, but {rows} questions were asked; ask one at a time")

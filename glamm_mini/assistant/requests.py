@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from tokenizers import models
 
 from glamm_mini.model.tokens import BBOX, PHRASE_END, PHRASE_START, SEG
@@ -12,6 +13,9 @@ from glamm_mini.processing.prompts import plain_words
 
 LISTED = 12
 """A note names at most this many unknown words."""
+
+LONGEST = 40
+"""Of each, at most this many letters."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,8 @@ def requests_for(image, question, boxes=None, normalised: bool = False, history=
 def _each(name: str, given, count: int) -> list:
     if given is None:
         return [None] * count
-    if not hasattr(given, "__len__") or len(given) != count:
+    kinds = (list, tuple, np.ndarray, torch.Tensor)  # a table would give its names, a text its letters
+    if not isinstance(given, kinds) or len(given) != count:
         raise ValueError(f"{name} is {given!r:.80}; with {count} pictures give a list of {count}, one for each")
     return list(given)
 
@@ -120,7 +125,7 @@ def prepare(request: Request, size: tuple[int, int], processor: GlammProcessor) 
     """Check one request about a picture of `size` (height, width); ValueError names what is wrong with it."""
     if request.question is not None and not isinstance(request.question, str):
         raise ValueError(f"the question is a {type(request.question).__name__}; expected text")
-    if not request.question or not request.question.strip():
+    if not request.question or not any(c.isprintable() and not c.isspace() for c in request.question):
         raise ValueError("the question is empty; ask something such as 'What is in the picture?'")
     boxes = checked_boxes(request.boxes, size, request.normalised)
     open_turn = _Turn(_with_boxes(request.question, boxes), None, boxes)
@@ -147,7 +152,8 @@ def _with_boxes(text: str, boxes: np.ndarray | None) -> str:
 def _note_on_words(question: str, processor: GlammProcessor) -> list[str]:
     words = unknown_words(processor.tokenizer, question.replace(BBOX, " "))
     more = f" and {len(words) - LISTED} more" if len(words) > LISTED else ""
-    return [f"the model was never taught the words: {', '.join(words[:LISTED])}{more}"] if words else []
+    shown = [word if len(word) <= LONGEST else word[:LONGEST] + "..." for word in words[:LISTED]]
+    return [f"the model was never taught the words: {', '.join(shown)}{more}"] if words else []
 
 
 def _notes_on_boxes(boxes: np.ndarray | None) -> list[str]:
@@ -164,10 +170,14 @@ def _history(history, size: tuple[int, int]) -> list[_Turn]:
     for k, turn in enumerate(history or []):
         fits = isinstance(turn, (tuple, list)) and len(turn) in (2, 3)
         if not fits or not all(isinstance(text, str) for text in turn[:2]):
-            raise ValueError(f"history[{k}] is {turn!r}; expected a pair (question, answer text), or boxes as a third")
+            shown = repr(turn)[:80]
+            raise ValueError(f"history[{k}] is {shown}; expected a pair (question, answer text), or boxes as a third")
         asked, said = turn[:2]
-        boxes = checked_boxes(turn[2], size) if len(turn) == 3 else None
-        question = plain_words(asked, keep=()) if boxes is None else _with_boxes(asked, boxes)
+        try:
+            boxes = checked_boxes(turn[2], size) if len(turn) == 3 else None
+            question = plain_words(asked, keep=()) if boxes is None else _with_boxes(asked, boxes)
+        except ValueError as error:
+            raise ValueError(f"history[{k}]: {error}") from error
         turns.append(_Turn(question, plain_words(said, keep=(PHRASE_START, PHRASE_END, SEG)), boxes))
     return turns
 

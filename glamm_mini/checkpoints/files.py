@@ -39,8 +39,10 @@ def find_folder(name: str | Path, weights: bool = True, subfolder: str = "", **h
     weights: whether those of a repository are wanted. hub: revision, token, cache_dir ... of it.
     Raises ValueError for no name, FileNotFoundError that says where was looked.
     """
-    if name is None or not str(name).strip():
+    if not isinstance(name, str | os.PathLike) or not str(name).strip():
         raise ValueError(f"no model was named, but {name!r}; give a bundled name such as 'tiny', a folder or a hub id")
+    if not isinstance(subfolder, str | os.PathLike):
+        raise ValueError(f"subfolder is {subfolder!r}; expected the name of a folder")
     path = Path(name)
     if path.is_file():
         raise FileNotFoundError(f"{path} is a file; give the folder that holds config.json and the weights")

@@ -25,6 +25,9 @@ from glamm_mini.processing.processor import GlammProcessor
 HUB = ("revision", "token", "cache_dir", "force_download", "local_files_only", "subfolder")
 """What `from_pretrained` is told about a repository of the hub; `subfolder` also of a folder here."""
 
+PASSED_OVER = ("_from_auto", "trust_remote_code", "adapter_kwargs", "use_fast", "dtype", "device_map")
+"""What transformers' Auto classes and pipelines hand to a processor, for which it means nothing."""
+
 PLACED = ("auto", "balanced", "balanced_low_0", "sequential")
 TRIES = 5
 
@@ -67,6 +70,10 @@ def load_model(
     """
     if hub.keys() - set(HUB):
         raise TypeError(f"load_model() has no keyword {', '.join(sorted(hub.keys() - set(HUB)))}")
+    if not isinstance(drop, str | list | tuple) or not all(isinstance(start, str) for start in drop):
+        raise ValueError(f"drop is {drop!r}; expected beginnings of official names, such as ('model.old_head.',)")
+    if lora is not None and not isinstance(lora, str | Path):
+        raise ValueError(f"lora is {lora!r}; expected the folder of an adapter")
     kind = dtype_of(dtype)
     _check_device(device, quantize, max_memory, offload_folder)
     settings = quantization(quantize, kind)
@@ -101,6 +108,9 @@ def model_from(cls: type, name: str | Path, config: GlammConfig | None = None, *
 
 def processor_from(name: str | Path, vision_tower: str | Path | None = None, **hub: Any) -> GlammProcessor:
     """What `GlammProcessor.from_pretrained` does: the processor of a checkpoint, of which no weight is needed."""
+    unknown = sorted(hub.keys() - {*HUB, *PASSED_OVER})
+    if unknown:
+        raise ValueError(f"GlammProcessor.from_pretrained does not know {', '.join(unknown)}; see its help")
     hub = {key: value for key, value in hub.items() if key in HUB}
     return open_checkpoint(name, vision_tower, need_tower=False, weights="none", **hub).processor()
 

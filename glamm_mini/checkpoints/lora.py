@@ -9,6 +9,8 @@ choice of trained parts beside LoRA trains in place, which `modules_to_save` wou
 
 import json
 import logging
+import math
+import re
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -41,7 +43,8 @@ def add_lora(model, rank: int = 8, alpha: float = 16, dropout: float = 0.05, tar
     """
     peft = _peft()
     _check_free(model)
-    if rank < 1 or alpha <= 0 or not 0 <= dropout < 1:
+    targets = (targets,) if isinstance(targets, str) else targets
+    if type(rank) is not int or rank < 1 or not 0 < alpha < math.inf or not 0 <= dropout < 1:
         raise ValueError(f"rank {rank}, alpha {alpha}, dropout {dropout}; expected at least 1, above 0, and 0 to 1")
     linear = [n for n, m in model.language_model.named_modules() if isinstance(m, nn.Linear)]
     absent = set(targets) - {name.rpartition(".")[2] for name in linear}
@@ -113,7 +116,7 @@ def load_lora(model, folder: str | Path) -> dict[str, Any]:
     if fresh:
         try:
             _put_in(model, settings)
-        except ValueError as error:  # none of its layers is there
+        except (ValueError, re.error) as error:  # none of its layers is there
             raise ValueError(f"the LoRA in {folder} cannot be put in: {error}") from error
     elif model.peft_config[ADAPTER].lora_alpha != settings.lora_alpha:
         own = model.peft_config[ADAPTER].lora_alpha
@@ -229,12 +232,17 @@ def _read(folder: Path) -> tuple[Any, dict[str, Stored], torch.Tensor, Path]:
     state, peft = list_tensors([folder / WEIGHTS]), _peft()
     try:
         settings = peft.LoraConfig.from_pretrained(folder)
+        lacking = [m for m in settings.modules_to_save or () if not any(f".{m}." in f".{name}" for name in state)]
         settings.modules_to_save, settings.inference_mode = None, False  # these parts are trained in place
-        rank = int(settings.r)
+        rank, alpha = int(settings.r), float(settings.lora_alpha)
         with safe_open(folder / WEIGHTS, framework="pt") as file:
             probe = torch.tensor(json.loads((file.metadata() or {}).get("probe", "[]")))
     except Exception as error:  # of the reader of the file, and of each setting
         raise ValueError(f"{folder / SETTINGS} cannot be read ({error}); copy it again") from error
+    if lacking:
+        raise ValueError(f"{folder / WEIGHTS} lacks {', '.join(lacking[:3])}, which {SETTINGS} names; copy it again")
+    if not 0 < alpha < math.inf:
+        raise ValueError(f"{folder / SETTINGS}: lora_alpha is {alpha}; expected a number above 0")
     if rank < 1 or not any(".lora_" in name for name in state):
         raise ValueError(f"{folder} holds no LoRA, but {settings.peft_type} of rank {rank}; give another folder")
     return settings, {name.removeprefix(PREFIX): entry for name, entry in state.items()}, probe, folder

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from transformers import CLIPVisionConfig
+from transformers.activations import ACT2FN
 
 from glamm_mini.model.config import GlammConfig
 
@@ -92,6 +93,10 @@ SIZES = {
 """The most that settings may be, far beyond any model that there is."""
 
 SECTIONS = "vision text region grounding losses prompt tokens glamm_mini vision_config rope_parameters".split()
+NEVER_NULL = {
+    *("mode", "seg_state", "feature_layer", "level_step", "prompt.system", "prompt.user", "prompt.assistant"),
+    *("prompt.image_line", "prompt.max_length", "grounding.pixel_mean", "grounding.pixel_std"),
+}
 WORDS = "mode seg_state hidden_act size_name system user assistant image_line mm_vision_tower vision_tower model_type"
 NUMBERS = (
     "rms_norm_eps layer_norm_eps initializer_range rope_theta cross_entropy mask_bce mask_dice dice_scale dice_eps"
@@ -102,12 +107,11 @@ RULES |= dict.fromkeys(("feature_layer", "mm_vision_select_layer"), _whole(-1024
 RULES |= {"scales": _list(1, 1024), "global_attention": _list(0, 1024)}
 RULES |= dict.fromkeys(NUMBERS.split(), (lambda v: _number(v) and v >= 0, "a finite number that is not negative"))
 RULES |= dict.fromkeys(WORDS.split(), (lambda v: isinstance(v, str), "text"))
+RULES["hidden_act"] = (lambda v: v in ACT2FN if isinstance(v, str) else False, f"one of {', '.join(ACT2FN)}")
 RULES |= dict.fromkeys(SECTIONS, (lambda v: isinstance(v, Mapping), "a table of settings"))
 RULES |= dict.fromkeys(("relative_positions", "tie_word_embeddings"), (lambda v: isinstance(v, bool), "true or false"))
-RULES |= dict.fromkeys(
-    ("pixel_mean", "pixel_std"),
-    (lambda v: isinstance(v, (list, tuple)) and len(v) == 3 and all(map(_number, v)), "three finite numbers"),
-)
+THREE = (lambda v: isinstance(v, (list, tuple)) and len(v) == 3 and all(map(_number, v)), "three finite numbers")
+RULES |= {"pixel_mean": THREE, "pixel_std": (lambda v: THREE[0](v) and min(v) > 0, "three numbers above 0")}
 """Settings of any config.json -> what they may be, as a test and in words."""
 
 
@@ -210,6 +214,8 @@ def check_settings(given: Mapping, path: Path, inside: str = "") -> None:
     """
     for name, value in given.items():
         accepts, expected = _whole(0, 2**24) if inside.endswith("tokens.") else RULES.get(name, (lambda _: True, ""))
+        if value is None and f"{inside}{name}" in NEVER_NULL:
+            raise ValueError(f"{path}: {inside}{name} is null; expected a value")
         if value is not None and not accepts(value):
             raise ValueError(f"{path}: {inside}{name} is {shortened(value)}; expected {expected}")
         if value is not None and name in SECTIONS:

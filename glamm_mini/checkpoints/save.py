@@ -42,6 +42,12 @@ def save_model(
     Raises OSError if the disk is full or the place cannot be written; what lay in `folder` is untouched then.
     ValueError for a model whose weights are not all there (quantized, offloaded) or stand beside LoRA.
     """
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"dtype is {dtype!r}; expected a torch.dtype of weights, such as torch.bfloat16")
+    if not isinstance(model, torch.nn.Module) or not isinstance(processor, GlammProcessor):
+        kinds = f"{type(model).__name__} and a {type(processor).__name__}"
+        raise ValueError(f"a {kinds} were given; expected a model and its GlammProcessor: assistant.model, .processor")
+    shard_plan({}, "model{suffix}.safetensors", max_shard_size)  # a size that cannot be read
     wrapped = None
     while model is not wrapped:  # one wrapper may stand in another
         model, wrapped = extract_model_from_parallel(model, keep_fp32_wrapper=False, keep_torch_compile=False), model
@@ -86,6 +92,8 @@ def whole_folder(folder: str | Path, mine: bool | None = None) -> Iterator[Path]
     mine: whether files of the same names may be replaced; default: if the folder holds a model of ours.
     Raises OSError if the place cannot be written, FileExistsError for files in the way that are of something else.
     """
+    if not isinstance(folder, str | os.PathLike) or not str(folder):
+        raise ValueError(f"the place to save to is {folder!r}; expected the path of a folder")
     wanted = folder = Path(folder).resolve()
     if folder.is_file():
         raise OSError(f"{folder} is a file; a checkpoint is a folder: give another name")

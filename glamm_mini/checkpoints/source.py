@@ -211,6 +211,8 @@ def open_checkpoint(
     names that are left out. weights: "all", "names" (of a repository of the hub no weights are fetched), "none".
     Raises FileNotFoundError for what is missing, ValueError for what is damaged or of another kind of model.
     """
+    if config is not None and not isinstance(config, GlammConfig):
+        raise ValueError(f"config is a {type(config).__name__}; expected a GlammConfig")
     folder = find_folder(name, weights == "all", **hub)
     drop = (drop,) if isinstance(drop, str) else tuple(drop)
     given = read_config(folder)
@@ -381,4 +383,6 @@ def settled(folder: Path, reader: Callable, *given: Any) -> Any:
 
 def unreadable(folder: Path, error: Exception) -> ValueError:
     """What is said of a folder whose settings cannot be used."""
-    return ValueError(f"{folder}: configuration or tokenizer cannot be read ({error}); copy it again")
+    # Of a KeyError or a TypeError of another library, the words alone say little.
+    what = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+    return ValueError(f"{folder}: configuration or tokenizer cannot be read ({what}); copy it again")

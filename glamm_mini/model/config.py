@@ -58,6 +58,15 @@ class GroundingConfig:
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
 
+    def __post_init__(self) -> None:
+        for name in ("pixel_mean", "pixel_std"):
+            if len(getattr(self, name)) != 3:
+                raise ValueError(f"grounding.{name} is {getattr(self, name)}; expected one number for each color")
+        if self.heads < 1 or self.hidden % self.heads:
+            raise ValueError(f"grounding.hidden is {self.hidden}, which {self.heads} heads do not divide")
+        if self.patch_size < 1 or self.image_size < self.patch_size:
+            raise ValueError(f"grounding.image_size is {self.image_size}, less than a patch of {self.patch_size}")
+
     @property
     def grid(self) -> int:
         """Side of the image embedding, in patches."""
@@ -177,8 +186,15 @@ class GlammConfig(PreTrainedConfig):
     @property
     def region_layers(self) -> tuple[int, ...]:
         """Hidden states (0 = embeddings) that the region encoder reads, shallowest first; 14 17 20 23 officially."""
+        if not self.region.scales:
+            raise ValueError("region.scales is empty; expected one number for each feature level")
         last = self.vision.num_hidden_layers + 1 + self.feature_layer
         layers = tuple(last - self.level_step * k for k in reversed(range(len(self.region.scales))))
+        if layers[-1] > self.vision.num_hidden_layers:
+            raise ValueError(
+                f"feature_layer is {self.feature_layer}; expected a number below 0, which counts the vision tower's "
+                f"{self.vision.num_hidden_layers} layers from the end"
+            )
         if layers[0] < 0:
             only = f"the vision tower has only {self.vision.num_hidden_layers} layers; lower level_step, or cut scales"
             raise ValueError(f"the region encoder needs hidden states {layers}, but {only}")
@@ -207,15 +223,22 @@ class GlammConfig(PreTrainedConfig):
 def _nested(cls: type[PreTrainedConfig], value: PreTrainedConfig | dict | None) -> PreTrainedConfig:
     if isinstance(value, cls):
         return value
+    _check_table(cls, value, (dict, PreTrainedConfig))
     kind = value.model_type if isinstance(value, PreTrainedConfig) else (value or {}).get("model_type", cls.model_type)
     if kind != cls.model_type:
         raise ValueError(f"a configuration of kind {kind!r} was given; GLaMM is made of {cls.__name__} here")
     return cls(**(value or {}))
 
 
+def _check_table(cls: type, value: object, kinds: tuple[type, ...]) -> None:
+    if value is not None and not isinstance(value, kinds):
+        raise ValueError(f"{repr(value)[:60]} was given for a {cls.__name__}; expected that, or its settings")
+
+
 def _part(cls: type, value: object) -> object:
     if isinstance(value, cls):
         return value
+    _check_table(cls, value, (dict,))
     value = dict(value or {})
     unknown = set(value) - {f.name for f in fields(cls)}
     if unknown:

@@ -16,7 +16,7 @@ from glamm_mini.model.outputs import GlammGenerated, GlammOutput, ImageFeatures
 from glamm_mini.model.pretrained import GlammPreTrained
 from glamm_mini.model.region_encoder import RegionEncoder
 from glamm_mini.model.sam import GroundingImageEncoder, LPProjector, PixelDecoder, upscale_logits
-from glamm_mini.model.splice import Spliced, check_rows, language_output, pad_left, put_images, put_regions
+from glamm_mini.model.splice import Spliced, check_batch, check_rows, language_output, pad_left, put_images, put_regions
 from glamm_mini.model.tokens import IGNORE_INDEX
 from glamm_mini.model.vision import GlobalImageEncoder, VLProjector
 
@@ -62,6 +62,7 @@ class GlammForConditionalGeneration(GlammPreTrained):
         segment_ids: Tensor | None = None,
     ) -> Spliced:
         """Ids (R, L), with images and boxes, to what the language model is fed; row r is about image r by default."""
+        check_batch(input_ids, attention_mask, labels, segment_ids, boxes)
         rows, image_index = len(input_ids), _images_of(input_ids, features, image_index)
         attention = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         embeds = self.get_input_embeddings()(input_ids.clamp(min=0))

@@ -91,6 +91,11 @@ def answer(model: LanguageModel, prompt: Spliced, **options: Any) -> tuple[Tenso
 
 def _checked(config: GenerationConfig, options: Mapping[str, Any], device: str) -> int:
     """The number of beams that the options mean; a ValueError for what cannot be done."""
+    if not isinstance(config, GenerationConfig):
+        raise ValueError(f"generation_config is a {type(config).__name__}; expected a GenerationConfig")
+    for name in ("max_new_tokens", "min_new_tokens", "num_beams", "num_return_sequences"):
+        if not isinstance(options.get(name), int | None):
+            raise ValueError(f"{name} is {options[name]!r}; expected a whole number")
     config = copy.deepcopy(config)
     more = config.update(**options)
 

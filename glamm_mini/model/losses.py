@@ -53,6 +53,8 @@ def match_truth(image: int, logits: Tensor, truth: Tensor, cut_surplus: bool) ->
 
     cut_surplus: drop true masks beyond the last [SEG], as the official code does after a truncated answer.
     """
+    if not isinstance(truth, torch.Tensor):
+        raise ValueError(f"the true masks of image {image} are a {type(truth).__name__}; expected a tensor (M, H, W)")
     if cut_surplus:
         truth = truth[: len(logits)]
     if len(truth) != len(logits):

@@ -41,12 +41,14 @@ class GlammPreTrained(PreTrainedModel, GenerationMixin):
         Raises FileNotFoundError for what is missing, and ValueError for what is damaged, of another kind of model, or
         lacks a weight or has one too many: nothing is ever filled up with random values.
         """
-        if pretrained_model_name_or_path is None:  # the weights themselves are given, as state_dict
+        if pretrained_model_name_or_path is None and kwargs.get("state_dict") is not None:  # the weights themselves
             return super().from_pretrained(None, *args, **kwargs)
         return registry.find("checkpoint", "model")(cls, pretrained_model_name_or_path, *args, **kwargs)
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
         """As transformers', with weights that others than their owner may read as well."""
+        if Path(save_directory).is_file():  # transformers would write nothing, and go on
+            raise ValueError(f"{save_directory} is a file; a model is saved to a folder")
         super().save_pretrained(save_directory, *args, **kwargs)
         if Path(save_directory).is_dir():
             registry.find("checkpoint", "rights")(Path(save_directory))
@@ -98,9 +100,15 @@ class GlammPreTrained(PreTrainedModel, GenerationMixin):
         """Another head. transformers finds the embedding of tokens by itself, the head it does not."""
         self.language_model.set_output_embeddings(value)
 
-    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
-        """As transformers': embedding, head and `config.text.vocab_size` follow the tokenizer's new length."""
-        return self.language_model.resize_token_embeddings(*args, **kwargs)
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """As transformers': embedding, head and `config.text.vocab_size` follow the tokenizer's new length.
+
+        Raises ValueError for a length that leaves out one of GLaMM's added tokens.
+        """
+        least = 1 + max(vars(self.config.tokens).values())
+        if new_num_tokens is not None and (not isinstance(new_num_tokens, int) or new_num_tokens < least):
+            raise ValueError(f"new_num_tokens is {new_num_tokens!r}; expected {least} or more, for the added tokens")
+        return self.language_model.resize_token_embeddings(new_num_tokens, *args, **kwargs)
 
 
 def sine_table(side: int, width: int) -> torch.Tensor:

@@ -27,6 +27,21 @@ class Spliced:
     segments: Tensor | None = None  # (R, T), see `packed_attention`
 
 
+def check_batch(
+    ids: Tensor, attention: Tensor | None, labels: Tensor | None, segments: Tensor | None, boxes: Sequence | None
+) -> None:
+    """Raises ValueError that names what has another type or shape than ids (R, L), or boxes than (N, 4) a row."""
+    if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point():
+        shown = f"{ids.dtype} {tuple(ids.shape)}" if isinstance(ids, Tensor) else f"a {type(ids).__name__}"
+        raise ValueError(f"input_ids are {shown}; expected whole numbers (R, L)")
+    for name, given in (("attention_mask", attention), ("labels", labels), ("segment_ids", segments)):
+        if given is not None and given.shape != ids.shape:
+            raise ValueError(f"{name} has shape {tuple(given.shape)}; expected that of input_ids, {tuple(ids.shape)}")
+    for r, given in enumerate(() if boxes is None else boxes):
+        if given is not None and not (isinstance(given, Tensor) and given.ndim == 2 and given.shape[1] == 4):
+            raise ValueError(f"boxes of row {r} are {repr(given)[:60]}; expected a tensor (N, 4), or None")
+
+
 def check_rows(rows: int, images: int, image_index: Sequence[int] | Tensor, boxes: Sequence[Tensor | None]) -> None:
     """One entry of `image_index` (-1, or below `images`) and one of `boxes` for every row, or a ValueError."""
     for name, given in (("image_index", image_index), ("boxes", boxes)):

@@ -11,8 +11,11 @@ def box_array(boxes) -> np.ndarray | None:
     if boxes is None:
         return None
     try:
-        array = np.asarray(boxes.detach() if hasattr(boxes, "detach") else boxes, np.float32)  # a tensor that learns
-    except (TypeError, ValueError) as error:
+        array = np.asarray(boxes.detach() if hasattr(boxes, "detach") else boxes)  # a tensor that learns
+        if array.dtype.kind in "mM":
+            raise ValueError(f"they are of type {array.dtype}")
+        array = array.astype(np.float32)
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"boxes cannot be read as numbers ({error}); expected (N, 4): x0 y0 x1 y1 of each") from error
     if array.size == 0:
         return None
@@ -27,6 +30,8 @@ def checked_boxes(boxes, size: tuple[int, int], normalised: bool = False) -> np.
     normalised: they come as fractions 0..1 of the picture's sides. Raises ValueError that names the first box that is
     empty, swapped, outside or not finite.
     """
+    if not isinstance(normalised, bool | np.bool_):
+        raise ValueError(f"normalised is {normalised!r}; expected True or False")
     array = box_array(boxes)
     if array is None:
         return None

@@ -35,11 +35,15 @@ def load_image(image: Any) -> np.ndarray:
     if isinstance(image, bytes | bytearray):
         return _read(BytesIO(image), "the given data")
     if isinstance(image, IOBase) and not isinstance(image, TextIOBase):
+        if image.closed:
+            raise ValueError(f"the image is a file that was closed; {EXPECTED}")
         return _read(image, "the open file")
-    if isinstance(image, torch.Tensor) and image.dtype == torch.uint8 and not image.is_meta:
+    if isinstance(image, torch.Tensor) and image.dtype == torch.uint8 and not (image.is_meta or image.is_sparse):
         image = image.cpu().numpy()
     if not isinstance(image, np.ndarray):
-        kind = f"a tensor of {image.dtype}" if isinstance(image, torch.Tensor) else f"a {type(image).__name__}"
+        is_tensor = isinstance(image, torch.Tensor)
+        place = "" if not is_tensor else ", sparse" if image.is_sparse else f" on {image.device}"
+        kind = f"a tensor of {image.dtype}{place}" if is_tensor else f"a {type(image).__name__}"
         raise ValueError(f"the image is {kind}; {EXPECTED}")
     return _read_array(image)
 

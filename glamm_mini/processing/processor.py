@@ -14,6 +14,7 @@ from glamm_mini import registry
 from glamm_mini.model.config import GlammConfig
 from glamm_mini.model.sam import upscale_logits
 from glamm_mini.model.tokens import ADDED_TOKENS, IGNORE_INDEX, IMAGE, IMAGE_TOKEN_INDEX, TokenIds
+from glamm_mini.processing.boxes import checked_boxes
 from glamm_mini.processing.chat_template import chat_template
 from glamm_mini.processing.images import load_image
 from glamm_mini.processing.llama_tokenizer import official_decode, strips_blanks
@@ -39,6 +40,10 @@ class GlammProcessor(ProcessorMixin):
         if len(set(ids)) < len(ids) or any(i is None or i == tokenizer.unk_token_id for i in ids):
             given, hint = dict(zip(ADDED_TOKENS, ids, strict=True)), "add them with tokenizer.add_tokens first"
             raise ValueError(f"the tokenizer gives {given} for GLaMM's tokens; each needs an id of its own: {hint}")
+        lacking = [name for name in ("eos_token", "pad_token") if getattr(tokenizer, f"{name}_id", None) is None]
+        if lacking:
+            ends = "answers do not end and rows are not padded: copy tokenizer_config.json again, or set them"
+            raise ValueError(f"the tokenizer has no {' and no '.join(lacking)}; without, {ends}")
         config.tokens = TokenIds(*ids)
         self.chat_template = chat_template(config.prompt)
 
@@ -53,6 +58,8 @@ class GlammProcessor(ProcessorMixin):
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Write the tokenizer and the configuration; `push_to_hub` and its arguments as in transformers."""
+        if Path(save_directory).is_file():
+            raise ValueError(f"{save_directory} is a file; a processor is saved to a folder")
         self.tokenizer.save_pretrained(save_directory)
         self.config.save_pretrained(save_directory)
         if push_to_hub:
@@ -74,6 +81,8 @@ class GlammProcessor(ProcessorMixin):
 
         resized and original are lists of (height, width).
         """
+        if isinstance(pictures, str | bytes) or getattr(pictures, "ndim", 4) != 4:
+            raise ValueError("one picture was given; expected a list of pictures: put it in [ ]")
         if len(pictures) == 0:
             raise ValueError("no picture was given; expected at least one path, PIL image or uint8 array")
         arrays = [load_image(p) for p in pictures]
@@ -127,7 +136,7 @@ class GlammProcessor(ProcessorMixin):
         Returns the ids, those of `encode(turns[n:])`, and n, how many turns at the beginning were left out.
         Raises ValueError where not even the last turn fits.
         """
-        tails, length, first = [], 0, len(turns)
+        ids, tails, length, first = [], [], 0, len(turns)
         while first and length <= self.room:
             first -= 1
             # A turn begins behind the end token of the one before, where every tokenizer begins anew.
@@ -138,7 +147,7 @@ class GlammProcessor(ProcessorMixin):
             ids = head + [i for tail in tails[left_out - first + 1 :] for i in tail]
             if len(ids) <= self.room:
                 return ids, left_out
-        most = f"the model reads at most {self.room}"
+        most = f"the model reads at most {self.room} (prompt.max_length, less the picture's tokens)"
         raise ValueError(f"the question takes {len(ids)} tokens, {most}; ask a shorter one")
 
     def encode_packed(self, conversations: list[list[tuple[str, str]]]) -> tuple[list[int], list[int], list[int]]:
@@ -239,7 +248,13 @@ class GlammProcessor(ProcessorMixin):
         if text is not None:
             if conversations is not None or masks is not None:
                 raise ValueError("text is for generation; to learn from conversations or masks, leave it out")
-            return self._prompts_of_text([text] if isinstance(text, str) else list(text), images, boxes)
+            texts = [text] if isinstance(text, str) else text
+            if not isinstance(texts, list | tuple) or not texts or not all(isinstance(one, str) for one in texts):
+                raise ValueError(f"text is {repr(text)[:80]}; expected whole prompts: a text, or a list of them")
+            return self._prompts_of_text(list(texts), images, boxes)
+        if isinstance(conversations, str) or not all(map(_is_conversation, conversations or ())):
+            given = repr(conversations)[:80]
+            raise ValueError(f"conversations is {given}; expected a list of lists of (question, answer)")
         if not conversations:
             raise ValueError("no conversation was given; expected a list of lists of (question, answer)")
         for name, given in (("images", images), ("boxes", boxes), ("masks", masks)):
@@ -278,7 +293,14 @@ class GlammProcessor(ProcessorMixin):
         return batch
 
     def _box_rows(self, boxes: Sequence, sizes: Sequence) -> list[torch.Tensor | None]:
-        return [None if b is None else self.normalize_boxes(b, s) for b, s in zip(boxes, sizes, strict=True)]
+        rows = []
+        for r, (given, size) in enumerate(zip(boxes, sizes, strict=True)):
+            try:
+                checked = None if given is None else checked_boxes(given, size)
+            except ValueError as error:
+                raise ValueError(f"row {r}: {error}") from error
+            rows.append(None if given is None else self.normalize_boxes([] if checked is None else checked, size))
+        return rows
 
     def post_process_masks(self, low_res: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Low-resolution logits (M, m, m) of one picture of `size` (height, width) to masks and logits (M, H, W)."""
@@ -289,6 +311,12 @@ class GlammProcessor(ProcessorMixin):
 
 # transformers' AutoProcessor knows GLaMM as soon as this class is imported.
 AutoProcessor.register(GlammConfig, GlammProcessor)
+
+
+def _is_conversation(turns: Any) -> bool:
+    """Whether these are pairs of a question and its answer, or None where that is to come."""
+    pairs = isinstance(turns, list | tuple) and all(isinstance(turn, list | tuple) and len(turn) == 2 for turn in turns)
+    return pairs and all(isinstance(q, str) and (a is None or isinstance(a, str)) for q, a in turns)
 
 
 def _check_letters(text: str) -> None:
