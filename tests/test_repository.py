@@ -27,8 +27,12 @@ ANNEXES = ("storybook", "checks", "course")
 RANK = {name: rank for rank, name in enumerate((*UNDER, *ROOMS, *ANNEXES))}
 LAZY = {("model", "course")}
 """May be imported inside functions: a configuration reports its model's memory."""
-LIMITS = {"library": 9500, "model": 1500, "processing": 900, "checkpoints": 1200, "training": 1800}
-"""Lines that all rooms together, and a room, may have at most."""
+LIMITS = {
+    "library": 11_850, "model": 1_560, "processing": 940, "checkpoints": 2_220, "visuals": 870, "assistant": 1_180,
+    "evaluation": 1_670, "training": 2_030, "cli": 1_060,
+}  # fmt: skip
+"""Lines that all rooms together, and a room, have at most: they may shrink. The aim is 9,500 in all, 1,500 for the
+model, 900 for processing, 1,200 for checkpoints, 1,800 for training."""
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import extract_model_from_parallel
@@ -16,7 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers.utils import logging
 
-from glamm_mini.processing.processor import GlammProcessor
+if TYPE_CHECKING:  # a run saves by `whole_folder` as well, and every process of it would import this for nothing
+    from glamm_mini.processing.processor import GlammProcessor
 
 MAX_SHARD_SIZE = "4GB"
 FRESH, DONE, LOCK = ".saving", "complete.json", ".saving.lock"
@@ -27,7 +28,7 @@ OLD_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-
 def save_model(
     folder: str | Path,
     model: torch.nn.Module,
-    processor: GlammProcessor,
+    processor: "GlammProcessor",
     dtype: torch.dtype | None = None,
     max_shard_size: int | str = MAX_SHARD_SIZE,
 ) -> Path:

@@ -32,7 +32,7 @@ class GlammPreTrained(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path | None, *args: Any, **kwargs: Any) -> Self:
-        """A model of a bundled name ("tiny"), a folder or a hub id, in our format or official, as `glamm_mini.load`.
+        """As `glamm_mini.load`: a bundled name, a folder or a hub id, official or ours, where no tokenizer is needed.
 
         Takes transformers' `dtype` (default float32; "auto" keeps what is stored), `device_map` (with `max_memory` and
         `offload_folder`), `attn_implementation`, `quantization_config` (BitsAndBytesConfig; of the language model),

@@ -248,15 +248,10 @@ class GlammProcessor(ProcessorMixin):
         if text is not None:
             if conversations is not None or masks is not None:
                 raise ValueError("text is for generation; to learn from conversations or masks, leave it out")
-            texts = [text] if isinstance(text, str) else text
-            if not isinstance(texts, list | tuple) or not texts or not all(isinstance(one, str) for one in texts):
-                raise ValueError(f"text is {repr(text)[:80]}; expected whole prompts: a text, or a list of them")
-            return self._prompts_of_text(list(texts), images, boxes)
-        if isinstance(conversations, str) or not all(map(_is_conversation, conversations or ())):
+            return self._prompts_of_text(text, images, boxes)
+        if isinstance(conversations, str) or not conversations or not all(map(_is_conversation, conversations)):
             given = repr(conversations)[:80]
             raise ValueError(f"conversations is {given}; expected a list of lists of (question, answer)")
-        if not conversations:
-            raise ValueError("no conversation was given; expected a list of lists of (question, answer)")
         for name, given in (("images", images), ("boxes", boxes), ("masks", masks)):
             if given is not None and images is None:
                 raise ValueError(f"{name} were given without images; give the images that they lie in")
@@ -274,7 +269,10 @@ class GlammProcessor(ProcessorMixin):
             batch["masks"] = [torch.as_tensor(e if m is None else m) for m, e in zip(masks, empty, strict=True)]
         return batch
 
-    def _prompts_of_text(self, texts: list[str], images: Any, boxes: Sequence | None) -> BatchFeature:
+    def _prompts_of_text(self, text: str | Sequence[str], images: Any, boxes: Sequence | None) -> BatchFeature:
+        texts = [text] if isinstance(text, str) else text
+        if not isinstance(texts, list | tuple) or not texts or not all(isinstance(one, str) for one in texts):
+            raise ValueError(f"text is {repr(text)[:80]}; expected whole prompts: a text, or a list of them")
         nested = images if isinstance(images, list | tuple) else [] if images is None else [images]
         pictures = [p for row in nested for p in (row if isinstance(row, list | tuple) else [row])]
         counts = [t.count(IMAGE) for t in texts]

@@ -83,6 +83,12 @@ def test_weights_of_one_module_are_loaded_whole_or_not_at_all(tmp_path):
         load_weights(layer, tmp_path / "b.safetensors")
 
 
+def test_loading_draws_no_random_numbers(saved):
+    before = torch.random.get_rng_state()
+    load_model(saved)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
 def test_a_folder_can_be_copied(made, saved, tmp_path):
     copy = shutil.copytree(saved, tmp_path / "copy")
     shutil.rmtree(saved)

@@ -277,7 +277,7 @@ def test_ids_of_the_added_tokens_come_from_the_tokenizer(processor):
 def test_mistakes_in_a_batch_are_named(processor):
     picture = np.zeros((8, 8, 3), np.uint8)
     for arguments, words in (
-        (([picture], []), "no conversation"),
+        (([picture], []), "list of lists"),
         (([picture, picture], [ONE]), "images has 2 entries for 1"),
         ((None, [ONE], [[[0, 0, 1, 1]]]), "boxes were given without images"),
         (([picture], [ONE], [None, None]), "boxes has 2 entries for 1"),

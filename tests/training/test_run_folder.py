@@ -6,12 +6,10 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
 import torch
-import training_toy
 from training_toy import BASE, ToyData, losses, trainer
 
 from glamm_mini.training import run_folder
@@ -66,18 +64,6 @@ with claimed({str(tmp_path)!r}, True): pass
     assert len(errors) == 1 and "another thread" in errors[0]
     other()
     assert len(errors) == 1
-
-
-def test_workers_that_outlive_a_killed_run_do_not_keep_its_folder(tmp_path):
-    command = [sys.executable, training_toy.__file__, str(tmp_path / "run"), "workers=1", "--sleep", "0.2"]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    while not (tmp_path / "run" / "log.jsonl").exists():
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
-    with claimed(tmp_path / "run", resume=True):
-        pass
 
 
 def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, capsys):
