@@ -1,5 +1,6 @@
 """What people ask, checked and put into words that the conversation template takes."""
 
+import unicodedata
 from dataclasses import dataclass
 
 import numpy as np
@@ -125,7 +126,7 @@ def prepare(request: Request, size: tuple[int, int], processor: GlammProcessor) 
     """Check one request about a picture of `size` (height, width); ValueError names what is wrong with it."""
     if request.question is not None and not isinstance(request.question, str):
         raise ValueError(f"the question is a {type(request.question).__name__}; expected text")
-    if not request.question or not any(c.isprintable() and not c.isspace() for c in request.question):
+    if not request.question or all(c.isspace() or unicodedata.category(c) == "Cc" for c in request.question):
         raise ValueError("the question is empty; ask something such as 'What is in the picture?'")
     boxes = checked_boxes(request.boxes, size, request.normalised)
     open_turn = _Turn(_with_boxes(request.question, boxes), None, boxes)

@@ -44,7 +44,7 @@ def save_model(
     """
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ValueError(f"dtype is {dtype!r}; expected a torch.dtype of weights, such as torch.bfloat16")
-    if not isinstance(model, torch.nn.Module) or not isinstance(processor, GlammProcessor):
+    if not isinstance(model, torch.nn.Module) or not hasattr(processor, "tokenizer"):
         kinds = f"{type(model).__name__} and a {type(processor).__name__}"
         raise ValueError(f"a {kinds} were given; expected a model and its GlammProcessor: assistant.model, .processor")
     shard_plan({}, "model{suffix}.safetensors", max_shard_size)  # a size that cannot be read

@@ -45,6 +45,8 @@ def demo(
     picture, and one overview.png of several; what lies in the folder and is not of an earlier demo is never replaced.
     The last line printed is the path of the file to look at. With --coco, a stopped run goes on where it was.
     """
+    if ask is not None and not ask.strip():
+        raise ValueError("the question of --ask is empty; leave --ask out to have the pictures described")
     paths = pictures_to_ask(images)
     boxes = check_boxes(box)
     if boxes and (not ask or coco):

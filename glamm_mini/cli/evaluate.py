@@ -89,6 +89,7 @@ def score(
     ] = None,
 ) -> None:
     """Score written predictions by the official and the fixed protocol, side by side."""
+    check_json(scoring.json_file)
     with _clean_stdout(scoring.json_file):
         figures = _score(task, predictions, ground_truth or predictions / "ground_truth", split, scoring)
     report(figures, scoring.json_file)
@@ -103,6 +104,7 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Keep the predictions in this folder.")] = None,
 ) -> None:
     """Predict and score in one go."""
+    check_json(scoring.json_file)
     check_arguments(task, questions.data, questions.split, scoring.protocol, scoring.similarity)
     from accelerate.utils import broadcast_object_list
 
@@ -119,6 +121,12 @@ def evaluate(
             figures = _score(task, out, out / "ground_truth", questions.split, scoring)
     if figures is not None:
         report(figures, scoring.json_file)
+
+
+def check_json(json_file: str | None) -> None:
+    """Raises ValueError for a place where no file can be written, before hours are spent on what goes there."""
+    if json_file not in (None, "-") and (Path(json_file).is_dir() or any(p.is_file() for p in Path(json_file).parents)):
+        raise ValueError(f"--json {json_file} is a folder, or lies below a file; name a file")
 
 
 def check_arguments(task: str, data: str, split: str, protocol: str = "both", similarity: str | None = None) -> None:

@@ -44,6 +44,8 @@ def train(
     from glamm_mini.training.run_folder import check_free, first_process
 
     folder = out or Path("runs") / f"{recipe}-{size}"
+    if resume and not show and not folder.exists():
+        raise ValueError(f"there is no run in {folder} to resume; check --out, or leave --resume out")
     if not show and first_process():
         check_free(folder, resume)  # torch and the model take long to load
 

@@ -239,6 +239,7 @@ class GlammForConditionalGeneration(GlammPreTrained):
         Raises ValueError as `forward` does, and for ways to generate that need the prompt's ids (assistant models,
         prompt look-up, contrastive search) or steps of their own.
         """
+        check_batch(input_ids, attention_mask, None, None, boxes)
         features = image_features
         if features is None and global_images is not None:
             features = self.encode_images(global_images, grounding_images)

@@ -12,7 +12,7 @@ def box_array(boxes) -> np.ndarray | None:
         return None
     try:
         array = np.asarray(boxes.detach() if hasattr(boxes, "detach") else boxes)  # a tensor that learns
-        if array.dtype.kind in "mM":
+        if array.dtype.kind in "mMc":
             raise ValueError(f"they are of type {array.dtype}")
         array = array.astype(np.float32)
     except (TypeError, ValueError, OverflowError) as error:

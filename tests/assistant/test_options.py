@@ -265,7 +265,7 @@ def test_a_mistake_in_one_of_several_pictures_says_which(glamm, picture, tmp_pat
     with pytest.raises(ValueError, match="picture 0 of 2"):
         glamm.describe([np.zeros((0, 0, 3), np.uint8), picture])
     for wrong in ("abc", [(picture, "What?")], [None]):
-        with pytest.raises(ValueError, match=r"requests\[0\]"):
+        with pytest.raises(ValueError, match=r"requests( is a str|.0.)"):
             glamm.answer_batch(wrong)
 
 

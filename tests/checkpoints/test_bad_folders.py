@@ -219,7 +219,7 @@ ADAPTERS = {
     "beside layers that are not there": (changed("adapter_config.json", "target_modules", to=["zzz"]), "zzz"),
     "beside layers of a broken pattern": (
         changed("adapter_config.json", "target_modules", to="("),
-        "adapter_config.json",
+        "cannot be put in",
     ),
     "with parts that it lacks": (changed("adapter_config.json", "modules_to_save", to=["zzz"]), "zzz"),
 }

@@ -47,6 +47,7 @@ def test_the_command_hands_everything_to_the_recipe_and_says_how_to_ask(app, cal
 
 
 def test_a_stop_on_request_ends_with_130_and_its_words(app, calls, tmp_path):
+    (tmp_path / "run").mkdir()
     stopped = CliRunner().invoke(app, ["storybook", "--resume", "--out", str(tmp_path / "run")])
     assert stopped.exit_code == 130 and "stopped after step 3" in stopped.output
 
