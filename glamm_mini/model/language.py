@@ -40,6 +40,9 @@ KEPT = ("scores", "logits", "sequences_scores", "beam_indices", "attentions", "h
 class LanguageModel(LlamaForCausalLM):
     """transformers' Llama, parameters and all, whose forward pass adds its last states to a list it is given."""
 
+    loss_type = property(lambda self: "ForCausalLM", lambda self, found: None)
+    """transformers derives it from the name of the class, and warns at each loss where it finds none."""
+
     def forward(
         self,
         input_ids: Tensor | None = None,

@@ -42,7 +42,7 @@ def wide(tmp_path_factory):
 @pytest.mark.parametrize("kind", KINDS)
 def test_layers_shrink_and_states_stay_close(wide, kind):
     folder, whole = wide
-    model, _ = load_model(folder, quantize=kind)
+    model, processor = load_model(folder, quantize=kind)
     layers = model.language_model.model.layers
     assert layers[0].self_attn.q_proj.weight.dtype == (torch.uint8 if kind == "4bit" else torch.int8)
     assert all(type(m).__module__.startswith("bitsandbytes") for m in layers.modules() if hasattr(m, "in_features"))
@@ -56,7 +56,7 @@ def test_layers_shrink_and_states_stay_close(wide, kind):
     assert not torch.equal(before, after)
     assert model.load_report.parts["language_model"].made == {kind, "float32"}
     with pytest.raises(ValueError, match="quantized"):
-        save_model(folder, model, None)
+        save_model(folder, model, processor)
 
 
 @needs_library
