@@ -161,7 +161,7 @@ def test_a_history_of_thousands_of_turns_costs_no_more_than_what_fits(processor)
     turns = [*[TURNS[0]] * 20_000, TURNS[-1]]
     start = time.process_time()
     ids, left_out = processor.encode_latest(turns)
-    assert time.process_time() - start < 2 and 19_000 < left_out < 20_000
+    assert time.process_time() - start < 5 and 19_000 < left_out < 20_000
     assert ids.count(IMAGE_TOKEN_INDEX) == 1
     batch = processor.prompts([ids])
     assert batch["input_ids"].tolist() == [ids]
