@@ -60,7 +60,7 @@ def test_threads_get_the_words_and_masks_of_a_sequence(tiny, pictures, threads):
 
 
 def test_eight_threads_are_no_slower_than_eight_in_a_row(tiny, pictures):
-    """Measured on free cores it takes half of the time; the bar here is for machines whose cores all have other work."""
+    """On free cores it takes about half of the time; the bar is for machines whose cores have other work."""
     times = []
     for _ in range(3):
         start = time.perf_counter()
