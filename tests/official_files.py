@@ -97,6 +97,11 @@ def write_clip(folder: Path, state: dict, old: bool = True, torch_files: bool = 
     return folder
 
 
+def clip_of(folder: Path) -> Path:
+    """Where the tests keep CLIP's folder of an official one."""
+    return folder.with_name("clip")
+
+
 def write_shapes(path: Path, tensors: dict[str, tuple[list[int], str]]) -> None:
     """A safetensors file of real names, shapes and types whose values are a hole: gigabytes that take no room."""
     header, at = {}, 0

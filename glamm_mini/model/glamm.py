@@ -16,7 +16,16 @@ from glamm_mini.model.outputs import GlammGenerated, GlammOutput, ImageFeatures
 from glamm_mini.model.pretrained import GlammPreTrained
 from glamm_mini.model.region_encoder import RegionEncoder
 from glamm_mini.model.sam import GroundingImageEncoder, LPProjector, PixelDecoder, upscale_logits
-from glamm_mini.model.splice import Spliced, check_batch, check_rows, language_output, pad_left, put_images, put_regions
+from glamm_mini.model.splice import (
+    Spliced,
+    check_batch,
+    check_prompt,
+    check_rows,
+    language_output,
+    pad_left,
+    put_images,
+    put_regions,
+)
 from glamm_mini.model.tokens import IGNORE_INDEX
 from glamm_mini.model.vision import GlobalImageEncoder, VLProjector
 
@@ -245,6 +254,7 @@ class GlammForConditionalGeneration(GlammPreTrained):
             features = self.encode_images(global_images, grounding_images)
         image_index = _images_of(input_ids, features, image_index)
         prompt = pad_left(self.splice(input_ids, attention_mask, None, features, image_index, boxes))
+        check_prompt(prompt, None if features is None else features.grounding)
         with across_types(self.language_model):
             ids, hidden, more = answer(self.language_model, prompt, **kwargs)
             # The last new token was never fed; with seg_state "at" a [SEG] there still needs its own state.

@@ -63,6 +63,8 @@ def match_truth(image: int, logits: Tensor, truth: Tensor, cut_surplus: bool) ->
     if truth.shape != logits.shape:
         shapes = f"{tuple(truth.shape)}; expected {tuple(logits.shape)}: masks, height and width (`original`)"
         raise ValueError(f"the true masks of image {image} of the batch have shape {shapes}")
+    if truth.is_floating_point() and not bool(((truth >= 0) & (truth <= 1)).all()):  # NaN is not either
+        raise ValueError(f"the true masks of image {image} hold values that are not 0 to 1; give bool or shares")
     return truth.to(logits.device)
 
 

@@ -52,6 +52,16 @@ def check_rows(rows: int, images: int, image_index: Sequence[int] | Tensor, boxe
         raise ValueError(f"image_index names image {worst}, but the batch has {images} images (numbered from 0)")
 
 
+def check_prompt(prompt: "Spliced", grounding: Tensor | None) -> None:
+    """Raises ValueError for a row (T, D) that nothing may look at, and for values that are not finite, as a broken
+    picture gives them: answers to either would look like any other."""
+    if not bool(prompt.attention.any(1).all()):
+        raise ValueError("attention_mask leaves nothing of a row; expected True for its tokens, False for padding")
+    for name, values in (("pictures or words", prompt.embeds[prompt.attention]), ("grounding images", grounding)):
+        if values is not None and not bool(torch.isfinite(values).all()):
+            raise ValueError(f"the features of the {name} are not finite; look at the pictures and at the weights")
+
+
 def put_regions(
     embeds: Tensor, ids: Tensor, bbox_id: int, regions: Tensor | None, counts: Sequence[int | None]
 ) -> Tensor:

@@ -26,7 +26,7 @@ T = TypeVar("T")
 EXPECTED = {
     bool: "true or false",
     int: "a whole number",
-    float: "a number",
+    float: "a finite number",
     str: "a text",
     tuple[str, ...]: "names such as q_proj,v_proj",
     tuple[float, float]: "two numbers such as 0.9,0.95",
@@ -71,7 +71,7 @@ class Table:
 def _fits(value: Any, kind: Any) -> bool:
     inner = get_args(kind)
     if kind in (int, float):
-        return isinstance(value, (int, kind)) and not isinstance(value, bool)
+        return isinstance(value, (int, kind)) and not isinstance(value, bool) and (kind is int or math.isfinite(value))
     if not inner:
         return isinstance(value, kind)
     if kind == dict[str, float]:

@@ -7,33 +7,12 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
-from scripted import GROUNDED, scripted_assistant, scripting, seen_prompts
+from scripted import GROUNDED
 
 from glamm_mini.assistant.assistant import GroundedAnswer, Request, load
 from glamm_mini.assistant.memory import FeatureMemory
 from glamm_mini.checkpoints.save import save_model
 from glamm_mini.model.tokens import IMAGE_TOKEN_INDEX
-
-
-@pytest.fixture(scope="module")
-def glamm():
-    return scripted_assistant()
-
-
-@pytest.fixture
-def picture():
-    return np.random.default_rng(5).integers(0, 256, (30, 40, 3), dtype=np.uint8)
-
-
-@pytest.fixture
-def says(glamm, monkeypatch):
-    yield from scripting(glamm, monkeypatch)
-
-
-@pytest.fixture
-def prompts(glamm, monkeypatch):
-    return seen_prompts(glamm, monkeypatch)
-
 
 # --- answers ---------------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from scripted import GROUNDED, scripted_assistant, scripting, seen_prompts
+from scripted import GROUNDED
 
 import glamm_mini
 from glamm_mini import paths
@@ -17,26 +17,6 @@ from glamm_mini.processing.images import load_image
 from glamm_mini.storybook.language.phrasebook import QUESTIONS
 
 BOX = [4, 3, 20, 24]
-
-
-@pytest.fixture(scope="module")
-def glamm():
-    return scripted_assistant()
-
-
-@pytest.fixture
-def picture():
-    return np.random.default_rng(5).integers(0, 256, (30, 40, 3), dtype=np.uint8)
-
-
-@pytest.fixture
-def says(glamm, monkeypatch):
-    yield from scripting(glamm, monkeypatch)
-
-
-@pytest.fixture
-def prompts(glamm, monkeypatch):
-    return seen_prompts(glamm, monkeypatch)
 
 
 # --- what is asked ---------------------------------------------------------------------------------------------------

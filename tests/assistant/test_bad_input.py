@@ -6,21 +6,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scripted import GROUNDED, scripted_assistant, scripting
+from scripted import GROUNDED
 
 import glamm_mini
 from glamm_mini.assistant.answer import GroundedAnswer, GroundedPhrase
 from glamm_mini.visuals.overlay import LONGEST_RATIO
-
-
-@pytest.fixture(scope="module")
-def glamm():
-    return scripted_assistant()
-
-
-@pytest.fixture
-def says(glamm, monkeypatch):
-    yield from scripting(glamm, monkeypatch)
 
 
 def odd_pictures(folder):

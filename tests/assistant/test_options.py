@@ -7,28 +7,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scripted import GROUNDED, scripted_assistant, scripting
+from scripted import GROUNDED
 from transformers import TextIteratorStreamer, TextStreamer
 
 from glamm_mini.assistant.assistant import Request
 from glamm_mini.assistant.generation import MAX_NEW_TOKENS, Generation, TokenChooser
 
 BOX = [4, 3, 20, 24]
-
-
-@pytest.fixture(scope="module")
-def glamm():
-    return scripted_assistant()
-
-
-@pytest.fixture
-def picture():
-    return np.random.default_rng(5).integers(0, 256, (30, 40, 3), dtype=np.uint8)
-
-
-@pytest.fixture
-def says(glamm, monkeypatch):
-    yield from scripting(glamm, monkeypatch)
 
 
 def calls(glamm, image):

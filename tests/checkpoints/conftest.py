@@ -1,7 +1,10 @@
 """A small saved checkpoint, and what the tests of this folder share."""
 
+import shutil
+
 import pytest
 import torch
+from official_files import small_state, write_clip, write_official
 from small_models import small_config, small_model
 
 from glamm_mini.checkpoints.save import save_model
@@ -23,3 +26,23 @@ def made():
 def saved(made, tmp_path):
     """The folder that holds them."""
     return save_model(tmp_path / "runs" / "model", *made)
+
+
+@pytest.fixture(scope="module")
+def state():
+    """All official weights of the small case, CLIP's among them."""
+    return small_state()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory, state):
+    """An official folder, with CLIP's own in `clip_of` it."""
+    folder = tmp_path_factory.mktemp("hub")
+    write_clip(folder / "clip", state)
+    return write_official(folder / "glamm", state)
+
+
+@pytest.fixture
+def copy(files, tmp_path):
+    """A copy that a test may change."""
+    return shutil.copytree(files, tmp_path / "glamm")

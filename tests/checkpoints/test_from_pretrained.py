@@ -14,9 +14,9 @@ import torch
 from official_files import (
     assert_holds,
     change_shard,
+    clip_of,
     released_config,
     released_files,
-    small_state,
     write_clip,
     write_official,
 )
@@ -31,22 +31,6 @@ from glamm_mini.checkpoints.save import save_model
 from glamm_mini.model.tokens import ADDED_TOKENS
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def state():
-    return small_state()
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory, state):
-    folder = tmp_path_factory.mktemp("hub")
-    write_clip(folder / "clip", state)
-    return write_official(folder / "glamm", state)
-
-
-def clip_of(files):
-    return files.with_name("clip")
 
 
 # --- official folders ------------------------------------------------------------------------------------------------

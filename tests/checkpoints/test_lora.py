@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from small_models import answer_labels, box_set, images, padded, row, small_model, truths
 
 from glamm_mini import GlammForConditionalGeneration, paths
@@ -301,3 +302,37 @@ def test_load_puts_an_adapter_beside_the_weights(tmp_path):
     assert has_lora(again.model) and not any(p.requires_grad for p in again.model.parameters())
     ids = rows()
     assert torch.equal(again.model(ids).logits, glamm.model.eval()(ids).logits)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"r": "x"}, {"lora_alpha": None}, {"lora_dropout": "x"}, {"lora_dropout": 1.5}, {"target_modules": 5},
+     {"target_modules": []}, {"target_modules": [5]}],
+    ids=str,
+)  # fmt: skip
+def test_settings_of_the_wrong_type_are_named(tmp_path, change):
+    model = small_model()
+    add_lora(model, rank=2)
+    save_lora(tmp_path, model)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    fresh = small_model()
+    before = fresh.state_dict()
+    with pytest.raises(ValueError, match="adapter_config.json|LoRA in"):
+        load_lora(fresh, tmp_path)
+    assert fresh.state_dict().keys() == before.keys()
+
+
+def test_half_of_a_module_beside_lora_is_refused(tmp_path):
+    model = small_model()
+    add_lora(model, rank=2)
+    unfreeze_only(model, ("lora_", "lp_projector"))
+    save_lora(tmp_path, model)
+    load_lora(small_model(), tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    with safe_open(path, framework="pt") as file:
+        state, about = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
+    gone = next(name for name in state if name.endswith("lp_projector.2.bias"))
+    save_file({name: t for name, t in state.items() if name != gone}, path, metadata=about)
+    with pytest.raises(ValueError, match="lp_projector.2.bias"):
+        load_lora(small_model(), tmp_path)

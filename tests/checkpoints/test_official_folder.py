@@ -8,8 +8,8 @@ import torch
 from official_files import (
     assert_holds,
     change_shard,
+    clip_of,
     small_config,
-    small_state,
     write_clip,
     write_official,
     write_shapes,
@@ -25,29 +25,6 @@ from glamm_mini.checkpoints.save import save_model
 from glamm_mini.checkpoints.source import open_checkpoint
 from glamm_mini.model.glamm import GlammForConditionalGeneration
 from glamm_mini.paths import parity_folder
-
-
-@pytest.fixture(scope="module")
-def state():
-    return small_state()
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory, state):
-    folder = tmp_path_factory.mktemp("hub")
-    write_clip(folder / "clip", state)
-    return write_official(folder / "glamm", state)
-
-
-@pytest.fixture
-def copy(files, tmp_path):
-    """A copy that a test may break."""
-    return shutil.copytree(files, tmp_path / "glamm")
-
-
-def clip_of(files):
-    return files.with_name("clip")
-
 
 # --- loading ---------------------------------------------------------------------------------------------------------
 

@@ -347,3 +347,35 @@ def test_a_model_with_lora_is_refused(made, tmp_path):
     with pytest.raises(ValueError, match="LoRA"):
         save_model(tmp_path / "m", model, made[1])
     assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize("place", [".saving/mine.txt", ".saving.lock"])
+def test_a_file_of_the_users_where_saving_works_is_named_and_stays(made, tmp_path, place):
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    (tmp_path / place).write_text("my own")
+    with pytest.raises(OSError, match=Path(place).parts[0]):
+        save_model(tmp_path, *made)
+    assert (tmp_path / place).read_text() == "my own"
+    assert [path.name for path in tmp_path.iterdir()] == [Path(place).parts[0]]
+
+
+def test_what_a_killed_save_left_is_cleared(made, tmp_path):
+    folder = tmp_path / "model"
+    for left in ((), (module.OURS, "model.safetensors")):  # killed before its first file, and before the end
+        (folder / module.FRESH).mkdir(parents=True, exist_ok=True)
+        for name in left:
+            (folder / module.FRESH / name).write_text("half")
+        save_model(folder, *made)
+        assert_same(load_model(folder)[0], made[0])
+        assert traces(folder) == []
+
+
+def test_a_broken_model_and_a_strange_processor_never_replace_a_good_save(made, other, tmp_path, processor):
+    save_model(tmp_path, *made)
+    with torch.no_grad():
+        other.lp_projector[0].weight[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="lp_projector.0.weight"):
+        save_model(tmp_path, other, made[1])
+    with pytest.raises(ValueError, match="tokenizer knows"):
+        save_model(tmp_path, made[0], processor)
+    assert_same(load_model(tmp_path)[0], made[0])

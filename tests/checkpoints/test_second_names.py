@@ -1,38 +1,14 @@
 """Official checkpoints with names too many: second names of values that are there, and names dropped on request."""
 
 import json
-import shutil
 
 import pytest
 import torch
-from official_files import assert_holds, change_shard, small_state, write_clip, write_official
+from official_files import assert_holds, change_shard, clip_of
 
 import glamm_mini
 from glamm_mini.checkpoints.convert import prepare
 from glamm_mini.checkpoints.load import load_model
-
-
-@pytest.fixture(scope="module")
-def state():
-    return small_state()
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory, state):
-    folder = tmp_path_factory.mktemp("hub")
-    write_clip(folder / "clip", state)
-    return write_official(folder / "glamm", state)
-
-
-@pytest.fixture
-def copy(files, tmp_path):
-    """A copy that a test may change."""
-    return shutil.copytree(files, tmp_path / "glamm")
-
-
-def clip_of(files):
-    return files.with_name("clip")
-
 
 OLD = "model.old_regions."
 
