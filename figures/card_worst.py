@@ -102,4 +102,4 @@ def _card(number: str, answer: SimpleNamespace, one: Worst) -> Image.Image:
 def _set(card: Image.Image, block: tuple[list, Style, tuple], y: float, answer: SimpleNamespace) -> float:
     """Draw lines at y; returns the y of their lower end."""
     lines, style, ink = block
-    return draw_lines(card, lines, style, (MARGIN, y), ink, lambda k: not answer.phrases[k].mask.any())
+    return draw_lines(card, lines, style, (MARGIN, y), ink, answer.phrases)

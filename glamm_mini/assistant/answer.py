@@ -5,9 +5,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
-import torch
+from PIL import Image
 
 from glamm_mini.processing.images import encode_mask
+from glamm_mini.visuals.answer_html import answer_html
+from glamm_mini.visuals.answer_png import answer_png
+from glamm_mini.visuals.encode import BYTES, png_bytes
 
 WRITTEN = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 """Endings of the files that an answer is saved to: those of the pictures that are read, too."""
@@ -19,15 +22,54 @@ class _Comparable:
     def __eq__(self, other) -> bool:
         if type(self) is not type(other):
             return NotImplemented
-        return all(_equal(getattr(self, one.name), getattr(other, one.name)) for one in fields(self) if one.compare)
+        for one in fields(self):
+            a, b = getattr(self, one.name), getattr(other, one.name)
+            has_array = isinstance(a, np.ndarray) or isinstance(b, np.ndarray)
+            if one.compare and not (np.array_equal(a, b) if has_array else a == b):
+                return False
+        return True
 
     __hash__ = None
 
 
-def _equal(a, b) -> bool:
-    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
-        return a is not None and b is not None and np.array_equal(a, b)
-    return a == b
+class Shown:
+    """What shows itself in a notebook, and is saved as a picture: an answer, a chat. source: the path of the picture
+    that was asked about, or None."""
+
+    source: str | None
+
+    def picture(self) -> Image.Image:
+        """All of it in one PIL image."""
+        raise NotImplementedError
+
+    def save(self, path: str | Path) -> Path:
+        """Write picture and words as one image file; the ending of `path` decides the format.
+
+        Missing folders are made; a file that is there is replaced. Raises ValueError for an ending that names no image
+        format, and for the file of the picture that was asked about.
+        """
+        if not isinstance(path, str | os.PathLike) or "\0" in str(path):
+            raise ValueError(f"the answer cannot be saved to {path!r}; give the path of a file, such as 'answer.png'")
+        path = Path(path)
+        if self.source is not None and path.exists() and Path(self.source).exists() and path.samefile(self.source):
+            raise ValueError(f"{path} is the picture that was asked about; save the answer under another name")
+        if path.suffix.lower() not in WRITTEN:
+            kinds = f"no image format that answers are written in; expected one of {', '.join(WRITTEN)}"
+            raise ValueError(f"{path} ends in {path.suffix!r}, which names {kinds}")
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder; give the path of a file in it")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.picture().save(path)
+        return path
+
+    def show(self) -> None:
+        """Display it in a notebook."""
+        from IPython.display import display
+
+        display(self)
+
+    def _repr_png_(self, limit: int = BYTES) -> bytes:
+        return png_bytes(self.picture(), limit)
 
 
 @dataclass(eq=False)
@@ -45,7 +87,7 @@ class GroundedPhrase(_Comparable):
 
 
 @dataclass(eq=False)
-class GroundedAnswer(_Comparable):
+class GroundedAnswer(Shown, _Comparable):
     """What GLaMM answered. text: as written, tags included. caption: tags removed. phrases: one per mask.
     notes: what the reader should know. image: (H, W, 3) uint8 that was asked about. question: as asked.
     boxes: (N, 4) pixels that the question referred to, cut at the picture's edges; None without boxes.
@@ -74,35 +116,12 @@ class GroundedAnswer(_Comparable):
             "scores": [round(p.score, 4) for p in self.phrases],
         }
 
-    def picture(self):
+    def picture(self) -> Image.Image:
         """Picture and sentence in one PIL image."""
-        from glamm_mini.visuals.answer_png import answer_png
-
         return answer_png(self)
 
-    def save(self, path: str | Path) -> Path:
-        """Write picture and sentence as one image file; the ending of `path` decides the format.
-
-        Missing folders are made; a file that is there is replaced. Raises ValueError for an ending that names no image
-        format, and for the file of the picture that was asked about.
-        """
-        return write_picture(self.picture(), path, self.source)
-
-    def show(self) -> None:
-        """Display the answer in a notebook."""
-        from IPython.display import display
-
-        display(self)
-
     def _repr_html_(self) -> str:
-        from glamm_mini.visuals.answer_html import answer_html
-
         return answer_html(self)
-
-    def _repr_png_(self) -> bytes:
-        from glamm_mini.visuals.encode import png_bytes
-
-        return png_bytes(self.picture())
 
 
 def source_of(image) -> str | None:
@@ -111,43 +130,6 @@ def source_of(image) -> str | None:
     return os.fspath(path) if isinstance(path, str | os.PathLike) and os.fspath(path) else None
 
 
-def write_picture(picture, path: str | Path, source: str | None = None) -> Path:
-    """Write a PIL image; the ending of `path` decides the format, missing folders are made. Returns the path.
-
-    Raises ValueError for another ending, and if the path is that of the picture's `source`.
-    """
-    if not isinstance(path, str | os.PathLike) or "\0" in str(path):
-        raise ValueError(f"the answer cannot be saved to {path!r}; expected the path of a file, such as 'answer.png'")
-    path = Path(path)
-    if source is not None and path.exists() and Path(source).exists() and path.samefile(source):
-        raise ValueError(f"{path} is the picture that was asked about; save the answer under another name")
-    if path.suffix.lower() not in WRITTEN:
-        raise ValueError(
-            f"{path} ends in {path.suffix!r}, which names no image format that answers are written in; expected one of "
-            f"{', '.join(WRITTEN)}"
-        )
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; give the path of a file in it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
-    return path
-
-
-def grounded_phrase(
-    text: str, span: tuple[int, int] | None, mask: torch.Tensor, logits: torch.Tensor, details: bool = False
-) -> GroundedPhrase:
-    """A phrase with its mask (H, W) bool, and the box and the score that follow from mask and logits (H, W).
-
-    details: keep the logits too.
-    """
-    score = float(logits[mask].sigmoid().mean()) if bool(mask.any()) else 0.0
-    kept = logits.float().numpy() if details else None
-    return GroundedPhrase(text, span, mask.numpy(), box_around(mask.numpy()), score, kept)
-
-
 def box_around(mask: np.ndarray) -> tuple[int, int, int, int] | None:
-    """(x0, y0, x1, y1) of the smallest box that holds all pixels of a mask (H, W); None for an empty one."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if len(rows) == 0:
-        return None
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+    """(x0, y0, x1, y1) of the smallest box that holds all pixels of a mask (H, W) bool; None for an empty one."""
+    return Image.fromarray(mask).getbbox()

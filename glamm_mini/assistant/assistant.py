@@ -1,7 +1,9 @@
 """The assistant: ask a trained GLaMM about an image, get words and the masks that belong to them."""
 
 import os
+from collections.abc import Callable, Collection
 from inspect import signature
+from itertools import cycle
 from pathlib import Path
 from typing import Unpack
 
@@ -10,20 +12,12 @@ import torch
 from transformers import LogitsProcessorList
 
 from glamm_mini import paths
-from glamm_mini.assistant.answer import GroundedAnswer, GroundedPhrase, grounded_phrase, source_of
+from glamm_mini.assistant.answer import GroundedAnswer, GroundedPhrase, box_around, source_of
 from glamm_mini.assistant.chat import Chat
 from glamm_mini.assistant.familiar import Familiar
-from glamm_mini.assistant.generation import BROKEN, MAX_NEW_TOKENS, Generation, Options, TokenChooser
+from glamm_mini.assistant.generation import BROKEN, MAX_NEW_TOKENS, AnswerStream, Generation, Options, TokenChooser
 from glamm_mini.assistant.memory import FeatureMemory, evaluating, weights_state
-from glamm_mini.assistant.requests import (
-    WORDINGS,
-    Prepared,
-    Request,
-    Wording,
-    expression_words,
-    prepare,
-    requests_for,
-)
+from glamm_mini.assistant.requests import WORDINGS, Request, Wording, checked_turns, prepare, requests_for, words_of
 from glamm_mini.checkpoints.load import HUB, load_model
 from glamm_mini.dtypes import TYPES
 from glamm_mini.model.glamm import GlammForConditionalGeneration, ImageFeatures
@@ -107,18 +101,15 @@ class Assistant:
 
     def segment(self, image, expression: str, **options: Unpack[Options]) -> Answers:
         """The mask of what an expression means, such as "the red balloon" or "both boats"."""
-
-        def question(words: str) -> str:
-            words = expression_words(words, "the expression").rstrip(".?!")
-            return self.wording.segment.format(x=expression_words(words, "the expression"))
-
-        return _want_masks(self.ask(image, _for_each(question, expression), **options))
+        words = _for_each(expression, lambda one: words_of(one, "the expression", ends=".?!"))
+        questions = _for_each(words, lambda one: self.wording.segment.format(x=one))
+        return _want_masks(self.ask(image, questions, **options))
 
     def describe_region(self, image, box, normalised: bool = False, **options: Unpack[Options]) -> Answers:
         """What one box holds, in words. With a list of pictures: a list of boxes, one for each."""
         requests, several = requests_for(image, self.wording.describe_region, box, normalised)
         for request in requests:
-            request.boxes = boxes = box_array(request.boxes)
+            boxes = box_array(request.boxes)
             if boxes is None or len(boxes) != 1:
                 raise ValueError(
                     f"describe_region takes one box (x0, y0, x1, y1), but {0 if boxes is None else len(boxes)} were "
@@ -133,17 +124,12 @@ class Assistant:
 
     def ground(self, image, sentence: str, **options: Unpack[Options]) -> Answers:
         """A given sentence with a mask for each of its phrases. A note tells where the model changed the sentence."""
-
-        def whole(words: str) -> str:
-            words = expression_words(words, "the sentence")
-            return words + ("." if words[-1].isalnum() else "")
-
-        given = _for_each(whole, sentence)
-        questions = _for_each(lambda words: self.wording.ground.format(x=words), given)
+        words = _for_each(sentence, lambda one: words_of(one, "the sentence"))
+        words = _for_each(words, lambda one: one + "." if one[-1].isalnum() else one)
+        questions = _for_each(words, lambda one: self.wording.ground.format(x=one))
         answers = _want_masks(self.ask(image, questions, **options))
-        for k, answer in enumerate(answers if isinstance(answers, list) else [answers]):
-            words = given if isinstance(given, str) else given[k]
-            if answer.caption.casefold().rstrip(".") != words.casefold().rstrip("."):
+        for answer, given in zip(_listed(answers), cycle(_listed(words)), strict=False):
+            if answer.caption.casefold().rstrip(".") != given.casefold().rstrip("."):
                 answer.notes.append("the answer is not the sentence that was given, word by word")
         return answers
 
@@ -162,29 +148,35 @@ class Assistant:
                 raise ValueError(f"requests[{k}] is a {type(request).__name__}; expected Request(image, question)")
         length = MAX_NEW_TOKENS[self.config.mode] if self.max_new_tokens is None else self.max_new_tokens
         how = Generation.checked(options, length, len(requests))
-        tokenizer = self.processor.tokenizer
-        ends = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id} - {None}
-        with how.streaming(sorted(ends)) as streamer:
-            return self._answers(requests, how, streamer) if requests else []
+        tokens, stream = self.processor.tokenizer, None
+        if how.streamer is not None:
+            stream = AnswerStream(how.streamer, {tokens.bos_token_id, tokens.eos_token_id, tokens.pad_token_id} - {None})
+        try:
+            return self._answers(requests, how, stream) if requests else []
+        finally:
+            if stream is not None:
+                stream.end()
 
-    def _answers(self, requests: list[Request], how: Generation, streamer) -> list[GroundedAnswer]:
+    def _answers(self, requests: list[Request], how: Generation, stream: AnswerStream | None) -> list[GroundedAnswer]:
         keys = [_key(request.image) for request in requests]
-        pictures = _read({key: request.image for key, request in zip(keys, requests, strict=True)})
-        order = list(pictures)
+        given = {key: request.image for key, request in zip(keys, requests, strict=True)}
+        pictures = dict(zip(given, _one_by_one("picture", load_image, given.values()), strict=True))
         sizes = [pictures[key].shape[:2] for key in keys]
-        prepared = _prepared(requests, sizes, self.processor)
+        prepared = _one_by_one("question", lambda k: prepare(requests[k], sizes[k], self.processor), range(len(keys)))
         batch = self.processor.prompts([p.ids for p in prepared])
         device, chooser = self.model.device, TokenChooser(how, len(requests))
         boxes = [
             None if p.all_boxes is None else self.processor.normalize_boxes(p.all_boxes, size).to(device)
             for p, size in zip(prepared, sizes, strict=True)
         ]
+        which = [list(given).index(key) for key in keys]
         with torch.inference_mode(), evaluating(self.model):
-            features = self._features(list(pictures.values()))
+            state = weights_state(self.model)
+            features = self._features(list(pictures.values()), state)
             out = self.model.generate(
                 input_ids=batch["input_ids"].to(device),
                 attention_mask=batch["attention_mask"].to(device),
-                image_index=torch.tensor([order.index(key) for key in keys]),
+                image_index=torch.tensor(which),
                 image_features=features,
                 boxes=boxes,
                 max_new_tokens=how.max_new_tokens,
@@ -193,70 +185,62 @@ class Assistant:
                 eos_token_id=self.processor.tokenizer.eos_token_id,
                 pad_token_id=self.processor.tokenizer.pad_token_id,
                 logits_processor=LogitsProcessorList([chooser]),
-                streamer=streamer,
+                streamer=stream,
             )
-        notes = dict(zip(order, self._notes_on_pictures(features), strict=True))
-        scores = chooser.token_scores(out.sequences)
+        scores = chooser.token_scores(out.sequences).numpy() if how.details else None
+        knows = self._familiar is not None and self._familiar[1] == state
+        notes = self._familiar[0].notes(features.grounding) if knows else [[]] * len(given)
         answers = []
         for r, request in enumerate(requests):
-            own = out.sequences[r].tolist(), out.low_res[r], None if scores is None else scores[r].numpy()
-            answers.append(self._answer(request, prepared[r], pictures[keys[r]], how, *own))
-            answers[-1].notes[:0] = notes[keys[r]]
+            answer = self._answer(out.sequences[r].tolist(), out.low_res[r], pictures[keys[r]], how)
+            answer.notes = notes[which[r]] + prepared[r].notes + answer.notes
+            answer.question, answer.boxes, answer.source = request.question, prepared[r].boxes, source_of(request.image)
+            if how.details:
+                answer.token_scores = scores[r, : len(answer.token_ids)]
+            answers.append(answer)
         return answers
+
+    def _answer(self, ids: list[int], low_res: torch.Tensor, image: np.ndarray, how: Generation) -> GroundedAnswer:
+        """From the ids of one answer and its mask logits (M, m, m) about a picture (H, W, 3)."""
+        text, end = self.processor.decode(ids), self.processor.tokenizer.eos_token_id
+        parsed, phrases = parse_grounded(text), []
+        # A row that ended is as long as the longest of its batch: it holds the end, and padding behind it.
+        if end in ids:
+            ids = ids[: ids.index(end) + 1]
+        elif len(ids) >= how.max_new_tokens:
+            cut = f"the answer was cut after {how.max_new_tokens} tokens; a larger max_new_tokens lets it go on"
+            parsed.notes.append(cut)
+        # One mask at a time: at twenty megapixels, the logits of each take 80 MB.
+        for span, own in zip(parsed.phrases, _finite(low_res).cpu(), strict=False):
+            [mask], [logits] = self.processor.post_process_masks(own[None], image.shape[:2])
+            score = float(logits[mask].sigmoid().mean()) if mask.any() else 0.0
+            kept, mask = logits.float().numpy() if how.details else None, mask.numpy()
+            phrases.append(GroundedPhrase(span.text, span.span, mask, box_around(mask), score, kept))
+        token_ids = np.array(ids, np.int64) if how.details else None
+        return GroundedAnswer(text, parsed.caption, phrases, parsed.notes, image, token_ids=token_ids)
 
     def encode(self, image) -> ImageFeatures:
         """What both image encoders make of one picture."""
         with torch.inference_mode(), evaluating(self.model):
-            return self._features([load_image(image)])
+            return self._features([load_image(image)], weights_state(self.model))
 
-    def _features(self, pictures: list[np.ndarray]) -> ImageFeatures:
+    def _features(self, pictures: list[np.ndarray], state: tuple) -> ImageFeatures:
         """Features of the pictures; those of the last ones are kept, so that further turns do not encode again."""
-        state = self.processor.config.mode, weights_state(self.model)
-        return self._memory.features(pictures, state, self._encode)
+        return self._memory.features(pictures, (self.processor.config.mode, state), self._encode)
 
     def _encode(self, pictures: list[np.ndarray]) -> ImageFeatures:
         images = self.processor.images(pictures)
         own = {"device": self.model.device, "dtype": self.model.dtype}
         return self.model.encode_images(images["global_images"].to(**own), images["grounding_images"].to(**own))
 
-    def _notes_on_pictures(self, features: ImageFeatures) -> list[list[str]]:
-        """Per picture, a note where the model cannot know such pictures."""
-        if self._familiar is None or self._familiar[1] != weights_state(self.model):
-            return [[] for _ in features.tokens]
-        return self._familiar[0].notes(features.grounding)
-
     def teacher_force(self, image, conversation: list[tuple[str, str]]) -> list[np.ndarray]:
         """Masks (H, W) for every [SEG] of given answers, as the official referring segmentation is scored."""
-        picture = load_image(image)
-        ids = torch.tensor([self.processor.encode(conversation)[0]], device=self.model.device)
+        picture, turns = load_image(image), checked_turns("conversation", conversation)
+        ids = torch.tensor([self.processor.encode(turns)[0]], device=self.model.device)
         with torch.inference_mode(), evaluating(self.model):
-            out = self.model(ids, image_features=self._features([picture]), return_logits=False)
+            out = self.model(ids, image_features=self.encode(picture), return_logits=False)
         masks, _ = self.processor.post_process_masks(_finite(out.low_res).cpu(), picture.shape[:2])
         return [mask.numpy() for mask in masks]
-
-    def _answer(
-        self, request: Request, prepared: Prepared, image: np.ndarray, how: Generation,
-        ids: list[int], low_res: torch.Tensor, scores: np.ndarray | None,
-    ) -> GroundedAnswer:  # fmt: skip
-        text = self.processor.decode(ids)
-        parsed = parse_grounded(text)
-        notes = prepared.notes + parsed.notes
-        end = self.processor.tokenizer.eos_token_id
-        # A row that ended is as long as the longest of its batch: it holds the end, and padding behind it.
-        if end in ids:
-            ids = ids[: ids.index(end) + 1]
-        elif len(ids) >= how.max_new_tokens:
-            notes.append(f"the answer was cut after {how.max_new_tokens} tokens; a larger max_new_tokens lets it go on")
-        phrases = []
-        # One mask at a time: at twenty megapixels, the logits of each take 80 MB.
-        for span, own in zip(parsed.phrases, _finite(low_res).cpu(), strict=False):
-            masks, logits = self.processor.post_process_masks(own[None], image.shape[:2])
-            phrases.append(grounded_phrase(span.text, span.span, masks[0], logits[0], how.details))
-        answer = GroundedAnswer(text, parsed.caption, phrases, notes, image, request.question, prepared.boxes)
-        answer.source = source_of(request.image)
-        if how.details:
-            answer.token_ids, answer.token_scores = np.array(ids, np.int64), scores[: len(ids)]
-        return answer
 
 
 def _finite(low_res: torch.Tensor) -> torch.Tensor:
@@ -271,40 +255,31 @@ def _key(image):
     return os.fspath(image) if isinstance(image, (str, os.PathLike)) else id(image)
 
 
-def _read(images: dict) -> dict:
-    """Images by key, read. Where there are several, an error says which one it is about."""
-    pictures = {}
-    for k, (key, image) in enumerate(images.items()):
+def _one_by_one(what: str, do: Callable, items: Collection) -> list:
+    """`do` of each item. Where there are several, an error says which one it is about."""
+    done = []
+    for k, item in enumerate(items):
         try:
-            pictures[key] = load_image(image)
+            done.append(do(item))
         except (ValueError, FileNotFoundError) as error:
-            if len(images) == 1:
+            if len(items) == 1:
                 raise
             kind = ValueError if isinstance(error, ValueError) else FileNotFoundError
-            raise kind(f"picture {k} of {len(images)}: {error}") from error
-    return pictures
+            raise kind(f"{what} {k} of {len(items)}: {error}") from error
+    return done
 
 
-def _prepared(requests: list[Request], sizes: list, processor: GlammProcessor) -> list[Prepared]:
-    """Every request, checked. Where there are several, an error says which one it is about."""
-    prepared = []
-    for k, (request, size) in enumerate(zip(requests, sizes, strict=True)):
-        try:
-            prepared.append(prepare(request, size, processor))
-        except ValueError as error:
-            if len(requests) == 1:
-                raise
-            raise ValueError(f"question {k} of {len(requests)}: {error}") from error
-    return prepared
-
-
-def _for_each(change, words):
+def _for_each(words, change: Callable[[str], str]):
     """`change` of each text of a list, or of the one that was given."""
     return [change(one) for one in words] if isinstance(words, (list, tuple)) else change(words)
 
 
+def _listed(one) -> list:
+    return one if isinstance(one, list) else [one]
+
+
 def _want_masks(answers: Answers) -> Answers:
-    for answer in answers if isinstance(answers, list) else [answers]:
+    for answer in _listed(answers):
         if not any(phrase.mask.any() for phrase in answer.phrases):
             answer.notes.append("the answer points at nothing in the picture")
     return answers
@@ -335,8 +310,7 @@ def load(
     _check_names(placement)
     device = _checked_device(device)
     dtype = HALF.get(dtype, dtype) if isinstance(dtype, str) else dtype
-    known = (None, "stored", *TYPES, *TYPES.values())
-    if dtype not in known:
+    if dtype not in (None, "stored", *TYPES, *TYPES.values()):
         raise ValueError(f"dtype is {dtype!r}; expected {', '.join(TYPES)} or stored")
     model, processor = load_model(name, dtype, device=device, quantize=quantize, **placement)
     # An adapter may have learned other pictures, and a subfolder is another model.
@@ -345,9 +319,8 @@ def load(
 
 
 def _check_names(given: dict) -> None:
-    ours = [*signature(load).parameters.values(), *signature(load_model).parameters.values()]
-    known = [one.name for one in ours if one.kind is not one.VAR_KEYWORD and one.name != "name"]
-    known = list(dict.fromkeys([*known, *HUB]))
+    known = dict.fromkeys([*signature(load).parameters, *signature(load_model).parameters, *HUB])
+    known = [name for name in known if name not in ("name", "placement", "hub")]
     for name in given:
         if name not in known:
             hint = f"; it is called {OTHER_NAMES[name]} here" if name in OTHER_NAMES else ""
@@ -356,13 +329,12 @@ def _check_names(given: dict) -> None:
 
 def _checked_device(device) -> str:
     """The device that was named, or the best; ValueError that names what there is for one that there is not."""
-    there = ["cpu"] + [f"cuda:{k}" for k in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)]
-    there += ["mps"] if torch.backends.mps.is_available() else []
-    there += ["xpu"] if hasattr(torch, "xpu") and torch.xpu.is_available() else []
+    kind, count = torch.accelerator.current_accelerator(), torch.accelerator.device_count()
+    there = ["cpu", *(f"{kind.type}:{k}" for k in range(count))]
     if device is None:
         return "cuda" if "cuda:0" in there else "cpu"
     name = str(device)
-    if name == "auto" or name in there or f"{name}:0" in there or name.removesuffix(":0") in there[1:]:
+    if name == "auto" or name in there or f"{name}:0" in there:
         return name
     missing = "; PyTorch finds no GPU" if "cuda:0" not in there else ""
     raise ValueError(f"device is {name!r}{missing}; expected one of {', '.join(there)} or auto, or leave device out")

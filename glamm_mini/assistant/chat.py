@@ -1,22 +1,28 @@
 """A conversation about one picture: the picture is encoded once, every turn reads the turns before it."""
 
+from dataclasses import replace
 from typing import Unpack
 
-from glamm_mini.assistant.answer import GroundedAnswer, source_of, write_picture
+from PIL import Image
+
+from glamm_mini.assistant.answer import GroundedAnswer, Shown, source_of
 from glamm_mini.assistant.generation import Options
 from glamm_mini.assistant.memory import Lock
 from glamm_mini.assistant.requests import Request
 from glamm_mini.processing.images import load_image
+from glamm_mini.visuals.answer_html import chat_html
+from glamm_mini.visuals.answer_png import answer_png, compose
+from glamm_mini.visuals.encode import BYTES
 
 
-class Chat:
+class Chat(Shown):
     """Made by `glamm.chat(image)`. turns: the answers so far, each with its question and boxes, oldest first.
 
     image: (H, W, 3) uint8. Raises what `load_image` raises for what is no picture.
     """
 
     def __init__(self, assistant, image):
-        self.image, self._source = load_image(image), source_of(image)
+        self.image, self.source = load_image(image), source_of(image)
         self.turns: list[GroundedAnswer] = []
         self._assistant = assistant
         self._lock = Lock()
@@ -30,7 +36,7 @@ class Chat:
         with self._lock:
             request = Request(self.image, text, boxes, self.history, normalised)
             answer = self._assistant.answer_batch([request], **options)[0]
-            answer.source = self._source
+            answer.source = self.source
             self.turns.append(answer)
         return answer
 
@@ -44,31 +50,16 @@ class Chat:
         return f"Chat about a picture of {w} x {h} pixels, {len(self.turns)} turns"
 
     def _shown(self) -> list[GroundedAnswer]:
-        """The turns; of a chat without any, its picture and that it waits."""
-        return self.turns or [GroundedAnswer("", "Nothing has been asked yet.", [], image=self.image)]
+        """The turns; those with neither masks nor boxes without their picture, except the first. At least one."""
+        first, *others = self.turns or [GroundedAnswer("", "Nothing has been asked yet.", [], image=self.image)]
+        return [first, *(t if t.phrases or t.boxes is not None else replace(t, image=None) for t in others)]
 
-    def picture(self):
+    def picture(self) -> Image.Image:
         """All turns below one another in one PIL image."""
-        from glamm_mini.visuals.chat_view import chat_png
-
-        return chat_png(self._shown())
-
-    def save(self, path):
-        """Write all turns as one image file; the ending of `path` decides the format."""
-        return write_picture(self.picture(), path, self._source)
-
-    def show(self) -> None:
-        """Display the conversation in a notebook."""
-        from IPython.display import display
-
-        display(self)
+        return compose([answer_png(turn) for turn in self._shown()], columns=1, gap=0)
 
     def _repr_html_(self) -> str:
-        from glamm_mini.visuals.chat_view import chat_html
-
         return chat_html(self._shown())
 
     def _repr_png_(self) -> bytes:
-        from glamm_mini.visuals.encode import BYTES, png_bytes
-
-        return png_bytes(self.picture(), min(200_000, BYTES * max(1, len(self.turns))))
+        return super()._repr_png_(min(200_000, BYTES * max(1, len(self.turns))))

@@ -3,8 +3,7 @@
 import math
 import operator
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -51,53 +50,35 @@ class Generation:
     @classmethod
     def checked(cls, options: Options, default_length: int, rows: int) -> "Generation":
         """Raises TypeError for a name that is not an option, ValueError that names an option with a bad value."""
-        unknown = [name for name in options if name not in Options.__annotations__]
-        if unknown:
-            raise TypeError(f"{unknown[0]!r} is not an option; expected some of {', '.join(Options.__annotations__)}")
-        given = {name: value for name, value in options.items() if value is not None}
-        length = _whole("max_new_tokens", given.get("max_new_tokens", default_length), 1)
-        seed = _whole("seed", given.get("seed", secrets.randbits(62)), 0)
-        streamer, details = given.get("streamer"), given.get("details", False)
-        fits = not isinstance(streamer, type) and callable(getattr(streamer, "put", None)) and hasattr(streamer, "end")
-        if streamer is not None and not fits:
-            raise ValueError(f"streamer is {streamer!r}; expected one with put and end, as transformers' TextStreamer")
-        if streamer is not None and rows != 1:
-            raise ValueError(f"streamer follows one answer, but {rows} questions were asked; ask one at a time")
-        if not isinstance(details, bool):
-            raise ValueError(f"details is {details!r}; expected True or False")
-        return cls(length, _temperature(given.get("temperature", 0.0)), seed, streamer, details)
-
-    @contextmanager
-    def streaming(self, tokens_to_drop: list[int]) -> Iterator["_AnswerStream | None"]:
-        """The streamer for `generate`; where the block fails, the stream is ended: its reader would wait for ever."""
-        stream = None if self.streamer is None else _AnswerStream(self.streamer, tokens_to_drop)
-        try:
-            yield stream
-        except BaseException:
-            if stream is not None:
-                stream.end()
-            raise
+        for name in options.keys() - Options.__annotations__.keys():
+            raise TypeError(f"{name!r} is not an option; expected some of {', '.join(Options.__annotations__)}")
+        given = {"max_new_tokens": default_length, "temperature": 0.0, "seed": secrets.randbits(62), "details": False}
+        how = cls(**given | {name: value for name, value in options.items() if value is not None})
+        length = _number("max_new_tokens", how.max_new_tokens, operator.index, 1, "a whole number of at least 1")
+        seed = _number("seed", how.seed, operator.index, 0, "a whole number of at least 0")
+        finite = "a finite number of at least 0, and 0 draws nothing"
+        temperature = _number("temperature", how.temperature, float, 0, finite)
+        if how.streamer is not None:
+            put, is_class = getattr(how.streamer, "put", None), isinstance(how.streamer, type)
+            if is_class or not callable(put) or not hasattr(how.streamer, "end"):
+                wanted = "expected one with put and end, as transformers' TextStreamer"
+                raise ValueError(f"streamer is {how.streamer!r}; {wanted}")
+            if rows != 1:
+                raise ValueError(f"streamer follows one answer, but {rows} questions were asked; ask one at a time")
+        if not isinstance(how.details, bool):
+            raise ValueError(f"details is {how.details!r}; expected True or False")
+        return cls(length, temperature, seed, how.streamer, how.details)
 
 
-def _whole(name: str, value, least: int) -> int:
+def _number(name: str, value, convert, least: int, expected: str):
+    """What `convert` makes of a number, of a tensor's and NumPy's too; ValueError for one under `least`, and others."""
     try:
-        number = operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or isinstance(value, bool) or not least <= number < 2**62:
-        raise ValueError(f"{name} is {value!r}; expected a whole number of at least {least}")
-    return number
-
-
-def _temperature(value) -> float:
-    # A tensor or a NumPy number is a number too, a text that holds one is not.
-    number = math.nan if isinstance(value, (bool, str, bytes)) else value
-    try:
-        number = float(number)
-    except (TypeError, ValueError):
+        # A truth value is a number, and a text may hold one, but neither was meant.
+        number = math.nan if isinstance(value, bool | str | bytes) else convert(value)
+    except (TypeError, ValueError, ArithmeticError, RuntimeError):
         number = math.nan
-    if not (math.isfinite(number) and number >= 0):
-        raise ValueError(f"temperature is {value!r}; expected a finite number of at least 0, and 0 draws nothing")
+    if not least <= number < (2**62 if convert is operator.index else math.inf):
+        raise ValueError(f"{name} is {value!r}; expected {expected}")
     return number
 
 
@@ -132,33 +113,28 @@ class TokenChooser(LogitsProcessor):
         if self._last is not None:
             self.scores.append(self._last.gather(1, ids[:, -1:].to(self._last.device))[:, 0])
 
-    def token_scores(self, sequences: torch.Tensor) -> torch.Tensor | None:
-        """(R, T) log probabilities of generated sequences (R, T); None without details."""
-        if not self.how.details:
-            return None
+    def token_scores(self, sequences: torch.Tensor) -> torch.Tensor:
+        """(R, T) log probabilities of generated sequences (R, T), asked for once; only with details."""
         self._keep(sequences)
-        self._last = None
         return torch.stack(self.scores, 1).float().cpu()
 
 
-class _AnswerStream:
-    """Hands on what belongs to the answer: not its begin, end and padding."""
+class AnswerStream:
+    """Hands on to a streamer what belongs to the answer: not its begin, end and padding, `drop`."""
 
-    def __init__(self, streamer, drop: list[int]):
-        self.streamer, self.drop, self.begun, self.ended = streamer, torch.tensor(drop), False, False
+    def __init__(self, streamer, drop: Iterable[int]):
+        self.streamer, self.drop, self.begun, self.ended = streamer, torch.tensor([*drop]), False, False
 
     def put(self, value: torch.Tensor) -> None:
         """value: (1, 0), the prompt, which is fed as embeddings; then (1,), a token each time."""
-        if not self.begun:
-            self.begun = True  # a streamer with skip_prompt=True passes over the first call
+        # A streamer with skip_prompt=True passes over the first call, whatever it brings.
+        value = value[~torch.isin(value, self.drop)] if self.begun else value
+        if len(value) or not self.begun:
             self.streamer.put(value)
-            return
-        value = value[~torch.isin(value, self.drop)]
-        if len(value):
-            self.streamer.put(value)
+        self.begun = True
 
     def end(self) -> None:
-        """The answer is complete, or has failed; what is said once more is not handed on."""
+        """The answer is complete, or has failed: without an end, its reader would wait for ever."""
         if not self.ended:
             self.ended = True
             self.streamer.end()

@@ -1,7 +1,6 @@
 """What calls share: features of pictures seen before, and the model's mode. Both are safe in threads."""
 
 import threading
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
@@ -17,17 +16,8 @@ REMEMBERED = 8
 """Pictures whose features are kept: at the 7B size 12 MB each, in half precision."""
 
 
-class Lock:
+class Lock(threading.Semaphore):
     """A lock that what holds it can be copied and pickled with: the copy has one of its own."""
-
-    def __init__(self):
-        self._lock = threading.Lock()
-
-    def __enter__(self):
-        return self._lock.__enter__()
-
-    def __exit__(self, *error):
-        return self._lock.__exit__(*error)
 
     def __reduce__(self):
         return Lock, ()
@@ -38,7 +28,7 @@ class FeatureMemory:
 
     def __init__(self):
         self._lock = Lock()
-        self._kept: OrderedDict[tuple, ImageFeatures] = OrderedDict()
+        self._kept: dict[tuple, ImageFeatures] = {}  # the last one that was asked about stands last
 
     def __reduce__(self):
         return FeatureMemory, ()
@@ -54,27 +44,21 @@ class FeatureMemory:
         missing = {key: picture for key, picture in zip(keys, pictures, strict=True) if key not in found}
         if missing:
             encoded = encode(list(missing.values()))
-            found |= {key: _one(encoded, k) for k, key in enumerate(missing)}
+            found |= {key: _part(encoded, slice(k, k + 1)) for k, key in enumerate(missing)}
         with self._lock:
-            for key in keys:
-                self._kept[key] = found[key]
-                self._kept.move_to_end(key)
-            while len(self._kept) > REMEMBERED:
-                self._kept.popitem(last=False)
-        return _joined([found[key] for key in keys])
+            others = {key: value for key, value in self._kept.items() if key not in found}
+            self._kept = dict([*others.items(), *found.items()][-REMEMBERED:])
+        parts = [found[key] for key in keys]
+        return parts[0] if len(parts) == 1 else _joined(parts)
 
 
-def _one(features: ImageFeatures, k: int) -> ImageFeatures:
-    grounding = None if features.grounding is None else features.grounding[k : k + 1]
-    return ImageFeatures(features.tokens[k : k + 1], [level[k : k + 1] for level in features.levels], grounding)
+def _part(features: ImageFeatures, k: slice) -> ImageFeatures:
+    return ImageFeatures(features.tokens[k], [level[k] for level in features.levels], features.grounding[k])
 
 
 def _joined(parts: list[ImageFeatures]) -> ImageFeatures:
-    if len(parts) == 1:
-        return parts[0]
     levels = [torch.cat(levels) for levels in zip(*(part.levels for part in parts), strict=True)]
-    grounding = None if parts[0].grounding is None else torch.cat([part.grounding for part in parts])
-    return ImageFeatures(torch.cat([part.tokens for part in parts]), levels, grounding)
+    return ImageFeatures(torch.cat([p.tokens for p in parts]), levels, torch.cat([p.grounding for p in parts]))
 
 
 def weights_state(model) -> tuple:
@@ -85,25 +69,26 @@ def weights_state(model) -> tuple:
     """
     config, device = model.config, torch.device(model.device).type
     autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    settings = (config.mode, config.feature_layer, str(config.region_layers), autocast)
     parts = (model.global_encoder, model.vl_projector, model.grounding_encoder)
     tensors = [t for part in parts for t in (*part.parameters(), *part.buffers()) if not t.is_meta]
-    sums = [int(_bits(t).sum(dtype=torch.int64)) for t in tensors]
-    places = [(t.data_ptr(), 0 if t.is_inference() else t._version, t.dtype, str(t.device)) for t in tensors]
-    return (*settings, *zip(places, sums, strict=True))
+    places = [(t.data_ptr(), 0 if t.is_inference() else t._version, t.dtype, str(t.device), _sum(t)) for t in tensors]
+    return config.mode, config.feature_layer, str(config.region_layers), autocast, *places
 
 
-def _bits(t: torch.Tensor) -> torch.Tensor:
-    """A tensor's memory as whole numbers, eight bytes each where that divides it: those are summed fastest."""
+def _sum(t: torch.Tensor) -> int:
+    """Of a tensor's memory as whole numbers, eight bytes each where that divides it: those are summed fastest."""
     # Of a weight that several processes share (fully_shard), this one's part: whole models come and go around it.
     with torch.inference_mode(False), torch.no_grad():
         t = t.to_local() if isinstance(t, DTensor) else t.detach()
     if t.is_contiguous() and t.nbytes % 8 == 0 and t.data_ptr() % 8 == 0:
-        return t.flatten().view(torch.uint8).view(torch.int64)
-    return t.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[t.element_size()])
+        bits = t.flatten().view(torch.uint8).view(torch.int64)
+    else:
+        bits = t.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[t.element_size()])
+    return int(bits.sum(dtype=torch.int64))
 
 
 _IN_USE: WeakKeyDictionary = WeakKeyDictionary()
+"""By model, how many answers are under way, and which of its modules were in training mode before."""
 _IN_USE_LOCK = threading.Lock()
 
 
@@ -111,12 +96,10 @@ _IN_USE_LOCK = threading.Lock()
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
     """The model in evaluation mode; what was in training mode is so again when the last answer of all threads ends."""
     with _IN_USE_LOCK:
-        count, modules = _IN_USE.get(model, (0, []))
-        if count == 0:
-            modules = [module for module in model.modules() if module.training]
-            for module in modules:
-                module.training = False
+        count, modules = _IN_USE.get(model) or (0, [module for module in model.modules() if module.training])
         _IN_USE[model] = count + 1, modules
+        for module in modules:
+            module.training = False
     try:
         yield
     finally:
@@ -124,6 +107,5 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
             count, modules = _IN_USE.pop(model)
             if count > 1:
                 _IN_USE[model] = count - 1, modules
-            else:
-                for module in modules:
-                    module.training = True
+            for module in modules if count == 1 else ():
+                module.training = True

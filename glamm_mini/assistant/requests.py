@@ -78,15 +78,6 @@ class Prepared:
     notes: list[str]
 
 
-@dataclass
-class _Turn:
-    """A turn in words that are safe to encode, and the boxes (N, 4) that its `<bbox>` stand for."""
-
-    question: str
-    answer: str | None
-    boxes: np.ndarray | None
-
-
 def requests_for(image, question, boxes=None, normalised: bool = False, history=None) -> tuple[list[Request], bool]:
     """A request for each picture, and whether several were given: as a list, a tuple or one array (N, H, W, C).
 
@@ -110,32 +101,32 @@ def _each(name: str, given, count: int) -> list:
     return list(given)
 
 
-def expression_words(text: str, what: str) -> str:
-    """Words of a user to put into a question: without blanks around them, and with a small letter at an article.
-
-    Raises ValueError that names `what` if there are none.
+def words_of(text: str, what: str, ends: str = "") -> str:
+    """Words of a user to put into a question: without blanks around them and `ends` behind them, and with a small
+    letter at an article. Raises ValueError that names `what` if there are none.
     """
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"{what} is {text!r}; expected words such as 'the red balloon'")
-    words = " ".join(text.split())
+    words = " ".join(text.split()) if isinstance(text, str) else ""
     first, _, rest = words.partition(" ")
-    return f"{first.lower()} {rest}" if rest and first in ("The", "A", "An") else words
+    words = f"{first.lower()} {rest}" if rest and first in ("The", "A", "An") else words
+    words = words.rstrip(ends).rstrip()
+    if not words:
+        raise ValueError(f"{what} is {text!r}; expected words such as 'the red balloon'")
+    return words
 
 
 def prepare(request: Request, size: tuple[int, int], processor: GlammProcessor) -> Prepared:
     """Check one request about a picture of `size` (height, width); ValueError names what is wrong with it."""
-    if request.question is not None and not isinstance(request.question, str):
-        raise ValueError(f"the question is a {type(request.question).__name__}; expected text")
-    if not request.question or all(c.isspace() or unicodedata.category(c) == "Cc" for c in request.question):
+    asked = "" if request.question is None else request.question
+    if not isinstance(asked, str):
+        raise ValueError(f"the question is a {type(asked).__name__}; expected text")
+    if all(c.isspace() or unicodedata.category(c) == "Cc" for c in asked):
         raise ValueError("the question is empty; ask something such as 'What is in the picture?'")
     boxes = checked_boxes(request.boxes, size, request.normalised)
-    open_turn = _Turn(_with_boxes(request.question, boxes), None, boxes)
-    turns = [*_history(request.history, size), open_turn]
-    ids, left_out = processor.encode_latest([(turn.question, turn.answer) for turn in turns])
-    notes = _note_on_words(open_turn.question, processor) + _notes_on_boxes(boxes)
-    if left_out:
-        notes.append(f"the history was too long; its first {left_out} turns were left out")
-    every = [turn.boxes for turn in turns[left_out:] if turn.boxes is not None]
+    question = _with_boxes(asked, boxes)
+    turns = [*_history(request.history, size), (question, None, boxes)]
+    ids, left_out = processor.encode_latest([turn[:2] for turn in turns])
+    every = [boxes for _, _, boxes in turns[left_out:] if boxes is not None]
+    notes = _notes(question, boxes, left_out, processor)
     return Prepared(ids, boxes, np.concatenate(every) if every else None, notes)
 
 
@@ -150,36 +141,46 @@ def _with_boxes(text: str, boxes: np.ndarray | None) -> str:
     return question
 
 
-def _note_on_words(question: str, processor: GlammProcessor) -> list[str]:
-    words = unknown_words(processor.tokenizer, question.replace(BBOX, " "))
-    more = f" and {len(words) - LISTED} more" if len(words) > LISTED else ""
-    shown = [word if len(word) <= LONGEST else word[:LONGEST] + "..." for word in words[:LISTED]]
-    return [f"the model was never taught the words: {', '.join(shown)}{more}"] if words else []
+def _notes(question: str, boxes: np.ndarray | None, left_out: int, processor: GlammProcessor) -> list[str]:
+    """What the reader should know of a question, its boxes (N, 4) and the turns of the history that were left out."""
+    notes, words = [], unknown_words(processor.tokenizer, question.replace(BBOX, " "))
+    if words:
+        shown = [word if len(word) <= LONGEST else word[:LONGEST] + "..." for word in words[:LISTED]]
+        more = f" and {len(words) - LISTED} more" if len(words) > LISTED else ""
+        notes.append(f"the model was never taught the words: {', '.join(shown)}{more}")
+    for k, (x0, y0, x1, y1) in enumerate([] if boxes is None else boxes):
+        if x1 - x0 < 1 and y1 - y0 < 1:
+            notes.append(f"box {k} is smaller than a pixel; boxes in fractions need normalised=True")
+    if left_out:
+        notes.append(f"the history was too long; its first {left_out} turns were left out")
+    return notes
 
 
-def _notes_on_boxes(boxes: np.ndarray | None) -> list[str]:
-    """A box within one pixel is most often a box of fractions whose `normalised=True` was forgotten."""
-    small = [] if boxes is None else [k for k, (x0, y0, x1, y1) in enumerate(boxes) if x1 - x0 < 1 and y1 - y0 < 1]
-    return [f"box {k} is smaller than a pixel; boxes in fractions need normalised=True" for k in small]
+def _history(history, size: tuple[int, int]) -> list[tuple[str, str, np.ndarray | None]]:
+    """Earlier turns in words that are safe to encode, and the boxes (N, 4) that their `<bbox>` stand for.
 
-
-def _history(history, size: tuple[int, int]) -> list[_Turn]:
-    """Earlier turns. Where their boxes are not given, `<bbox>` is a word there; the tags of answers stay tags."""
-    if history is not None and not isinstance(history, (list, tuple)):
-        raise ValueError(f"history is a {type(history).__name__}; expected a list of (question, answer text)")
+    Where a turn's boxes are not given, `<bbox>` is a word there; the tags of answers stay tags.
+    """
     turns = []
-    for k, turn in enumerate(history or []):
-        fits = isinstance(turn, (tuple, list)) and len(turn) in (2, 3)
-        if not fits or not all(isinstance(text, str) for text in turn[:2]):
-            shown = repr(turn)[:80]
-            raise ValueError(f"history[{k}] is {shown}; expected a pair (question, answer text), or boxes as a third")
-        asked, said = turn[:2]
+    for k, (asked, said, *given) in enumerate(checked_turns("history", () if history is None else history, (2, 3))):
         try:
-            boxes = checked_boxes(turn[2], size) if len(turn) == 3 else None
+            boxes = checked_boxes(given[0], size) if given else None
             question = plain_words(asked, keep=()) if boxes is None else _with_boxes(asked, boxes)
         except ValueError as error:
             raise ValueError(f"history[{k}]: {error}") from error
-        turns.append(_Turn(question, plain_words(said, keep=(PHRASE_START, PHRASE_END, SEG)), boxes))
+        turns.append((question, plain_words(said, keep=(PHRASE_START, PHRASE_END, SEG)), boxes))
+    return turns
+
+
+def checked_turns(name: str, turns, lengths: tuple[int, ...] = (2,)) -> list:
+    """Turns (question, answer text), or with more behind them, as they are; ValueError that names the first of others."""
+    if not isinstance(turns, (list, tuple)):
+        raise ValueError(f"{name} is a {type(turns).__name__}; expected a list of (question, answer text)")
+    for k, turn in enumerate(turns):
+        fits = isinstance(turn, (list, tuple)) and len(turn) in lengths
+        if not fits or not all(isinstance(text, str) for text in turn[:2]):
+            more = ", or boxes as a third" if 3 in lengths else ""
+            raise ValueError(f"{name}[{k}] is {turn!r:.80}; expected a pair (question, answer text){more}")
     return turns
 
 

@@ -9,10 +9,9 @@ from html import escape
 
 from glamm_mini.visuals.answer_png import overlay_of
 from glamm_mini.visuals.encode import data_url
-from glamm_mini.visuals.outlines import mask_path
-from glamm_mini.visuals.overlay import shown_ratio
+from glamm_mini.visuals.overlay import mask_path, shown_ratio
 from glamm_mini.visuals.palette import color, hex_color, ink_on
-from glamm_mini.visuals.sentence import Run, is_empty, loose_phrases, question_words, sentence_runs
+from glamm_mini.visuals.sentence import Run, loose_phrases, question_words, sentence_runs
 
 LONG_SIDE = 640
 WIDE = 1.9
@@ -27,13 +26,12 @@ def answer_html(answer) -> str:
     scope = "glamm-" + hashlib.sha256(f"{answer.text}|{answer.question}".encode()).hexdigest()[:10]
     wide = answer.image is not None and shown_ratio(answer.image) > WIDE
     picture = "" if answer.image is None else _picture(answer, wide)
-    words = f'<div style="flex:1 1 {"100%" if wide else "280px"};min-width:0;line-height:2.05;overflow-wrap:anywhere">'
-    words = f"{words}{_words(answer)}</div>"
     return (
         f"{_hover_style(scope, len(answer.phrases))}"
         f'<div class="{scope}" style="display:flex;flex-wrap:wrap;align-items:center;gap:20px 28px;max-width:1040px;'
         f'padding:10px 2px;font-family:system-ui,-apple-system,Segoe UI,DejaVu Sans,sans-serif;font-size:17px">'
-        f"{picture}{words}</div>"
+        f'{picture}<div style="flex:1 1 {"100%" if wide else "280px"};min-width:0;line-height:2.05;overflow-wrap:anywhere">'
+        f"{_words(answer)}</div></div>"
     )
 
 
@@ -48,6 +46,12 @@ def answer_page(answers, title: str = "GLaMM") -> str:
     )
 
 
+def chat_html(answers) -> str:
+    """The turns of a chat as HTML that stands alone, with a thin line between them."""
+    line = '<hr style="border:0;border-top:1px solid #8886;margin:10px 0;max-width:1040px">'
+    return f"<div>{line.join(map(answer_html, answers))}</div>"
+
+
 def _picture(answer, wide: bool) -> str:
     """The image with its masks; above it one invisible area a mask that reacts to the pointer."""
     ratio = shown_ratio(answer.image)
@@ -55,31 +59,26 @@ def _picture(answer, wide: bool) -> str:
     alt = escape(f"The picture with {len(answer.phrases)} masks: {answer.caption}")
     basis = "100%" if wide else f"{min(460, round(440 * ratio))}px"
     return (
-        f'<div style="position:relative;flex:0 1 {basis};line-height:0;overflow:hidden;'
-        f'border-radius:10px">'
+        f'<div style="position:relative;flex:0 1 {basis};line-height:0;overflow:hidden;border-radius:10px">'
         f'<img src="{data_url(overlay_of(answer, size))}" alt="{alt}" '
-        f'style="width:100%;height:auto;display:block;margin:0;border-radius:10px">'
-        f"{_areas(answer)}</div>"
+        f'style="width:100%;height:auto;display:block;margin:0;border-radius:10px">{_areas(answer)}</div>'
     )
 
 
 def _areas(answer) -> str:
-    paths = [mask_path(phrase.mask) for phrase in answer.phrases]
     # Small masks lie above large ones, as in the picture.
-    order = sorted(range(len(paths)), key=lambda i: -int(answer.phrases[i].mask.sum()))
+    order = sorted(enumerate(answer.phrases), key=lambda numbered: -int(numbered[1].mask.sum()))
+    paths = {i: path for i, phrase in order if (path := mask_path(phrase.mask))}
+    if not paths:
+        return ""
     shades = "".join(
-        f'<path class="shade s{i}" d="M0 0H1000V1000H0Z{paths[i]}" fill="#000" fill-opacity="0.62" fill-rule="evenodd" '
+        f'<path class="shade s{i}" d="M0 0H1000V1000H0Z{path}" fill="#000" fill-opacity="0.62" fill-rule="evenodd" '
         f'opacity="0" pointer-events="none"/>'
-        for i in order
-        if paths[i]
+        for i, path in paths.items()
     )
     areas = "".join(
-        f'<path class="m{i}" d="{paths[i]}" fill="#fff" fill-opacity="0" fill-rule="evenodd"/>'
-        for i in order
-        if paths[i]
+        f'<path class="m{i}" d="{path}" fill="#fff" fill-opacity="0" fill-rule="evenodd"/>' for i, path in paths.items()
     )
-    if not areas:
-        return ""
     return (
         '<svg viewBox="0 0 1000 1000" preserveAspectRatio="none" aria-hidden="true" '
         f'style="position:absolute;left:0;top:0;width:100%;height:100%">{shades}{areas}</svg>'
@@ -87,32 +86,25 @@ def _areas(answer) -> str:
 
 
 def _words(answer) -> str:
-    question = question_words(answer)
-    parts = []
-    if question:
-        quiet = "opacity:.62;font-size:14px;line-height:1.5;margin-bottom:6px"
-        parts.append(f'<div style="{quiet}">{escape(question)}</div>')
     runs, loose = sentence_runs(answer), loose_phrases(answer)
-    if runs:
-        parts.append(f"<div>{''.join(_run(answer, run) for run in runs)}</div>")
-    if loose:
-        parts.append(f"<div>{' '.join(_run(answer, run) for run in loose)}</div>")
-    if not runs and not loose:
-        parts.append('<div style="opacity:.62">(no words)</div>')
-    parts += [
-        f'<div style="opacity:.72;font-size:13px;line-height:1.5;margin-top:6px">Note: {escape(note)}</div>'
-        for note in answer.notes or []
+    quiet = "opacity:{};font-size:{}px;line-height:1.5;margin-{}:6px"
+    lines = [
+        (quiet.format(".62", 14, "bottom"), escape(question_words(answer))),
+        ("", "".join(_run(answer, run) for run in runs)),
+        ("", " ".join(_run(answer, run) for run in loose)),
+        ("opacity:.62", "" if runs or loose else "(no words)"),
+        *((quiet.format(".72", 13, "top"), f"Note: {escape(note)}") for note in answer.notes or []),
     ]
-    return "".join(parts)
+    styled = [(f' style="{style}"' if style else "", words) for style, words in lines if words]
+    return "".join(f"<div{style}>{words}</div>" for style, words in styled)
 
 
 def _run(answer, run: Run) -> str:
     if run.phrase is None:
         return escape(run.text)
     phrase, rgb = answer.phrases[run.phrase], color(run.phrase)
-    if is_empty(phrase):
-        paint, title = "", "no pixel was found for this phrase"
-    else:
+    paint, title = "", "no pixel was found for this phrase"
+    if phrase.mask.any():
         paint = f"background-color:{hex_color(rgb)};color:{hex_color(ink_on(rgb))};"
         title = f"score {phrase.score:.2f}, {phrase.mask.mean():.1%} of the picture"
     wrap = "white-space:nowrap;" if len(run.text) <= SHORT else ""

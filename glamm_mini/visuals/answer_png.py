@@ -1,14 +1,12 @@
 """The answer as one picture: the image with its masks, and the sentence whose phrases wear the masks' colors."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from glamm_mini.visuals.overlay import overlay_at_size, shown_ratio
-from glamm_mini.visuals.sentence import Run, is_empty, loose_phrases, question_words, sentence_runs
-from glamm_mini.visuals.typeset import Style, draw_lines, set_lines
+from glamm_mini.visuals.sentence import Run, loose_phrases, question_words, sentence_runs
+from glamm_mini.visuals.typeset import Style, draw_lines, rounded, set_lines
 
 PAPER = (255, 255, 255)
 SHEET = (238, 240, 243)
@@ -19,20 +17,6 @@ WIDE = 1.45
 """Pictures with a larger width/height than this carry their sentence below, not beside them."""
 NARROW = 900
 """So do all pictures of cards narrower than this."""
-
-
-@dataclass
-class _Block:
-    """Set text: its lines, its type, its color, and the space in pixels above it."""
-
-    lines: list
-    style: Style
-    ink: tuple[int, int, int]
-    above: int
-
-    @property
-    def height(self) -> int:
-        return self.above + self.style.line * len(self.lines)
 
 
 def answer_png(answer, width: int = 1200) -> Image.Image:
@@ -48,15 +32,30 @@ def answer_png(answer, width: int = 1200) -> Image.Image:
     if width < 320:
         raise ValueError(f"the width is {width} pixels; a readable answer needs at least 320")
     margin = max(24, width // 30)
-    inner = width - 2 * margin
-    if answer.image is None:
-        return _paint(answer, None, (0, 0), width, margin, _blocks(answer, inner, _type_size(width)), beside=False)
-    ratio = shown_ratio(answer.image)
-    beside = ratio <= WIDE and width >= NARROW
-    size = _picture_size(ratio, inner, beside)
-    text_width = inner - size[0] - round(1.4 * margin) if beside else inner
-    blocks = _blocks(answer, text_width, _type_size(width))
-    return _paint(answer, overlay_of(answer, size), size, width, margin, blocks, beside)
+    inner, gutter, w, h, beside = width - 2 * margin, round(1.4 * margin), 0, 0, False
+    if answer.image is not None:
+        ratio = shown_ratio(answer.image)
+        beside = ratio <= WIDE and width >= NARROW
+        # Large, and never taller than it is good to look at.
+        widest, tallest = (inner * 0.56, inner * 0.62) if beside else (inner, inner * 0.86)
+        w = max(1, min(round(widest), round(round(tallest) * ratio)))
+        h = max(1, round(w / ratio))
+    blocks = _blocks(answer, inner - w - gutter if beside else inner, max(16, round(width**0.5 * 0.76)))
+    text_height = sum(above + style.line * len(lines) for lines, style, _, above in blocks)
+    if beside:
+        height = max(h, text_height)
+        x, y = margin, margin + (height - h) // 2
+        left, top = margin + w + gutter, margin + (height - text_height) // 2
+    else:
+        x, y, left = (width - w) // 2, margin, margin
+        top = margin + h + (round(0.8 * margin) if h else 0)
+        height = top - margin + text_height
+    card = Image.new("RGB", (width, height + 2 * margin), PAPER)
+    if answer.image is not None:
+        _paste_rounded(card, overlay_of(answer, (w, h)), (x, y), max(6, width // 90))
+    for lines, style, ink, above in blocks:
+        top = draw_lines(card, lines, style, (left, top + above), ink, answer.phrases)
+    return card
 
 
 def overlay_of(answer, size: tuple[int, int]) -> Image.Image:
@@ -64,74 +63,24 @@ def overlay_of(answer, size: tuple[int, int]) -> Image.Image:
     return overlay_at_size(answer.image, [p.mask for p in answer.phrases], size, getattr(answer, "boxes", None))
 
 
-def _type_size(width: int) -> int:
-    return max(16, round(width**0.5 * 0.76))
-
-
-def _picture_size(ratio: float, inner: int, beside: bool) -> tuple[int, int]:
-    """Width and height of the picture within a card: large, never taller than it is good to look at."""
-    widest = round(inner * 0.56) if beside else inner
-    tallest = round(inner * (0.62 if beside else 0.86))
-    w = min(widest, round(tallest * ratio))
-    return max(1, w), max(1, round(w / ratio))
-
-
-def _blocks(answer, width: int, size: int) -> list[_Block]:
-    """The question, the sentence, the masks without words and the notes, as set text."""
+def _blocks(answer, width: int, size: int) -> list[tuple[list, Style, tuple[int, int, int], int]]:
+    """The question, the sentence, the masks without words and the notes, each as lines, their type and color, and the
+    pixels above them. size: of the sentence's type."""
     small, large = Style(round(size * 0.72)), Style(size)
-    runs = sentence_runs(answer)
-    loose = loose_phrases(answer)
-    blocks = []
-    if question_words(answer):
-        blocks.append(_Block(_set([Run(question_words(answer), None)], small, width), small, QUIET, 0))
-    sentence = runs or ([] if loose else [Run("(no words)", None)])
-    if sentence:
-        ink = INK if runs else QUIET
-        blocks.append(_Block(_set(sentence, large, width), large, ink, round(size * 0.45)))
-    if loose:
-        blocks.append(_Block(_set(_spaced(loose), large, width), large, INK, round(size * 0.3)))
-    for note in answer.notes or []:
-        blocks.append(_Block(_set([Run(f"Note: {note}", None)], small, width), small, QUIET, round(size * 0.4)))
-    return blocks
-
-
-def _set(runs: list[Run], style: Style, width: int) -> list:
-    return set_lines(runs, style, width)
-
-
-def _spaced(runs: list[Run]) -> list[Run]:
-    return [part for run in runs for part in (run, Run(" ", None))]
-
-
-def _paint(answer, picture, size, width: int, margin: int, blocks: list[_Block], beside: bool) -> Image.Image:
-    text_height = sum(block.height for block in blocks)
-    gap = round(0.8 * margin) if picture is not None and not beside else 0
-    inner_height = max(size[1], text_height) if beside else size[1] + gap + text_height
-    card = Image.new("RGB", (width, inner_height + 2 * margin), PAPER)
-    left, top = margin, margin
-    if picture is not None:
-        x = margin if beside else (width - size[0]) // 2
-        y = margin + (inner_height - size[1]) // 2 if beside else margin
-        _paste_rounded(card, picture, (x, y), max(6, width // 90))
-        left, top = (x + size[0] + round(1.4 * margin), top) if beside else (margin, y + size[1] + gap)
-    if beside:
-        top = margin + (inner_height - text_height) // 2
-    for block in blocks:
-        top = draw_lines(
-            card, block.lines, block.style, (left, top + block.above), block.ink, lambda i: is_empty(answer.phrases[i])
-        )
-    return card
+    runs, loose = sentence_runs(answer), loose_phrases(answer)
+    blocks = [
+        ([Run(question_words(answer))], small, QUIET, 0),
+        (runs or [Run("" if loose else "(no words)")], large, INK if runs else QUIET, 0.45),
+        ([part for run in loose for part in (run, Run(" "))], large, INK, 0.3),
+        *(([Run(f"Note: {note}")], small, QUIET, 0.4) for note in answer.notes or []),
+    ]
+    filled = [block for block in blocks if any(run.text for run in block[0])]
+    return [(set_lines(runs, style, width), style, ink, round(size * above)) for runs, style, ink, above in filled]
 
 
 def _paste_rounded(card: Image.Image, picture: Image.Image, corner: tuple[int, int], radius: int) -> None:
-    """Paste with rounded corners, drawn at four times the size so that they are smooth."""
-    w, h = picture.size
-    shape = Image.new("L", (4 * w, 4 * h), 0)
-    radius = 4 * min(radius, w // 2, h // 2)
-    ImageDraw.Draw(shape).rounded_rectangle((0, 0, 4 * w - 1, 4 * h - 1), radius=radius, fill=255)
-    soft = shape.resize((w, h), Image.Resampling.LANCZOS)
-    framed = Image.composite(picture, Image.fromarray(np.full((h, w, 3), EDGE, np.uint8)), soft)
-    card.paste(framed, corner, soft)
+    soft = rounded(picture.size, min(radius, picture.width // 2, picture.height // 2))
+    card.paste(Image.composite(picture, Image.new("RGB", picture.size, EDGE), soft), corner, soft)
 
 
 def compose(cards: Sequence[Image.Image], columns: int = 2, gap: int = 24) -> Image.Image:

@@ -21,18 +21,10 @@ PALETTE: tuple[RGB, ...] = (
     (68, 68, 68),  # gray
 )
 
-DARK_INK: RGB = (0, 0, 0)
-LIGHT_INK: RGB = (255, 255, 255)
-
 
 def color(index: int) -> RGB:
     """The color of phrase or mask number `index`, from 0; after twelve the colors begin again."""
     return PALETTE[index % len(PALETTE)]
-
-
-def colors(count: int) -> list[RGB]:
-    """The colors of `count` phrases or masks, in order."""
-    return [color(index) for index in range(count)]
 
 
 def hex_color(rgb: RGB) -> str:
@@ -40,18 +32,18 @@ def hex_color(rgb: RGB) -> str:
     return "#{:02x}{:02x}{:02x}".format(*rgb)
 
 
-def luminance(rgb: RGB) -> float:
+def contrast(first: RGB, second: RGB) -> float:
+    """WCAG contrast ratio of two colors, 1 (same) to 21 (black on white); text needs 4.5."""
+    low, high = sorted((_luminance(first), _luminance(second)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def _luminance(rgb: RGB) -> float:
     """Relative luminance 0..1 of an sRGB color, as WCAG 2 defines it."""
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (v / 255 for v in rgb)]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def contrast(first: RGB, second: RGB) -> float:
-    """WCAG contrast ratio of two colors, 1 (same) to 21 (black on white); text needs 4.5."""
-    low, high = sorted((luminance(first), luminance(second)))
-    return (high + 0.05) / (low + 0.05)
-
-
 def ink_on(background: RGB) -> RGB:
     """Black or white, whichever is easier to read on `background`."""
-    return max((DARK_INK, LIGHT_INK), key=lambda ink: contrast(ink, background))
+    return max(((0, 0, 0), (255, 255, 255)), key=lambda ink: contrast(ink, background))

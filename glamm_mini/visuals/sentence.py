@@ -7,7 +7,7 @@ class Run(NamedTuple):
     """A stretch of the sentence. phrase: index into `answer.phrases`, or None for plain words."""
 
     text: str
-    phrase: int | None
+    phrase: int | None = None
 
 
 def sentence_runs(answer) -> list[Run]:
@@ -18,33 +18,23 @@ def sentence_runs(answer) -> list[Run]:
     runs, at = [], 0
     for index in _in_order(answer):
         start, end = answer.phrases[index].span
-        if start > at:
-            runs.append(Run(answer.caption[at:start], None))
-        runs.append(Run(answer.caption[start:end], index))
+        runs += [Run(answer.caption[at:start]), Run(answer.caption[start:end], index)]
         at = end
-    if at < len(answer.caption):
-        runs.append(Run(answer.caption[at:], None))
-    return runs
+    return [run for run in (*runs, Run(answer.caption[at:])) if run.text]
 
 
 def loose_phrases(answer) -> list[Run]:
     """The masks that no words of the caption belong to, each with a name to show behind the sentence."""
-    placed = set(_in_order(answer))
-    loose = [index for index in range(len(answer.phrases)) if index not in placed]
-    alone = len(answer.phrases) == 1
-    return [Run(answer.phrases[i].text or ("mask" if alone else f"mask {i + 1}"), i) for i in loose]
+    placed, alone = _in_order(answer), len(answer.phrases) == 1
+    loose = [(i, phrase) for i, phrase in enumerate(answer.phrases) if i not in placed]
+    return [Run(phrase.text or ("mask" if alone else f"mask {i + 1}"), i) for i, phrase in loose]
 
 
 def question_words(answer) -> str:
     """The question with each `<bbox>` spelled out as "[box 1]", "[box 2]" ..."""
-    pieces = (answer.question or "").split("<bbox>")
-    text = pieces[0] + "".join(f"[box {k}]{piece}" for k, piece in enumerate(pieces[1:], start=1))
+    first, *others = (answer.question or "").split("<bbox>")
+    text = first + "".join(f"[box {k}]{piece}" for k, piece in enumerate(others, start=1))
     return " ".join(text.split())
-
-
-def is_empty(phrase) -> bool:
-    """Whether the phrase points at nothing: its mask has no pixel."""
-    return not phrase.mask.any()
 
 
 def _in_order(answer) -> list[int]:

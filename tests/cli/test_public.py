@@ -40,7 +40,7 @@ def names() -> dict:
         if inspect.isfunction(value):
             found[name] = parameters(value)
         elif name in OURS:
-            members = [n for n in vars(value) if not n.startswith("_")]
+            members = [n for n in dir(value) if not n.startswith("_")]
             own = {n: parameters(getattr(value, n)) for n in members if inspect.isfunction(getattr(value, n))}
             rest = [n for n in members if n not in own]
             found[name] = {"takes": parameters(value), **own, "holds": sorted(rest)}

@@ -8,7 +8,7 @@ from PIL import Image
 from glamm_mini.course.drawing.panels import phrase_panels
 from glamm_mini.course.drawing.pictured import PicturedWidget
 from glamm_mini.visuals.encode import data_url
-from glamm_mini.visuals.outlines import mask_path
+from glamm_mini.visuals.overlay import mask_path
 from glamm_mini.visuals.palette import color, hex_color, ink_on
 from glamm_mini.visuals.sentence import loose_phrases, question_words, sentence_runs
 
