@@ -1,9 +1,8 @@
 """The assistant: ask a trained GLaMM about an image, get words and the masks that belong to them."""
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from inspect import signature
-from itertools import cycle
 from pathlib import Path
 from typing import Unpack
 
@@ -15,9 +14,9 @@ from glamm_mini import paths
 from glamm_mini.assistant.answer import GroundedAnswer, GroundedPhrase, box_around, source_of
 from glamm_mini.assistant.chat import Chat
 from glamm_mini.assistant.familiar import Familiar
-from glamm_mini.assistant.generation import BROKEN, MAX_NEW_TOKENS, AnswerStream, Generation, Options, TokenChooser
+from glamm_mini.assistant.generation import BROKEN, MAX_NEW_TOKENS, AnswerStream, Options, TokenChooser, checked_options
 from glamm_mini.assistant.memory import FeatureMemory, evaluating, weights_state
-from glamm_mini.assistant.requests import WORDINGS, Request, Wording, checked_turns, prepare, requests_for, words_of
+from glamm_mini.assistant.requests import WORDINGS, Request, Wording, checked_turns, prepare, question_of, requests_for
 from glamm_mini.checkpoints.load import HUB, load_model
 from glamm_mini.dtypes import TYPES
 from glamm_mini.model.glamm import GlammForConditionalGeneration, ImageFeatures
@@ -33,13 +32,8 @@ Answers = GroundedAnswer | list[GroundedAnswer]
 HALF = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "half": "float16", "float": "float32"}
 """Other names that people have for number types."""
 
-OTHER_NAMES = {
-    "torch_dtype": "dtype",
-    "device_map": "device",
-    "load_in_4bit": "quantize='4bit'",
-    "load_in_8bit": "quantize='8bit'",
-    "quantization_config": "quantize",
-}
+OTHER_NAMES = {"torch_dtype": "dtype", "device_map": "device", "quantization_config": "quantize"}
+OTHER_NAMES |= {"load_in_4bit": "quantize='4bit'", "load_in_8bit": "quantize='8bit'"}
 """Keywords of transformers for which `load` has its own."""
 
 
@@ -101,22 +95,16 @@ class Assistant:
 
     def segment(self, image, expression: str, **options: Unpack[Options]) -> Answers:
         """The mask of what an expression means, such as "the red balloon" or "both boats"."""
-        words = _for_each(expression, lambda one: words_of(one, "the expression", ends=".?!"))
-        questions = _for_each(words, lambda one: self.wording.segment.format(x=one))
-        return _want_masks(self.ask(image, questions, **options))
+        return _want_masks(self.ask(image, question_of(expression, self.wording.segment, "expression"), **options))
 
     def describe_region(self, image, box, normalised: bool = False, **options: Unpack[Options]) -> Answers:
         """What one box holds, in words. With a list of pictures: a list of boxes, one for each."""
-        requests, several = requests_for(image, self.wording.describe_region, box, normalised)
-        for request in requests:
+        for request in requests_for(image, self.wording.describe_region, box)[0]:
             boxes = box_array(request.boxes)
-            if boxes is None or len(boxes) != 1:
-                raise ValueError(
-                    f"describe_region takes one box (x0, y0, x1, y1), but {0 if boxes is None else len(boxes)} were "
-                    "given; ask about several with ask(image, 'Is <bbox> left of <bbox>?', boxes)"
-                )
-        answers = self.answer_batch(requests, **options)
-        return answers if several else answers[0]
+            if (count := 0 if boxes is None else len(boxes)) != 1:
+                several = f"{count} were given; ask about several with ask(image, 'Is <bbox> left of <bbox>?', boxes)"
+                raise ValueError(f"describe_region takes one box (x0, y0, x1, y1), but {several}")
+        return self.ask(image, self.wording.describe_region, box, normalised, **options)
 
     def caption(self, image, **options: Unpack[Options]) -> Answers:
         """A short caption in words alone."""
@@ -124,11 +112,10 @@ class Assistant:
 
     def ground(self, image, sentence: str, **options: Unpack[Options]) -> Answers:
         """A given sentence with a mask for each of its phrases. A note tells where the model changed the sentence."""
-        words = _for_each(sentence, lambda one: words_of(one, "the sentence"))
-        words = _for_each(words, lambda one: one + "." if one[-1].isalnum() else one)
-        questions = _for_each(words, lambda one: self.wording.ground.format(x=one))
-        answers = _want_masks(self.ask(image, questions, **options))
-        for answer, given in zip(_listed(answers), cycle(_listed(words)), strict=False):
+        answers = _want_masks(self.ask(image, question_of(sentence, self.wording.ground, "sentence"), **options))
+        before, behind = self.wording.ground.split("{x}")
+        for answer in _listed(answers):
+            given = answer.question.removeprefix(before).removesuffix(behind)
             if answer.caption.casefold().rstrip(".") != given.casefold().rstrip("."):
                 answer.notes.append("the answer is not the sentence that was given, word by word")
         return answers
@@ -147,112 +134,101 @@ class Assistant:
             if not isinstance(request, Request):
                 raise ValueError(f"requests[{k}] is a {type(request).__name__}; expected Request(image, question)")
         length = MAX_NEW_TOKENS[self.config.mode] if self.max_new_tokens is None else self.max_new_tokens
-        how = Generation.checked(options, length, len(requests))
-        tokens, stream = self.processor.tokenizer, None
-        if how.streamer is not None:
-            stream = AnswerStream(how.streamer, {tokens.bos_token_id, tokens.eos_token_id, tokens.pad_token_id} - {None})
+        how, t = checked_options(options, length, len(requests)), self.processor.tokenizer
+        stream = AnswerStream(how["streamer"], {t.bos_token_id, t.eos_token_id, t.pad_token_id} - {None})
         try:
             return self._answers(requests, how, stream) if requests else []
         finally:
-            if stream is not None:
-                stream.end()
+            stream.end()
 
-    def _answers(self, requests: list[Request], how: Generation, stream: AnswerStream | None) -> list[GroundedAnswer]:
-        keys = [_key(request.image) for request in requests]
+    def _answers(self, requests: list[Request], how: Options, stream: AnswerStream) -> list[GroundedAnswer]:
+        keys = [os.fspath(r.image) if isinstance(r.image, str | os.PathLike) else id(r.image) for r in requests]
         given = {key: request.image for key, request in zip(keys, requests, strict=True)}
-        pictures = dict(zip(given, _one_by_one("picture", load_image, given.values()), strict=True))
-        sizes = [pictures[key].shape[:2] for key in keys]
-        prepared = _one_by_one("question", lambda k: prepare(requests[k], sizes[k], self.processor), range(len(keys)))
-        batch = self.processor.prompts([p.ids for p in prepared])
-        device, chooser = self.model.device, TokenChooser(how, len(requests))
-        boxes = [
-            None if p.all_boxes is None else self.processor.normalize_boxes(p.all_boxes, size).to(device)
-            for p, size in zip(prepared, sizes, strict=True)
-        ]
         which = [list(given).index(key) for key in keys]
+        pictures = _one_by_one("picture", load_image, given.values())
+        pairs = [(request, pictures[k]) for request, k in zip(requests, which, strict=True)]
+        prepared = _one_by_one("question", lambda pair: prepare(pair[0], pair[1].shape[:2], self.processor), pairs)
+        ids, boxes, own_boxes, notes = zip(*prepared, strict=True)
+        batch, device = self.processor.prompts(ids), self.model.device
+        chooser = TokenChooser(len(ids), how["temperature"], how["seed"], how["details"])
         with torch.inference_mode(), evaluating(self.model):
-            state = weights_state(self.model)
-            features = self._features(list(pictures.values()), state)
+            features, state = self._features(pictures)
             out = self.model.generate(
                 input_ids=batch["input_ids"].to(device),
                 attention_mask=batch["attention_mask"].to(device),
                 image_index=torch.tensor(which),
                 image_features=features,
-                boxes=boxes,
-                max_new_tokens=how.max_new_tokens,
+                boxes=[None if fractions is None else fractions.to(device) for fractions in boxes],
+                max_new_tokens=how["max_new_tokens"],
                 do_sample=False,
                 num_beams=1,
                 eos_token_id=self.processor.tokenizer.eos_token_id,
                 pad_token_id=self.processor.tokenizer.pad_token_id,
                 logits_processor=LogitsProcessorList([chooser]),
-                streamer=stream,
+                streamer=None if how["streamer"] is None else stream,
             )
-        scores = chooser.token_scores(out.sequences).numpy() if how.details else None
-        knows = self._familiar is not None and self._familiar[1] == state
-        notes = self._familiar[0].notes(features.grounding) if knows else [[]] * len(given)
+        scores = torch.cat(chooser.scores, 1).cpu().numpy() if how["details"] else None
+        known = self._familiar is not None and self._familiar[1] == state
+        notes_on_pictures = self._familiar[0].notes(features.grounding) if known else [[]] * len(pictures)
         answers = []
-        for r, request in enumerate(requests):
-            answer = self._answer(out.sequences[r].tolist(), out.low_res[r], pictures[keys[r]], how)
-            answer.notes = notes[which[r]] + prepared[r].notes + answer.notes
-            answer.question, answer.boxes, answer.source = request.question, prepared[r].boxes, source_of(request.image)
-            if how.details:
+        for r, (request, image) in enumerate(pairs):
+            answer = self._answer(out.sequences[r].tolist(), out.low_res[r], image, how)
+            answer.notes = notes_on_pictures[which[r]] + notes[r] + answer.notes
+            answer.question, answer.boxes, answer.source = request.question, own_boxes[r], source_of(request.image)
+            if how["details"]:
                 answer.token_scores = scores[r, : len(answer.token_ids)]
             answers.append(answer)
         return answers
 
-    def _answer(self, ids: list[int], low_res: torch.Tensor, image: np.ndarray, how: Generation) -> GroundedAnswer:
+    def _answer(self, ids: list[int], low_res: torch.Tensor, image: np.ndarray, how: Options) -> GroundedAnswer:
         """From the ids of one answer and its mask logits (M, m, m) about a picture (H, W, 3)."""
         text, end = self.processor.decode(ids), self.processor.tokenizer.eos_token_id
         parsed, phrases = parse_grounded(text), []
         # A row that ended is as long as the longest of its batch: it holds the end, and padding behind it.
         if end in ids:
             ids = ids[: ids.index(end) + 1]
-        elif len(ids) >= how.max_new_tokens:
-            cut = f"the answer was cut after {how.max_new_tokens} tokens; a larger max_new_tokens lets it go on"
-            parsed.notes.append(cut)
-        # One mask at a time: at twenty megapixels, the logits of each take 80 MB.
-        for span, own in zip(parsed.phrases, _finite(low_res).cpu(), strict=False):
-            [mask], [logits] = self.processor.post_process_masks(own[None], image.shape[:2])
+        elif len(ids) >= (most := how["max_new_tokens"]):
+            parsed.notes.append(f"the answer was cut after {most} tokens; a larger max_new_tokens lets it go on")
+        for span, (mask, logits) in zip(parsed.phrases, self._masks(low_res, image), strict=False):
             score = float(logits[mask].sigmoid().mean()) if mask.any() else 0.0
-            kept, mask = logits.float().numpy() if how.details else None, mask.numpy()
-            phrases.append(GroundedPhrase(span.text, span.span, mask, box_around(mask), score, kept))
-        token_ids = np.array(ids, np.int64) if how.details else None
+            kept = logits.float().numpy() if how["details"] else None
+            phrases.append(GroundedPhrase(span.text, span.span, mask.numpy(), box_around(mask.numpy()), score, kept))
+        token_ids = np.array(ids, np.int64) if how["details"] else None
         return GroundedAnswer(text, parsed.caption, phrases, parsed.notes, image, token_ids=token_ids)
+
+    def _masks(self, low_res: torch.Tensor, image: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Masks (H, W) bool and their logits for mask logits (M, m, m) about a picture (H, W, 3).
+
+        One at a time: at twenty megapixels, the logits of each take 80 MB. Raises ValueError if one is not finite.
+        """
+        if not bool(low_res.isfinite().all()):
+            raise ValueError(BROKEN.format(where="in a mask"))
+        for own in low_res.cpu():
+            masks, logits = self.processor.post_process_masks(own[None], image.shape[:2])
+            yield masks[0], logits[0]
 
     def encode(self, image) -> ImageFeatures:
         """What both image encoders make of one picture."""
         with torch.inference_mode(), evaluating(self.model):
-            return self._features([load_image(image)], weights_state(self.model))
+            return self._features([load_image(image)])[0]
 
-    def _features(self, pictures: list[np.ndarray], state: tuple) -> ImageFeatures:
-        """Features of the pictures; those of the last ones are kept, so that further turns do not encode again."""
-        return self._memory.features(pictures, (self.processor.config.mode, state), self._encode)
+    def _features(self, pictures: list[np.ndarray]) -> tuple[ImageFeatures, tuple]:
+        """Features of the pictures, of which the last ones are kept for further turns, and the state of the weights."""
 
-    def _encode(self, pictures: list[np.ndarray]) -> ImageFeatures:
-        images = self.processor.images(pictures)
-        own = {"device": self.model.device, "dtype": self.model.dtype}
-        return self.model.encode_images(images["global_images"].to(**own), images["grounding_images"].to(**own))
+        def encode(unknown: list[np.ndarray]) -> ImageFeatures:
+            images = self.processor.images(unknown).to(self.model.device, self.model.dtype)
+            return self.model.encode_images(images["global_images"], images["grounding_images"])
+
+        state = weights_state(self.model)
+        return self._memory.features(pictures, (self.processor.config.mode, state), encode), state
 
     def teacher_force(self, image, conversation: list[tuple[str, str]]) -> list[np.ndarray]:
         """Masks (H, W) for every [SEG] of given answers, as the official referring segmentation is scored."""
         picture, turns = load_image(image), checked_turns("conversation", conversation)
         ids = torch.tensor([self.processor.encode(turns)[0]], device=self.model.device)
         with torch.inference_mode(), evaluating(self.model):
-            out = self.model(ids, image_features=self.encode(picture), return_logits=False)
-        masks, _ = self.processor.post_process_masks(_finite(out.low_res).cpu(), picture.shape[:2])
-        return [mask.numpy() for mask in masks]
-
-
-def _finite(low_res: torch.Tensor) -> torch.Tensor:
-    """Mask logits (M, m, m) as they are; ValueError if one is NaN or infinite."""
-    if not bool(low_res.isfinite().all()):
-        raise ValueError(BROKEN.format(where="in a mask"))
-    return low_res
-
-
-def _key(image):
-    """What tells pictures apart before they are read: a path's text, or the object itself."""
-    return os.fspath(image) if isinstance(image, (str, os.PathLike)) else id(image)
+            out = self.model(ids, image_features=self._features([picture])[0], return_logits=False)
+        return [mask.numpy() for mask, _ in self._masks(out.low_res, picture)]
 
 
 def _one_by_one(what: str, do: Callable, items: Collection) -> list:
@@ -269,13 +245,8 @@ def _one_by_one(what: str, do: Callable, items: Collection) -> list:
     return done
 
 
-def _for_each(words, change: Callable[[str], str]):
-    """`change` of each text of a list, or of the one that was given."""
-    return [change(one) for one in words] if isinstance(words, (list, tuple)) else change(words)
-
-
-def _listed(one) -> list:
-    return one if isinstance(one, list) else [one]
+def _listed(answers: Answers) -> list[GroundedAnswer]:
+    return answers if isinstance(answers, list) else [answers]
 
 
 def _want_masks(answers: Answers) -> Answers:
@@ -305,26 +276,24 @@ def load(
     Raises FileNotFoundError or ValueError that names what is missing, damaged or foreign, and TypeError for a keyword
     that does not exist.
     """
-    if not isinstance(name, str | os.PathLike):
-        raise ValueError(f"no model was named, but {name!r}; give a bundled name such as 'tiny', a folder or a hub id")
-    _check_names(placement)
+    known = dict.fromkeys([*signature(load).parameters, *signature(load_model).parameters, *HUB])
+    known = [key for key in known if key not in ("name", "placement", "hub")]
+    for key in placement:
+        if key not in known:
+            hint = f"; it is called {OTHER_NAMES[key]} here" if key in OTHER_NAMES else ""
+            raise TypeError(f"load() has no keyword {key!r}{hint}; it takes {', '.join(known)}")
     device = _checked_device(device)
     dtype = HALF.get(dtype, dtype) if isinstance(dtype, str) else dtype
     if dtype not in (None, "stored", *TYPES, *TYPES.values()):
         raise ValueError(f"dtype is {dtype!r}; expected {', '.join(TYPES)} or stored")
     model, processor = load_model(name, dtype, device=device, quantize=quantize, **placement)
+    # What its folder, or a bundled model, knows of the pictures of its training; one of the hub knows nothing.
+    folder = Path(name)
+    if not folder.is_dir() and str(name) == folder.name:
+        folder = paths.checkpoint_folder(folder.name)
     # An adapter may have learned other pictures, and a subfolder is another model.
     is_plain = placement.get("lora") is None and placement.get("subfolder") is None
-    return Assistant(model.eval(), processor, _familiar(name) if is_plain else None)
-
-
-def _check_names(given: dict) -> None:
-    known = dict.fromkeys([*signature(load).parameters, *signature(load_model).parameters, *HUB])
-    known = [name for name in known if name not in ("name", "placement", "hub")]
-    for name in given:
-        if name not in known:
-            hint = f"; it is called {OTHER_NAMES[name]} here" if name in OTHER_NAMES else ""
-            raise TypeError(f"load() has no keyword {name!r}{hint}; it takes {', '.join(known)}")
+    return Assistant(model.eval(), processor, Familiar.read(folder) if is_plain else None)
 
 
 def _checked_device(device) -> str:
@@ -338,11 +307,3 @@ def _checked_device(device) -> str:
         return name
     missing = "; PyTorch finds no GPU" if "cuda:0" not in there else ""
     raise ValueError(f"device is {name!r}{missing}; expected one of {', '.join(there)} or auto, or leave device out")
-
-
-def _familiar(name: str | Path) -> Familiar | None:
-    """What a folder or a bundled model knows of the pictures of its training; a model of the hub knows nothing."""
-    folder = Path(name)
-    if not folder.is_dir() and str(name) == folder.name:
-        folder = paths.checkpoint_folder(folder.name)
-    return Familiar.read(folder)

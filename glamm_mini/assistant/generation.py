@@ -4,7 +4,6 @@ import math
 import operator
 import secrets
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import torch
@@ -37,49 +36,41 @@ class Options(TypedDict, total=False):
     details: bool
 
 
-@dataclass(frozen=True)
-class Generation:
-    """Options, checked."""
-
-    max_new_tokens: int
-    temperature: float = 0.0
-    seed: int = 0
-    streamer: Any = None
-    details: bool = False
-
-    @classmethod
-    def checked(cls, options: Options, default_length: int, rows: int) -> "Generation":
-        """Raises TypeError for a name that is not an option, ValueError that names an option with a bad value."""
-        for name in options.keys() - Options.__annotations__.keys():
-            raise TypeError(f"{name!r} is not an option; expected some of {', '.join(Options.__annotations__)}")
-        given = {"max_new_tokens": default_length, "temperature": 0.0, "seed": secrets.randbits(62), "details": False}
-        how = cls(**given | {name: value for name, value in options.items() if value is not None})
-        length = _number("max_new_tokens", how.max_new_tokens, operator.index, 1, "a whole number of at least 1")
-        seed = _number("seed", how.seed, operator.index, 0, "a whole number of at least 0")
-        finite = "a finite number of at least 0, and 0 draws nothing"
-        temperature = _number("temperature", how.temperature, float, 0, finite)
-        if how.streamer is not None:
-            put, is_class = getattr(how.streamer, "put", None), isinstance(how.streamer, type)
-            if is_class or not callable(put) or not hasattr(how.streamer, "end"):
-                wanted = "expected one with put and end, as transformers' TextStreamer"
-                raise ValueError(f"streamer is {how.streamer!r}; {wanted}")
-            if rows != 1:
-                raise ValueError(f"streamer follows one answer, but {rows} questions were asked; ask one at a time")
-        if not isinstance(how.details, bool):
-            raise ValueError(f"details is {how.details!r}; expected True or False")
-        return cls(length, temperature, seed, how.streamer, how.details)
+NUMBERS = {
+    "max_new_tokens": (operator.index, 1, 2**62, "a whole number of at least 1"),
+    "seed": (operator.index, 0, 2**62, "a whole number of at least 0"),
+    "temperature": (float, 0, math.inf, "a finite number of at least 0, and 0 draws nothing"),
+}
+"""Of an option: what makes a number of it, the least that it may be, what it must stay under, and this in words."""
 
 
-def _number(name: str, value, convert, least: int, expected: str):
-    """What `convert` makes of a number, of a tensor's and NumPy's too; ValueError for one under `least`, and others."""
-    try:
-        # A truth value is a number, and a text may hold one, but neither was meant.
-        number = math.nan if isinstance(value, bool | str | bytes) else convert(value)
-    except (TypeError, ValueError, ArithmeticError, RuntimeError):
-        number = math.nan
-    if not least <= number < (2**62 if convert is operator.index else math.inf):
-        raise ValueError(f"{name} is {value!r}; expected {expected}")
-    return number
+def checked_options(options: Options, default_length: int, rows: int) -> Options:
+    """All options, for `rows` questions.
+
+    Raises TypeError for a name that is not an option, ValueError that names an option with a bad value.
+    """
+    for name in options.keys() - Options.__annotations__.keys():
+        raise TypeError(f"{name!r} is not an option; expected some of {', '.join(Options.__annotations__)}")
+    how = {"max_new_tokens": default_length, "temperature": 0.0, "seed": secrets.randbits(62)}
+    how |= {"streamer": None, "details": False} | {name: value for name, value in options.items() if value is not None}
+    for name, (convert, least, end, expected) in NUMBERS.items():
+        try:
+            # A truth value is a number, and a text may hold one, but neither was meant.
+            number = math.nan if isinstance(how[name], bool | str | bytes) else convert(how[name])
+        except (TypeError, ValueError, ArithmeticError, RuntimeError):
+            number = math.nan
+        if not least <= number < end:
+            raise ValueError(f"{name} is {how[name]!r}; expected {expected}")
+        how[name] = number
+    streamer, details = how["streamer"], how["details"]
+    fits = not isinstance(streamer, type) and callable(getattr(streamer, "put", None)) and hasattr(streamer, "end")
+    if streamer is not None and not fits:
+        raise ValueError(f"streamer is {streamer!r}; expected one with put and end, as transformers' TextStreamer")
+    if streamer is not None and rows != 1:
+        raise ValueError(f"streamer follows one answer, but {rows} questions were asked; ask one at a time")
+    if not isinstance(details, bool):
+        raise ValueError(f"details is {details!r}; expected True or False")
+    return how
 
 
 class TokenChooser(LogitsProcessor):
@@ -89,41 +80,30 @@ class TokenChooser(LogitsProcessor):
     temperature). The noise comes from generators of this call alone, so that threads do not share any.
     """
 
-    def __init__(self, how: Generation, rows: int):
-        self.how = how
-        drawn = rows if how.temperature else 0
-        self.generators = [torch.Generator().manual_seed(how.seed + row) for row in range(drawn)]
-        self.scores: list[torch.Tensor] = []  # (R,) of each token so far
-        self._last: torch.Tensor | None = None  # (R, V) log probabilities of the token that is chosen next
+    def __init__(self, rows: int, temperature: float, seed: int, details: bool = False):
+        self.temperature, self.details = temperature, details
+        self.generators = [torch.Generator().manual_seed(seed + row) for row in range(rows if temperature else 0)]
+        self.scores: list[torch.Tensor] = []  # with details, (R, 1) of each token: the logarithm of its probability
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         """input_ids: (R, T) new tokens so far. scores: (R, V) logits of the next. Raises ValueError for NaN."""
         # One number a row: minus infinity, which forbids a token, is allowed, but not for all of them.
         if not bool(torch.isfinite(scores.logsumexp(-1)).all()):
             raise ValueError(BROKEN.format(where=f"at token {input_ids.shape[1] + 1} of the answer"))
-        if self.how.details:
-            self._keep(input_ids)
-            self._last = scores.log_softmax(-1)
-        if not self.generators:
-            return scores
-        noise = [-torch.empty(scores.shape[1]).exponential_(generator=own).log() for own in self.generators]
-        return scores + self.how.temperature * torch.stack(noise).to(scores)
-
-    def _keep(self, ids: torch.Tensor) -> None:
-        if self._last is not None:
-            self.scores.append(self._last.gather(1, ids[:, -1:].to(self._last.device))[:, 0])
-
-    def token_scores(self, sequences: torch.Tensor) -> torch.Tensor:
-        """(R, T) log probabilities of generated sequences (R, T), asked for once; only with details."""
-        self._keep(sequences)
-        return torch.stack(self.scores, 1).float().cpu()
+        drawn = scores
+        if self.generators:
+            noise = [-torch.empty(scores.shape[1]).exponential_(generator=own).log() for own in self.generators]
+            drawn = scores + self.temperature * torch.stack(noise).to(scores)
+        if self.details:
+            self.scores.append(scores.log_softmax(-1).gather(1, drawn.argmax(-1, keepdim=True)))
+        return drawn
 
 
 class AnswerStream:
-    """Hands on to a streamer what belongs to the answer: not its begin, end and padding, `drop`."""
+    """Hands on to a streamer, or to None, what belongs to the answer: not its begin, end and padding, `drop`."""
 
     def __init__(self, streamer, drop: Iterable[int]):
-        self.streamer, self.drop, self.begun, self.ended = streamer, torch.tensor([*drop]), False, False
+        self.streamer, self.drop, self.begun = streamer, torch.tensor([*drop]), False
 
     def put(self, value: torch.Tensor) -> None:
         """value: (1, 0), the prompt, which is fed as embeddings; then (1,), a token each time."""
@@ -134,7 +114,7 @@ class AnswerStream:
         self.begun = True
 
     def end(self) -> None:
-        """The answer is complete, or has failed: without an end, its reader would wait for ever."""
-        if not self.ended:
-            self.ended = True
-            self.streamer.end()
+        """The answer is complete, or has failed: without an end, its reader would wait for ever. Handed on once."""
+        streamer, self.streamer = self.streamer, None
+        if streamer is not None:
+            streamer.end()

@@ -80,10 +80,9 @@ def _sum(t: torch.Tensor) -> int:
     # Of a weight that several processes share (fully_shard), this one's part: whole models come and go around it.
     with torch.inference_mode(False), torch.no_grad():
         t = t.to_local() if isinstance(t, DTensor) else t.detach()
-    if t.is_contiguous() and t.nbytes % 8 == 0 and t.data_ptr() % 8 == 0:
-        bits = t.flatten().view(torch.uint8).view(torch.int64)
-    else:
-        bits = t.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[t.element_size()])
+    by_eight = t.is_contiguous() and t.nbytes % 8 == 0 and t.data_ptr() % 8 == 0
+    own = getattr(torch, f"int{8 * t.element_size()}")
+    bits = t.flatten().view(torch.uint8).view(torch.int64) if by_eight else t.view(own)
     return int(bits.sum(dtype=torch.int64))
 
 

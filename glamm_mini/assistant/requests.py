@@ -12,11 +12,8 @@ from glamm_mini.processing.boxes import checked_boxes
 from glamm_mini.processing.processor import GlammProcessor
 from glamm_mini.processing.prompts import plain_words
 
-LISTED = 12
-"""A note names at most this many unknown words."""
-
-LONGEST = 40
-"""Of each, at most this many letters."""
+LISTED, LONGEST = 12, 40
+"""A note names at most so many unknown words, and of each so many letters."""
 
 
 @dataclass(frozen=True)
@@ -67,55 +64,50 @@ class Request:
     normalised: bool = False
 
 
-@dataclass
-class Prepared:
-    """A checked request: ids of the prompt, its last turn open; boxes (N, 4) pixels of the question or None;
-    all_boxes: those of the history's turns before them; notes for the reader."""
-
-    ids: list[int]
-    boxes: np.ndarray | None
-    all_boxes: np.ndarray | None
-    notes: list[str]
-
-
 def requests_for(image, question, boxes=None, normalised: bool = False, history=None) -> tuple[list[Request], bool]:
     """A request for each picture, and whether several were given: as a list, a tuple or one array (N, H, W, C).
 
     With several pictures, a list of questions, boxes and histories holds one for each; one question may do for all.
     Raises ValueError that names what has another length.
     """
-    if isinstance(image, (list, tuple)) or getattr(image, "ndim", 0) == 4:
-        count = len(image)
-        questions = [question] * count if isinstance(question, str) else _each("texts", question, count)
-        columns = image, questions, _each("boxes", boxes, count), _each("history", history, count)
-        return [Request(*row, normalised) for row in zip(*columns, strict=True)], True
-    return [Request(image, question, boxes, history, normalised)], False
+    if not isinstance(image, (list, tuple)) and getattr(image, "ndim", 0) != 4:
+        return [Request(image, question, boxes, history, normalised)], False
+    count, columns = len(image), {"texts": question, "boxes": boxes, "history": history}
+    for name, given in columns.items():
+        kinds = (list, tuple, np.ndarray, torch.Tensor)  # a table would give its names, a text its letters
+        if given is None or (name == "texts" and isinstance(given, str)):
+            columns[name] = [given] * count
+        elif not isinstance(given, kinds) or len(given) != count:
+            raise ValueError(f"{name} is {given!r:.80}; with {count} pictures give a list of {count}, one for each")
+    return [Request(*row, normalised) for row in zip(image, *columns.values(), strict=True)], True
 
 
-def _each(name: str, given, count: int) -> list:
-    if given is None:
-        return [None] * count
-    kinds = (list, tuple, np.ndarray, torch.Tensor)  # a table would give its names, a text its letters
-    if not isinstance(given, kinds) or len(given) != count:
-        raise ValueError(f"{name} is {given!r:.80}; with {count} pictures give a list of {count}, one for each")
-    return list(given)
+def question_of(words, template: str, what: str):
+    """A task's question with the words of a user in it, or one for each of a list of them.
 
-
-def words_of(text: str, what: str, ends: str = "") -> str:
-    """Words of a user to put into a question: without blanks around them and `ends` behind them, and with a small
-    letter at an article. Raises ValueError that names `what` if there are none.
+    Blanks around the words go, and the capital letter of an article. what: "sentence", which gets its full stop, or
+    "expression", which loses it. Raises ValueError if there are no words.
     """
-    words = " ".join(text.split()) if isinstance(text, str) else ""
-    first, _, rest = words.partition(" ")
-    words = f"{first.lower()} {rest}" if rest and first in ("The", "A", "An") else words
-    words = words.rstrip(ends).rstrip()
-    if not words:
-        raise ValueError(f"{what} is {text!r}; expected words such as 'the red balloon'")
-    return words
+    if isinstance(words, (list, tuple)):
+        return [question_of(one, template, what) for one in words]
+    text = " ".join(words.split()) if isinstance(words, str) else ""
+    first, _, rest = text.partition(" ")
+    text = f"{first.lower()} {rest}" if rest and first in ("The", "A", "An") else text
+    if what == "expression":
+        text = text.rstrip(".?!").rstrip()
+    elif text[-1:].isalnum():
+        text += "."
+    if not text:
+        raise ValueError(f"the {what} is {words!r}; expected words such as 'the red balloon'")
+    return template.format(x=text)
 
 
-def prepare(request: Request, size: tuple[int, int], processor: GlammProcessor) -> Prepared:
-    """Check one request about a picture of `size` (height, width); ValueError names what is wrong with it."""
+def prepare(request: Request, size: tuple[int, int], processor: GlammProcessor) -> tuple:
+    """Check one request about a picture of `size` (height, width); ValueError names what is wrong with it.
+
+    Returns ids of the prompt, its last turn open; boxes (N, 4) of all turns as the model takes them, or None; boxes
+    (N, 4) of the question in pixels, or None; and notes for the reader.
+    """
     asked = "" if request.question is None else request.question
     if not isinstance(asked, str):
         raise ValueError(f"the question is a {type(asked).__name__}; expected text")
@@ -125,9 +117,9 @@ def prepare(request: Request, size: tuple[int, int], processor: GlammProcessor) 
     question = _with_boxes(asked, boxes)
     turns = [*_history(request.history, size), (question, None, boxes)]
     ids, left_out = processor.encode_latest([turn[:2] for turn in turns])
-    every = [boxes for _, _, boxes in turns[left_out:] if boxes is not None]
-    notes = _notes(question, boxes, left_out, processor)
-    return Prepared(ids, boxes, np.concatenate(every) if every else None, notes)
+    every = [own for _, _, own in turns[left_out:] if own is not None]
+    fractions = processor.normalize_boxes(np.concatenate(every), size) if every else None
+    return ids, fractions, boxes, _notes(question, boxes, left_out, processor)
 
 
 def _with_boxes(text: str, boxes: np.ndarray | None) -> str:
@@ -173,7 +165,7 @@ def _history(history, size: tuple[int, int]) -> list[tuple[str, str, np.ndarray 
 
 
 def checked_turns(name: str, turns, lengths: tuple[int, ...] = (2,)) -> list:
-    """Turns (question, answer text), or with more behind them, as they are; ValueError that names the first of others."""
+    """Turns (question, answer text), or longer, as they are; ValueError that names the first of another form."""
     if not isinstance(turns, (list, tuple)):
         raise ValueError(f"{name} is a {type(turns).__name__}; expected a list of (question, answer text)")
     for k, turn in enumerate(turns):

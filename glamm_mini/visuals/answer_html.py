@@ -30,8 +30,8 @@ def answer_html(answer) -> str:
         f"{_hover_style(scope, len(answer.phrases))}"
         f'<div class="{scope}" style="display:flex;flex-wrap:wrap;align-items:center;gap:20px 28px;max-width:1040px;'
         f'padding:10px 2px;font-family:system-ui,-apple-system,Segoe UI,DejaVu Sans,sans-serif;font-size:17px">'
-        f'{picture}<div style="flex:1 1 {"100%" if wide else "280px"};min-width:0;line-height:2.05;overflow-wrap:anywhere">'
-        f"{_words(answer)}</div></div>"
+        f'{picture}<div style="flex:1 1 {"100%" if wide else "280px"};min-width:0;line-height:2.05;'
+        f'overflow-wrap:anywhere">{_words(answer)}</div></div>'
     )
 
 

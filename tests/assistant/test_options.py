@@ -11,7 +11,7 @@ from scripted import GROUNDED
 from transformers import TextIteratorStreamer, TextStreamer
 
 from glamm_mini.assistant.assistant import Request
-from glamm_mini.assistant.generation import MAX_NEW_TOKENS, Generation, TokenChooser
+from glamm_mini.assistant.generation import MAX_NEW_TOKENS, TokenChooser
 
 BOX = [4, 3, 20, 24]
 
@@ -116,7 +116,7 @@ def test_answers_of_a_batch_are_drawn_apart(glamm, picture):
 def test_what_is_drawn_follows_the_probabilities_at_the_temperature():
     scores = torch.tensor([[2.0, 1.0, 0.0, -torch.inf]]).expand(4000, 4)
     for temperature in (0.5, 1.0, 2.0):
-        chooser = TokenChooser(Generation(1, temperature, 11), 4000)
+        chooser = TokenChooser(4000, temperature, 11)
         drawn = chooser(torch.zeros(4000, 0, dtype=torch.long), scores).argmax(1)
         share = torch.bincount(drawn, minlength=4) / 4000
         assert (share - (scores[0] / temperature).softmax(0)).abs().max() < 0.03
