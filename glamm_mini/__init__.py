@@ -13,9 +13,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from glamm_mini.assistant.answer import GroundedAnswer, GroundedPhrase
+    from glamm_mini.assistant.answer import Chat, GroundedAnswer, GroundedPhrase
     from glamm_mini.assistant.assistant import Assistant, load
-    from glamm_mini.assistant.chat import Chat
     from glamm_mini.assistant.requests import Request
     from glamm_mini.model.config import GlammConfig
     from glamm_mini.model.glamm import GlammForConditionalGeneration
@@ -26,7 +25,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "load": "glamm_mini.assistant.assistant",
     "Assistant": "glamm_mini.assistant.assistant",
-    "Chat": "glamm_mini.assistant.chat",
+    "Chat": "glamm_mini.assistant.answer",
     "GroundedAnswer": "glamm_mini.assistant.answer",
     "GroundedPhrase": "glamm_mini.assistant.answer",
     "Request": "glamm_mini.assistant.requests",

@@ -1,15 +1,19 @@
-"""What GLaMM answers: words, the masks that belong to them, and how both are shown and written."""
+"""What GLaMM answers: words and the masks that belong to them; chats of answers; how both are shown and saved."""
 
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 from PIL import Image
 
-from glamm_mini.processing.images import encode_mask
-from glamm_mini.visuals.answer_html import answer_html
-from glamm_mini.visuals.answer_png import answer_png
+from glamm_mini.assistant.generation import Options
+from glamm_mini.assistant.memory import Lock
+from glamm_mini.assistant.requests import Request
+from glamm_mini.processing.images import encode_mask, load_image
+from glamm_mini.visuals.answer_html import answer_html, chat_html
+from glamm_mini.visuals.answer_png import answer_png, compose
 from glamm_mini.visuals.encode import BYTES, png_bytes
 
 WRITTEN = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -33,14 +37,10 @@ class _Comparable:
 
 
 class Shown:
-    """What shows itself in a notebook, and is saved as a picture: an answer, a chat. source: the path of the picture
+    """What has a `picture()`, shows it in a notebook and saves it: an answer, a chat. source: the path of the picture
     that was asked about, or None."""
 
     source: str | None
-
-    def picture(self) -> Image.Image:
-        """All of it in one PIL image."""
-        raise NotImplementedError
 
     def save(self, path: str | Path) -> Path:
         """Write picture and words as one image file; the ending of `path` decides the format.
@@ -122,6 +122,56 @@ class GroundedAnswer(Shown, _Comparable):
 
     def _repr_html_(self) -> str:
         return answer_html(self)
+
+
+class Chat(Shown):
+    """Made by `glamm.chat(image)`. turns: the answers so far, each with its question and boxes, oldest first.
+
+    image: (H, W, 3) uint8. Raises what `load_image` raises for what is no picture.
+    """
+
+    def __init__(self, assistant, image):
+        self.image, self.source = load_image(image), source_of(image)
+        self.turns: list[GroundedAnswer] = []
+        self._assistant = assistant
+        self._lock = Lock()
+
+    def say(self, text: str, boxes=None, normalised: bool = False, **options: Unpack[Options]) -> GroundedAnswer:
+        """Ask the next question; arguments and errors as those of `glamm.ask`. An error leaves the turns as they were.
+
+        "it" and "them" may speak of earlier turns. A `<bbox>` means a box of this call; boxes of earlier turns stay
+        where they were named. Threads that share a chat take turns.
+        """
+        with self._lock:
+            request = Request(self.image, text, boxes, self.history, normalised)
+            answer = self._assistant.answer_batch([request], **options)[0]
+            answer.source = self.source
+            self.turns.append(answer)
+        return answer
+
+    @property
+    def history(self) -> list[tuple]:
+        """The turns as (question, answer text, boxes), as `glamm.ask(history=...)` takes them."""
+        return [(turn.question, turn.text, turn.boxes) for turn in self.turns]
+
+    def __repr__(self) -> str:
+        h, w = self.image.shape[:2]
+        return f"Chat about a picture of {w} x {h} pixels, {len(self.turns)} turns"
+
+    def _shown(self) -> list[GroundedAnswer]:
+        """The turns; those with neither masks nor boxes without their picture, except the first. At least one."""
+        first, *others = self.turns or [GroundedAnswer("", "Nothing has been asked yet.", [], image=self.image)]
+        return [first, *(t if t.phrases or t.boxes is not None else replace(t, image=None) for t in others)]
+
+    def picture(self) -> Image.Image:
+        """All turns below one another in one PIL image."""
+        return compose([answer_png(turn) for turn in self._shown()], columns=1, gap=0)
+
+    def _repr_html_(self) -> str:
+        return chat_html(self._shown())
+
+    def _repr_png_(self) -> bytes:
+        return super()._repr_png_(min(200_000, BYTES * max(1, len(self.turns))))
 
 
 def source_of(image) -> str | None:

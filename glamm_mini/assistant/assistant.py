@@ -11,8 +11,7 @@ import torch
 from transformers import LogitsProcessorList
 
 from glamm_mini import paths
-from glamm_mini.assistant.answer import GroundedAnswer, GroundedPhrase, box_around, source_of
-from glamm_mini.assistant.chat import Chat
+from glamm_mini.assistant.answer import Chat, GroundedAnswer, GroundedPhrase, box_around, source_of
 from glamm_mini.assistant.familiar import Familiar
 from glamm_mini.assistant.generation import BROKEN, MAX_NEW_TOKENS, AnswerStream, Options, TokenChooser, checked_options
 from glamm_mini.assistant.memory import FeatureMemory, evaluating, weights_state
@@ -240,7 +239,7 @@ def _one_by_one(what: str, do: Callable, items: Collection) -> list:
         except (ValueError, FileNotFoundError) as error:
             if len(items) == 1:
                 raise
-            kind = ValueError if isinstance(error, ValueError) else FileNotFoundError
+            kind = ValueError if isinstance(error, ValueError) else FileNotFoundError  # not one of its own subclasses
             raise kind(f"{what} {k} of {len(items)}: {error}") from error
     return done
 
@@ -282,7 +281,11 @@ def load(
         if key not in known:
             hint = f"; it is called {OTHER_NAMES[key]} here" if key in OTHER_NAMES else ""
             raise TypeError(f"load() has no keyword {key!r}{hint}; it takes {', '.join(known)}")
-    device = _checked_device(device)
+    kind, count = torch.accelerator.current_accelerator(), torch.accelerator.device_count()
+    there = ["auto", "cpu", *(f"{kind.type}:{k}" for k in range(count))]
+    device = ("cuda" if "cuda:0" in there else "cpu") if device is None else str(device)
+    if device not in there and f"{device}:0" not in there:
+        raise ValueError(f"device is {device!r}; expected one of {', '.join(there)}: PyTorch finds no other here")
     dtype = HALF.get(dtype, dtype) if isinstance(dtype, str) else dtype
     if dtype not in (None, "stored", *TYPES, *TYPES.values()):
         raise ValueError(f"dtype is {dtype!r}; expected {', '.join(TYPES)} or stored")
@@ -294,16 +297,3 @@ def load(
     # An adapter may have learned other pictures, and a subfolder is another model.
     is_plain = placement.get("lora") is None and placement.get("subfolder") is None
     return Assistant(model.eval(), processor, Familiar.read(folder) if is_plain else None)
-
-
-def _checked_device(device) -> str:
-    """The device that was named, or the best; ValueError that names what there is for one that there is not."""
-    kind, count = torch.accelerator.current_accelerator(), torch.accelerator.device_count()
-    there = ["cpu", *(f"{kind.type}:{k}" for k in range(count))]
-    if device is None:
-        return "cuda" if "cuda:0" in there else "cpu"
-    name = str(device)
-    if name == "auto" or name in there or f"{name}:0" in there:
-        return name
-    missing = "; PyTorch finds no GPU" if "cuda:0" not in there else ""
-    raise ValueError(f"device is {name!r}{missing}; expected one of {', '.join(there)} or auto, or leave device out")

@@ -1,8 +1,8 @@
 """Which pictures a model can know: how far a picture lies from those that it was trained on.
 
-A small model that has seen one kind of picture answers about any other with as much confidence. So the pictures of its
-training are described by the mean and the spread of what its grounding encoder makes of them, and a picture far outside
-gets a note. The numbers lie in `familiar.json` beside the weights; models without that file say nothing.
+A small model that has seen one kind of picture answers about any other with as much confidence. So `familiar.json`
+beside its weights holds the mean and the spread of what its grounding encoder makes of them, and a picture far outside
+gets a note. Models without that file say nothing.
 """
 
 import json
@@ -49,9 +49,8 @@ class Familiar:
             whiten = np.array([row + [0.0] * (len(mean) - len(row)) for row in rows], float)
             known = cls(str(found["about"]), mean, whiten.reshape(len(mean), len(mean)), float(found["limit"]))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(
-                f"{path} is damaged ({error}); copy it again, or delete it: only a note needs it"
-            ) from error
+            hint = "copy it again, or delete it: only a note needs it"
+            raise ValueError(f"{path} is damaged ({error}); {hint}") from error
         return known
 
     def write(self, folder: str | Path) -> Path:

@@ -1,7 +1,7 @@
 """What calls share: features of pictures seen before, and the model's mode. Both are safe in threads."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from weakref import WeakKeyDictionary
@@ -39,26 +39,22 @@ class FeatureMemory:
         state: all that features depend on beside the pixels; see `weights_state`.
         """
         keys = [(sha256(str(p.shape).encode() + p.tobytes()).digest(), state) for p in pictures]
-        with self._lock:
-            found = {key: self._kept[key] for key in keys if key in self._kept}
+        kept = self._kept  # never changed, but replaced
+        found = {key: kept[key] for key in keys if key in kept}
         missing = {key: picture for key, picture in zip(keys, pictures, strict=True) if key not in found}
         if missing:
             encoded = encode(list(missing.values()))
-            found |= {key: _part(encoded, slice(k, k + 1)) for k, key in enumerate(missing)}
+            found |= {key: _each(lambda own, k=k: own[0][k : k + 1], encoded) for k, key in enumerate(missing)}
         with self._lock:
             others = {key: value for key, value in self._kept.items() if key not in found}
             self._kept = dict([*others.items(), *found.items()][-REMEMBERED:])
-        parts = [found[key] for key in keys]
-        return parts[0] if len(parts) == 1 else _joined(parts)
+        return found[keys[0]] if len(keys) == 1 else _each(torch.cat, *(found[key] for key in keys))
 
 
-def _part(features: ImageFeatures, k: slice) -> ImageFeatures:
-    return ImageFeatures(features.tokens[k], [level[k] for level in features.levels], features.grounding[k])
-
-
-def _joined(parts: list[ImageFeatures]) -> ImageFeatures:
-    levels = [torch.cat(levels) for levels in zip(*(part.levels for part in parts), strict=True)]
-    return ImageFeatures(torch.cat([p.tokens for p in parts]), levels, torch.cat([p.grounding for p in parts]))
+def _each(do: Callable, *parts: ImageFeatures) -> ImageFeatures:
+    """`do` of the tensors that have the same place in all parts, for every place."""
+    levels = [do(own) for own in zip(*(part.levels for part in parts), strict=True)]
+    return ImageFeatures(do([part.tokens for part in parts]), levels, do([part.grounding for part in parts]))
 
 
 def weights_state(model) -> tuple:

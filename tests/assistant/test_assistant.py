@@ -66,6 +66,12 @@ def test_masks_are_those_of_a_whole_pass_over_the_same_words(glamm, picture, say
     assert len(glamm.teacher_force(picture, turns)) == 3
 
 
+@pytest.mark.parametrize("conversation", ["abc", None, ["ab"], [("What?",)], [("What?", None)], [[1, 2, 3]]], ids=repr)
+def test_a_conversation_of_another_form_is_refused(glamm, picture, conversation):
+    with pytest.raises(ValueError, match=r"conversation(\[0\])? is .*question, answer text"):
+        glamm.teacher_force(picture, conversation)
+
+
 def test_batch_answers_equal_single_answers(glamm, picture, monkeypatch):
     monkeypatch.setattr(glamm, "max_new_tokens", 12)
     other = np.random.default_rng(6).integers(0, 256, (50, 20, 3), dtype=np.uint8)
