@@ -55,8 +55,7 @@ class Assistant:
     def __init__(
         self, model: GlammForConditionalGeneration, processor: GlammProcessor, familiar: Familiar | None = None
     ):
-        self.model = model
-        self.processor = processor
+        self.model, self.processor = model, processor
         self.max_new_tokens: int | None = None
         self._memory = FeatureMemory()
         # A model that has learned since then may know other pictures: the note is for these weights alone.

@@ -47,11 +47,10 @@ class Familiar:
             found = json.loads(path.read_text("utf-8"))
             mean, rows = np.array(found["mean"], float), found["whiten"]
             whiten = np.array([row + [0.0] * (len(mean) - len(row)) for row in rows], float)
-            known = cls(str(found["about"]), mean, whiten.reshape(len(mean), len(mean)), float(found["limit"]))
+            return cls(str(found["about"]), mean, whiten.reshape(len(mean), len(mean)), float(found["limit"]))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             hint = "copy it again, or delete it: only a note needs it"
             raise ValueError(f"{path} is damaged ({error}); {hint}") from error
-        return known
 
     def write(self, folder: str | Path) -> Path:
         """Write the file into a model's folder; returns its path."""
@@ -70,11 +69,8 @@ class Familiar:
     def notes(self, grounding: torch.Tensor) -> list[list[str]]:
         """Per picture of `ImageFeatures.grounding` (I, C, h, w), no note or one."""
         far = self.distances(summary(grounding)) > self.limit
-        note = (
-            f"the picture is unlike those that the model was trained on, which were {self.about} alone; the answer is "
-            "likely wrong"
-        )
-        return [[note] if one else [] for one in far]
+        note = f"the picture is unlike those that the model was trained on, which were {self.about} alone"
+        return [[f"{note}; the answer is likely wrong"] if one else [] for one in far]
 
 
 def summary(grounding: torch.Tensor) -> np.ndarray:

@@ -86,13 +86,9 @@ def _draw_outline(painted: np.ndarray, mask: np.ndarray, tint: np.ndarray, width
 def overlay_at_size(
     image: np.ndarray, masks: Sequence[np.ndarray], size: tuple[int, int], boxes: np.ndarray | None = None
 ) -> Image.Image:
-    """The overlay drawn at another size, with smooth outlines even where a small picture is enlarged.
+    """The overlay drawn at another size (width, height), with smooth outlines even where a small picture is enlarged.
 
-    Args:
-        image: (H, W, 3) uint8.
-        masks: M masks (H, W) bool.
-        size: width and height in pixels of the result.
-        boxes: (N, 4) pixels of `image`, drawn as numbered frames.
+    image: (H, W, 3) uint8. masks: M masks (H, W) bool. boxes: (N, 4) pixels of `image`, drawn as numbered frames.
     """
     picture = Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)
     enlarged = [_resize_mask(np.asarray(mask, bool), size) for mask in masks]
