@@ -117,9 +117,7 @@ def _of_hub(given: dict, call: str, passed_over: tuple[str, ...]) -> dict:
 
 def _opened(name, vision_tower, config, drop, hub: dict, alone: bool = False) -> tuple[Source, GlammProcessor | None]:
     """The opened checkpoint and its processor, all of one save: a folder that is saved to meanwhile is opened again.
-
-    alone: a model of ours that was saved without its tokenizer, whose configuration holds all ids, is good as well.
-    """
+    alone: a model of ours that was saved without its tokenizer, whose configuration holds all ids, is good as well."""
     ways = {key: value for key, value in hub.items() if key not in ("revision", "subfolder")}  # to CLIP's repository
     for _ in range(TRIES):
         folder = find_folder(name, **hub)
@@ -232,10 +230,8 @@ def _check_device(device: Any, quantize: Any = None, **placement: Any) -> None:
 
 
 def load_weights(module: torch.nn.Module, path: str | Path) -> None:
-    """Fill a module from a safetensors file; names and shapes must agree exactly (ValueError that lists them).
-
-    Raises FileNotFoundError when there is no such file.
-    """
+    """Fill a module from a safetensors file (FileNotFoundError if there is none); names and shapes must agree exactly
+    (ValueError that lists them)."""
     state, own = list_tensors([path]), module.state_dict()
     problems = mismatch({name: tuple(tensor.shape) for name, tensor in own.items()}, state)
     if problems:

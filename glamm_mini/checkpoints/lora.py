@@ -57,10 +57,7 @@ def add_lora(model, rank: int = 8, alpha: float = 16, dropout: float = 0.05, tar
         task_type="CAUSAL_LM",  # peft's own loading then offers generate
         target_modules=rf"language_model\.(.*\.)?({'|'.join(sorted(targets))})",
     )
-    trains = _put_in(model, settings)
-    for name, parameter in model.named_parameters():
-        if name in trains and not name.startswith("language_model."):
-            parameter.requires_grad = trains[name]
+    _put_in(model, settings)
     return len(_layers(model))
 
 
@@ -109,14 +106,13 @@ def load_lora(model, folder: str | Path) -> dict[str, Any]:
     settings, state, probe, folder = _read(Path(folder))
     whole, settings.modules_to_save = settings.modules_to_save or (), None  # these parts are trained in place
     fresh, trains = not has_lora(model), {}
+    if not fresh and (alpha := lora_settings(model)["alpha"]) != settings.lora_alpha:
+        raise ValueError(f"the LoRA in {folder} has alpha {settings.lora_alpha}, the model's has {alpha}")
     if fresh:
         try:
             trains = _put_in(model, settings)
         except (ValueError, re.error) as error:  # none of its layers is there
             raise ValueError(f"the LoRA in {folder} cannot be put in: {error}") from error
-    elif model.peft_config[ADAPTER].lora_alpha != settings.lora_alpha:
-        own = model.peft_config[ADAPTER].lora_alpha
-        raise ValueError(f"the LoRA in {folder} has alpha {settings.lora_alpha}, the model's has {own}")
     own = _plain(model)
     # Half of a module that stands beside LoRA would leave the other half as the base has it.
     wanted = {n for n in own if ".lora_" in n or n in state}.union(*(_of_module(own, name) for name in whole))
@@ -150,7 +146,8 @@ def merge_lora(model) -> int:
 
 
 def _put_in(model, settings) -> dict[str, bool]:
-    """Returns which parameters were trained before. ValueError for a model that cannot take LoRA; it is as it was."""
+    """Freezes the language model; returns which parameters were trained. ValueError if the model cannot take LoRA; it
+    is as it was then."""
     if has_lora(model):
         raise ValueError("the model has LoRA already; merge it first (merge_lora), or train on with it")
     if is_quantized(model):
@@ -164,6 +161,8 @@ def _put_in(model, settings) -> dict[str, bool]:
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
             parameter.data = parameter.data.float()  # peft takes the base's type; half precision loses small steps
+        elif not name.startswith("language_model."):
+            parameter.requires_grad = trains.get(name, False)
     model.train(model.training)  # new layers begin in training mode, dropout on
     return trains
 

@@ -7,7 +7,6 @@ and not taken over.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -202,15 +201,6 @@ def unlike_clip(vision: CLIPVisionConfig) -> dict[str, str]:
     return {name: f"{name} {a} (expected {b})" for name, (a, b) in pairs.items() if a != b}
 
 
-def check_tower(given: Mapping, vision: CLIPVisionConfig, place: str) -> None:
-    """Raises ValueError if an image encoder computes otherwise than the CLIP that an official config.json names. Only
-    the released CLIP's settings are known, and only a model of its width can mean it."""
-    odd, named = unlike_clip(vision), Path(vision_tower_of(given)).name == Path(CLIP).name
-    if odd and named and "hidden_size" not in odd and given.get("mm_hidden_size") == vision.hidden_size:
-        pairs = ", ".join(odd.values())
-        raise ValueError(f"the weights were trained with {CLIP}, but {place} has {pairs}; give the named one")
-
-
 def write_official_config(config: GlammConfig, vision_tower: str = CLIP, dtype: str = "bfloat16") -> dict:
     """An official config.json for a model of ours; what the format has no place for stands under `glamm_mini`."""
     text, plain = config.text, config.to_dict()
@@ -224,20 +214,12 @@ def write_official_config(config: GlammConfig, vision_tower: str = CLIP, dtype: 
         "pad_token_id": text.pad_token_id or 0,
         "torch_dtype": dtype,
         "use_cache": False,
-        "mm_vision_tower": vision_tower,
-        "vision_tower": vision_tower,
+        **dict.fromkeys(("mm_vision_tower", "vision_tower"), vision_tower),
         "mm_hidden_size": config.vision.hidden_size,
         "mm_vision_select_layer": config.feature_layer,
-        "mm_use_im_start_end": True,
-        "mm_use_image_start_end": True,
-        "num_level_reg_features": len(config.region.scales),
-        "num_reg_features": len(config.region.scales),
+        **dict.fromkeys(("mm_use_im_start_end", "mm_use_image_start_end"), True),
+        **dict.fromkeys(("num_level_reg_features", "num_reg_features"), len(config.region.scales)),
         "bbox_token_idx": config.tokens.bbox,
         "out_dim": config.grounding.prompt_dim,
         OURS: {name: plain[name] for name in OWN},
     }
-
-
-def vision_tower_of(given: Mapping) -> str:
-    """The hub id or folder of the CLIP that an official config.json names; the released one's if it names none."""
-    return str(given.get("mm_vision_tower") or given.get("vision_tower") or CLIP)

@@ -157,11 +157,8 @@ def _agreed(folder: Path, own, wanted, *names: str):
 
 
 def sam_file(place: str | Path) -> Path:
-    """A file of segment-anything; a published name is fetched once and kept where torch keeps what it fetches.
-
-    Raises FileNotFoundError if it is not there and cannot be fetched, ValueError if what came has another SHA-256 than
-    its name says; nothing is left behind then.
-    """
+    """A file of segment-anything; a published name is fetched once and kept where torch keeps what it fetches. Raises
+    FileNotFoundError if it cannot be fetched, ValueError if what came has another SHA-256 than its name says."""
     path, name = Path(place), str(place)
     if path.is_file():
         return path

@@ -53,8 +53,7 @@ def place(
             raise ValueError(f"of {known}, there is no {odd[0]!r}")
         devices = infer_auto_device_map(model, memory, no_split_module_classes=list(WHOLE), dtype=dtype)
     except (ValueError, TypeError) as error:
-        expected = "expected such as {0: '10GB', 'cpu': '30GB'}"
-        raise ValueError(f"max_memory {max_memory!r} cannot be used ({error}); {expected}") from error
+        raise ValueError(f"max_memory {max_memory!r} ({error}); expected as {{0: '10GB', 'cpu': '30GB'}}") from error
     main, modules = main_device(devices), {name for name, _ in model.named_modules()}
     # accelerate fetches what modules own, so a single weight has to stay where it is used.
     devices = {name: device if name in modules else main for name, device in devices.items()}
@@ -72,10 +71,7 @@ def place(
 
 def dispatch(model: nn.Module, devices: Mapping[str, str | int], kept: TemporaryDirectory | None) -> None:
     """Mark a model that lies in pieces, and let every part hand its result back where its input came from: GLaMM calls
-    its parts one by one, and accelerate does so for calls of the whole model alone.
-
-    kept: the folder of what is on the disk, which goes when the model does.
-    """
+    its parts one by one, and accelerate does so for calls of the whole model alone. `kept` goes when the model does."""
     if kept or len(set(devices.values())) > 1:
         model.offloaded, model.main_device = kept, main_device(devices)
     if len(set(devices.values()) - {"cpu", "disk"}) > 1:

@@ -225,11 +225,9 @@ def write_weights(
     torch_files: bool = False,
     advance: Callable[[int], None] = lambda size: None,
 ) -> None:
-    """Write tensors or `Stored` ones, one shard in memory at a time, with an index where there are several.
-
-    types: the new type of each. torch_files: torch's zip files, as official checkpoints are, in place of safetensors.
-    advance: told the bytes of each tensor. Raises ValueError for a size that cannot be read.
-    """
+    """Write tensors or `Stored` ones, one shard in memory at a time, with an index where there are several. types: the
+    new type of each. torch_files: torch's zip files, as official checkpoints are, in place of safetensors. advance:
+    told the bytes of each tensor. Raises ValueError for a size that cannot be read."""
     stem, ending = ("pytorch_model", "bin") if torch_files else ("model", "safetensors")
     sizes = {name: torch.Size(t.shape).numel() * types[name].itemsize for name, t in stored.items()}
     plan = shard_plan(sizes, f"{stem}{{suffix}}.{ending}", max_shard_size)

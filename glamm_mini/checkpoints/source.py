@@ -10,21 +10,8 @@ from typing import Any
 import torch
 from transformers import CLIPVisionConfig, PreTrainedTokenizerFast
 
-from glamm_mini.checkpoints import official
-from glamm_mini.checkpoints.files import (
-    HUB_ID,
-    INDICES,
-    SAFETENSORS_TYPES,
-    SINGLE,
-    Stored,
-    find_folder,
-    first_line,
-    list_tensors,
-    listed_in,
-    mismatch,
-    reading,
-    weight_files,
-)
+from glamm_mini.checkpoints import files, official
+from glamm_mini.checkpoints.files import Stored, find_folder, reading
 from glamm_mini.checkpoints.official import OURS, VISION_TOWER, official_to_ours, ours_to_official
 from glamm_mini.model.config import GlammConfig
 from glamm_mini.model.glamm import GlammForConditionalGeneration
@@ -138,8 +125,7 @@ class Source:
         folder = self.folder
         pieces, whole = ((folder / f"tokenizer.{ending}").is_file() for ending in ("model", "json"))
         if not (whole or self.official):
-            lacks = "holds a model alone: tokenizer.json is missing"
-            raise FileNotFoundError(f"{folder} {lacks}; save its processor there as well, or copy the file")
+            raise FileNotFoundError(f"{folder} holds a model alone: tokenizer.json is missing; save its processor too")
         with reading(folder, UNREADABLE):
             # An official folder that we have written may hold a tokenizer of ours, which is not a Llama's.
             own = whole and (not self.official or (not pieces and OURS in read_config(folder)))
@@ -147,8 +133,7 @@ class Source:
             processor = GlammProcessor(self.config, tokenizer)
         words, rows = max(tokenizer.get_vocab().values()) + 1, self.config.text.vocab_size
         if words > rows:
-            found = f"the tokenizer knows {words} tokens, the model {rows}; it belongs to another model"
-            raise ValueError(f"{folder}: {found}")
+            raise ValueError(f"{folder}: the tokenizer knows {words} tokens, the model {rows}; it is of another model")
         return processor
 
     def empty_model(self) -> GlammForConditionalGeneration:
@@ -171,9 +156,8 @@ class Source:
         missing = [named(name) for name in wanted if name not in self.places]
         needed = [name for name in self.left.dropped if name in missing]
         if needed:
-            found = f"drop would leave out {len(needed)} names that the model needs ({needed[0]} ...)"
-            raise ValueError(f"{found}; give the whole beginning of the names that are too many")
-        problems = mismatch(wanted, self.places, odd, named)
+            raise ValueError(f"drop would leave out {len(needed)} names that the model needs ({needed[0]} ...)")
+        problems = files.mismatch(wanted, self.places, odd, named)
         if problems:
             raise ValueError(f"{self.folder} does not fit this model: {problems}. {self._hint(missing)}")
 
@@ -221,8 +205,7 @@ def open_checkpoint(
     entries = _entries(source, name, weights, hub)
     lost = [start for start in drop if not any(name.startswith(start) for name in entries)]
     if lost:
-        hint = "drop takes beginnings of official names, as the error about unexpected ones lists them"
-        raise ValueError(f"{folder} holds no name that begins with {lost[0]!r}; {hint}")
+        raise ValueError(f"{folder} holds no name that begins with {lost[0]!r}; drop takes beginnings of names")
     source.left.dropped = [name for name in entries if name.startswith(drop)]
     source.put((entry for name, entry in entries.items() if not name.startswith(drop)), official_to_ours)
     hub = {key: value for key, value in hub.items() if key not in ("revision", "subfolder")}
@@ -240,23 +223,21 @@ def _check_ours(folder: Path, given: dict, drop: tuple, vision_tower: Any, weigh
     """Raises an error for another kind of model, for what belongs to official ones alone, and for no weights."""
     kind = str(given.get("model_type", "unnamed"))
     if kind != GlammConfig.model_type:
-        expected = f"expected {GlammConfig.model_type!r}, or an official GLaMM checkpoint"
-        hint = "A language model cannot be asked about pictures: give a folder that glamm-mini has written"
-        raise ValueError(f"{folder} holds a model of the type {kind!r}; {expected}. {hint}")
+        expected = f"expected {GlammConfig.model_type!r}, which glamm-mini has written, or an official GLaMM checkpoint"
+        raise ValueError(f"{folder} holds a model of the type {kind!r}; {expected}")
     if drop:
         raise ValueError(f"{folder} is in our format, which holds no name too many; drop belongs to official ones")
     if vision_tower is not None:
         raise ValueError(f"{folder} holds its own image encoders; vision_tower belongs to official checkpoints")
-    if weights == "all" and not any((folder / name).is_file() for name in (SINGLE[0], INDICES[0])):
-        hint = "train one (make tiny) or copy it"
-        raise FileNotFoundError(f"{folder} is not a whole GLaMM checkpoint: {SINGLE[0]} is missing; {hint}")
+    if weights == "all" and not any((folder / name).is_file() for name in (files.SINGLE[0], files.INDICES[0])):
+        raise FileNotFoundError(f"{folder} is not a whole GLaMM checkpoint: {files.SINGLE[0]} is missing; copy all")
 
 
 def _vision(source: Source, tower: str | Path | None, given: dict, needed: bool, hub: dict) -> CLIPVisionConfig | None:
     """List CLIP's own weights, where they are needed or lie here; returns its settings, None for the released ones."""
     if tower is None and any(name.startswith(VISION_TOWER) for name in source.places):
         return None
-    named = official.vision_tower_of(given)
+    named = str(given.get("mm_vision_tower") or given.get("vision_tower") or official.CLIP)
     # Inside the checkpoint lies the image encoder of a model that the hub has none for.
     beside = source.folder / (named if Path(named).name == named else "nowhere")
     place = tower or (beside if beside.is_dir() else named)
@@ -268,8 +249,12 @@ def _vision(source: Source, tower: str | Path | None, given: dict, needed: bool,
         hint = "download it and give its folder as vision_tower"
         raise FileNotFoundError(f"official checkpoints leave out CLIP, and {place} was not found; {hint}") from error
     vision = vision_settings(folder)
-    official.check_tower(given, vision, str(folder))
-    source.put(list_tensors(weight_files(folder)).values(), clip_to_ours)
+    odd = official.unlike_clip(vision)
+    # Only the released CLIP's settings are known, and only a model of its width can mean it.
+    is_named = Path(named).name == Path(official.CLIP).name and given.get("mm_hidden_size") == vision.hidden_size
+    if odd and is_named and "hidden_size" not in odd:
+        raise ValueError(f"the weights want {named}, but {folder} has {', '.join(odd.values())}; give the named one")
+    source.put(files.list_tensors(files.weight_files(folder)).values(), clip_to_ours)
     source.tower = str(place)
     return vision
 
@@ -296,8 +281,8 @@ def _entries(source: Source, name: str | Path, weights: str, hub: dict) -> dict[
     folder = source.folder
     if weights == "none":
         return {}
-    if weights == "all" or Path(name).is_dir() or not HUB_ID.fullmatch(str(name)):
-        return list_tensors(weight_files(folder))
+    if weights == "all" or Path(name).is_dir() or not files.HUB_ID.fullmatch(str(name)):
+        return files.list_tensors(files.weight_files(folder))
     from huggingface_hub import HfApi
     from huggingface_hub.errors import NotASafetensorsRepoError
 
@@ -305,14 +290,14 @@ def _entries(source: Source, name: str | Path, weights: str, hub: dict) -> dict[
     try:
         with suppress(NotASafetensorsRepoError):
             return {
-                key: Stored(key, tuple(tensor.shape), SAFETENSORS_TYPES[tensor.dtype], folder / file)
+                key: Stored(key, tuple(tensor.shape), files.SAFETENSORS_TYPES[tensor.dtype], folder / file)
                 for file, found in HfApi().get_safetensors_metadata(name, **where).files_metadata.items()
                 for key, tensor in found.tensors.items()
             }
-        index = json.loads((folder / INDICES[1]).read_text("utf-8"))
+        index = json.loads((folder / files.INDICES[1]).read_text("utf-8"))
         names, size = index["weight_map"], index.get("metadata", {}).get("total_size", 0) / 1e9
     except Exception as error:  # of the network and of the hub
-        raise FileNotFoundError(f"the hub does not tell what {name} holds ({first_line(error)})") from error
+        raise FileNotFoundError(f"the hub does not tell what {name} holds ({files.first_line(error)})") from error
     stand = f"shapes and values stand in {', '.join(sorted(set(names.values())))}, {size:.2f} GB to download"
     source.left.notes.append(f"names alone were compared: {stand}")
     return {key: Stored(key, None, torch.float32, folder / file) for key, file in names.items()}
@@ -322,7 +307,7 @@ def read_config(folder: Path) -> dict:
     """What config.json says, kinds and ranges checked. FileNotFoundError or ValueError that names it."""
     path = folder / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} is not a checkpoint: config.json is missing; it holds {listed_in(folder)}")
+        raise FileNotFoundError(f"{folder} is no checkpoint: config.json is missing among {files.listed_in(folder)}")
     with reading(path, " cannot be used"):
         given = json.loads(path.read_text("utf-8"))
         if not isinstance(given, dict):

@@ -132,7 +132,7 @@ def test_a_configuration_of_another_kind_is_named(saved, change, words):
 def test_a_tokenizer_of_another_model_is_named(saved, tmp_path):
     big = build_wordpiece([f"word{k}" for k in range(300)])
     big.save_pretrained(saved)
-    with pytest.raises(ValueError, match="the tokenizer knows .* tokens, the model .*belongs to another model"):
+    with pytest.raises(ValueError, match="the tokenizer knows .* tokens, the model .*is of another model"):
         load_model(saved)
     plain = json.loads((saved / "tokenizer.json").read_text())
     plain["added_tokens"] = []
