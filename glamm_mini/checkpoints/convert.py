@@ -44,9 +44,8 @@ class Conversion:
     @property
     def bytes(self) -> int:
         """Bytes of all tensors as they will be written."""
-        named = [(self.weights[name].shape, self.types[name]) for name in self.weights]
-        named += [(tensor.shape, tensor.dtype) for tensor in self.tower.values()]
-        return sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in named if shape is not None)
+        sizes = (t.nbytes // t.dtype.itemsize * self.types[name].itemsize for name, t in self.weights.items())
+        return sum(sizes) + sum(tensor.nbytes for tensor in self.tower.values())
 
     def write(
         self,

@@ -99,9 +99,8 @@ def _renamed(name: str, pairs: Iterable[tuple[str, str]], owner: str) -> str:
 def computed_buffers(config) -> dict[str, torch.Tensor]:
     """Rotary frequencies (head / 2,) of every layer, which old code saves with the weights, under official names."""
     text = config.text
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    theta = text.rope_parameters["rope_theta"]
-    frequencies = 1.0 / theta ** (torch.arange(0, head, 2, dtype=torch.float32) / head)  # (head / 2,)
+    steps = torch.arange(0, text.head_dim, 2, dtype=torch.float32) / text.head_dim
+    frequencies = 1.0 / text.rope_parameters["rope_theta"] ** steps  # (head / 2,)
     names = (f"model.layers.{layer}.self_attn.rotary_emb.inv_freq" for layer in range(text.num_hidden_layers))
     return {name: frequencies.clone() for name in names}
 
@@ -139,15 +138,17 @@ def read_official_config(
         notes.append(f"config.json says {text['vocab_size']} words, the weights have {rows[0]}: taken so")
         text["vocab_size"] = rows[0]
     text = {name: getattr(base.text, name) for name in TEXT if name != "num_key_value_heads"} | text
-    text |= {name: given[name] for name in ("rope_parameters", "rope_scaling", "rope_theta") if given.get(name)}
+    rope = {"rope_type" if name == "type" else name: value for name, value in (given.get("rope_scaling") or {}).items()}
+    rope = {"rope_theta": given.get("rope_theta") or 10000.0, "rope_type": "default", **rope}
+    text["rope_parameters"] = given.get("rope_parameters") or rope
     wide = {} if vision or not given.get("mm_hidden_size") else {"hidden_size": given["mm_hidden_size"]}
     own = {name: getattr(base, name) for name in OWN}
     own["feature_layer"] = given.get("mm_vision_select_layer", base.feature_layer)
     own["size_name"] = "7b" if text["hidden_size"] == base.text.hidden_size else "custom"
     own |= {name: value for name, value in (given.get(OURS) or {}).items() if name in OWN and value}
     config = GlammConfig((vision or base.vision).to_dict() | wide, text | {"pad_token_id": 0}, **own)
-    if config.text.hidden_size % config.text.num_attention_heads or config.region.channels % 4:
-        raise ValueError("config.json contradicts itself: widths do not divide into the heads or quarters it names")
+    if config.region.channels % 4:
+        raise ValueError(f"region.channels is {config.region.channels}; expected a multiple of 4")
     return config, notes
 
 
@@ -204,7 +205,7 @@ def unlike_clip(vision: CLIPVisionConfig) -> dict[str, str]:
 def write_official_config(config: GlammConfig, vision_tower: str = CLIP, dtype: str = "bfloat16") -> dict:
     """An official config.json for a model of ours; what the format has no place for stands under `glamm_mini`."""
     text, plain = config.text, config.to_dict()
-    rope = dict(text.rope_parameters or {})
+    rope = dict(text.rope_parameters)
     theta, scaled = rope.pop("rope_theta", 10000.0), rope.pop("rope_type", "default")
     return {name: getattr(text, name) for name in TEXT} | {
         "rope_theta": theta,
