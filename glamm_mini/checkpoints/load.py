@@ -151,6 +151,8 @@ def filled(
     if kind is None and len(half) > 1:
         raise ValueError(f"{source.folder} holds numbers of {', '.join(map(str, half))}; say which dtype it shall have")
     answers = None
+    if isinstance(device, Mapping) and device.keys() == {""} and device[""] != "disk":
+        device = device[""]
     if not source.official and (source.folder / "generation_config.json").is_file():
         # An official one holds settings of training, which would cut answers short and slow them.
         answers = GenerationConfig.from_pretrained(source.folder)
@@ -166,7 +168,7 @@ def filled(
             if not isinstance(devices, Mapping):
                 devices = {"": device if isinstance(device, int) else str(device)}
             kept = folder_on_disk(devices, offload_folder)
-            whole = {name for name, entry in source.places.items() if kind is None and entry.dtype == torch.float32}
+            whole = {name for name, entry in source.places.items() if entry.dtype == torch.float32}
             with quiet(sum(entry.nbytes for entry in source.places.values())):
                 model = cls.from_pretrained(
                     None,
@@ -177,7 +179,7 @@ def filled(
                     quantization_config=settings,
                     offload_folder=kept and kept.name,
                     generation_config=answers,
-                    built=lambda model: model._keep_in_fp32_modules_strict.update(whole),
+                    built=None if kind else lambda model: setattr(model, "_keep_in_fp32_modules_strict", whole),
                     **attention,
                 )
             dispatch(model, devices, kept)

@@ -187,7 +187,9 @@ def _peft() -> ModuleType:
     level = loud.level
     loud.setLevel(logging.ERROR)
     try:
-        return of_extra("peft", "train", "LoRA")
+        with of_extra("peft", "train", "LoRA"):
+            import peft
+        return peft
     finally:
         loud.setLevel(level)
 

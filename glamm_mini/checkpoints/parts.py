@@ -8,14 +8,14 @@ import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import LlamaConfig
 
 from glamm_mini.checkpoints.files import Stored, find_folder, list_tensors, reading, weight_files
 from glamm_mini.checkpoints.load import dtype_of, filled
 from glamm_mini.checkpoints.official import CLIP, COMPUTED
-from glamm_mini.checkpoints.source import UNREADABLE, LoadReport, Source, clip_to_ours, read_config, vision_settings
+from glamm_mini.checkpoints.source import UNREADABLE, LoadReport, Source, clip_to_ours, read_config
 from glamm_mini.dtypes import half_type
 from glamm_mini.model.config import GlammConfig
 from glamm_mini.model.glamm import GlammForConditionalGeneration
@@ -78,8 +78,8 @@ def from_parts(
         raise ValueError(f"{known}; name language_model and grounding_encoder")
     source = Source(Path("the parts"), False, config, config.size_name)
     processor = _add_language(source, language_model)
-    folder = _folder(global_encoder, "clip", "clip_vision_model")
-    config.vision = _agreed(folder, vision_settings(folder), config.vision, "image_size", "patch_size")
+    kinds = ("clip", "clip_vision_model")
+    folder, config.vision = _agreed(global_encoder, kinds, config.vision, "image_size", "patch_size")
     _add(source, weight_files(folder), clip_to_ours)
     _add(source, [sam_file(grounding_encoder)], _sam_home)
     source.places |= _started(config, kind, seed)
@@ -88,10 +88,8 @@ def from_parts(
 
 
 def _add_language(source: Source, place: str | Path) -> GlammProcessor:
-    folder, config = _folder(place, "llama"), source.config
-    with reading(folder, UNREADABLE):
-        own = LlamaConfig.from_pretrained(folder)
-    config.text = _agreed(folder, own, config.text, "num_key_value_heads")
+    config = source.config
+    folder, config.text = _agreed(place, ("llama",), config.text, "num_key_value_heads")
     tokenizer = official_tokenizer(folder)
     config.text.vocab_size = rows = max(config.text.vocab_size, len(tokenizer))
     for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
@@ -138,22 +136,19 @@ def _started(config: GlammConfig, dtype: torch.dtype, seed: int) -> dict[str, St
     return found
 
 
-def _folder(place: str | Path, *kinds: str) -> Path:
-    """The folder of a part. ValueError for another kind of model."""
+def _agreed(place: str | Path, kinds: tuple[str, ...], wanted: Any, *names: str) -> tuple[Path, Any]:
+    """A part's folder and own configuration, once its kind and shapes are those that GLaMM's configuration wants."""
     folder = find_folder(place)
     kind = read_config(folder).get("model_type")
     if kind not in kinds:
         raise ValueError(f"{folder} holds a {kind!r}; expected {' or '.join(map(repr, kinds))}")
-    return folder
-
-
-def _agreed(folder: Path, own, wanted, *names: str):
-    """The part's own configuration, once its shapes are those that GLaMM's configuration wants."""
+    with reading(folder, UNREADABLE):
+        own = type(wanted).from_pretrained(folder)
     pairs = {name: (getattr(own, name), getattr(wanted, name)) for name in (*names, *SHAPE)}
     odd = ", ".join(f"{name} {a} (expected {b})" for name, (a, b) in pairs.items() if a != b)
     if odd:
         raise ValueError(f"{folder} has {odd}; give another checkpoint, or a GlammConfig of these settings")
-    return own
+    return folder, own
 
 
 def sam_file(place: str | Path) -> Path:

@@ -4,11 +4,10 @@ A part that has no place on the main device lies elsewhere until it is called; a
 puts them back, around every call.
 """
 
-from collections.abc import Mapping
-from importlib import import_module
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -128,7 +127,8 @@ def quantization(wanted: Any, dtype: torch.dtype | None) -> Any:
         raise ValueError(f"quantize is {wanted!r}; expected None, {' or '.join(map(repr, KINDS))}")
     from transformers import BitsAndBytesConfig
 
-    of_extra("bitsandbytes", "quantize", "quantizing")
+    with of_extra("bitsandbytes", "quantize", "quantizing"):
+        import bitsandbytes  # noqa: F401
     if isinstance(wanted, str):
         four, compute = wanted == "4bit", dtype or torch.bfloat16
         finer = dict(bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute)
@@ -138,10 +138,11 @@ def quantization(wanted: Any, dtype: torch.dtype | None) -> Any:
     return wanted
 
 
-def of_extra(library: str, extra: str, what: str) -> ModuleType:
-    """A library that not every installation has. Raises ModuleNotFoundError that says how to install it."""
+@contextmanager
+def of_extra(library: str, extra: str, what: str) -> Iterator[None]:
+    """Imports inside are of a library that not every installation has; the error says how to install it."""
     try:
-        return import_module(library)
+        yield
     except ModuleNotFoundError as error:
         fix = f"pip install 'glamm-mini[{extra}]'"
         raise ModuleNotFoundError(f"{what} needs {library}, which is not installed: {fix}", name=library) from error
