@@ -1,7 +1,7 @@
 """Loading: a bundled name, a folder or a hub id, of ours or official, becomes a model whose every weight was there.
 
-A checkpoint is opened first (`open_checkpoint`): its names and shapes are known, and nothing is read. Then
-transformers' `from_pretrained` builds the model, places it, quantizes it and takes the values one tensor at a time.
+A checkpoint is opened first (`open_checkpoint`): its names and shapes are known, and nothing is read. Then the model
+takes the values one tensor at a time, by transformers' `from_pretrained` where it lies in pieces or is quantized.
 """
 
 import threading

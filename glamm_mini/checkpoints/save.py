@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # a run saves by `whole_folder` as well, and every process of
 MAX_SHARD_SIZE = "4GB"
 FRESH, DONE, LOCK = ".saving", "complete.json", ".saving.lock"
 OURS = ".of-glamm-mini"
-"""Stands in a folder FRESH that a save has made; one without it is the user's."""
+"""Stands in a folder FRESH that a save has made; one without it is the user's. A folder, since files are moved."""
 OLD_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 """Weights of an earlier save; what of them is not written anew would be read in place of the new ones."""
 
@@ -146,12 +146,12 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _claim(fresh: Path) -> None:
     """A new folder to write into. What a killed save left is cleared; FileExistsError for what the user put there."""
-    if (fresh / OURS).is_file():
+    if (fresh / OURS).exists():
         shutil.rmtree(fresh)
     elif fresh.is_symlink() or fresh.exists() and (not fresh.is_dir() or any(fresh.iterdir())):
         raise FileExistsError(f"{fresh} is in the way: saving needs a folder of that name; move it elsewhere")
     fresh.mkdir(exist_ok=True)
-    (fresh / OURS).touch()
+    (fresh / OURS).mkdir()
 
 
 def holds_our_model(folder: Path) -> bool:
@@ -164,8 +164,7 @@ def holds_our_model(folder: Path) -> bool:
 
 def _complete(folder: Path, fresh: Path, mine: bool) -> None:
     """Bring the files of a save to the disk, with the usual rights, and mark them as ready to be moved."""
-    paths = (path for path in fresh.rglob("*") if path.is_file() and path != fresh / OURS)
-    names = sorted(path.relative_to(fresh).as_posix() for path in paths)
+    names = sorted(path.relative_to(fresh).as_posix() for path in fresh.rglob("*") if path.is_file())
     taken = [n for n in names if (folder / n).is_symlink() or (folder / n).exists() and not mine]
     if taken:
         what = ", ".join(taken[:3])
