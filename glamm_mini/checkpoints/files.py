@@ -10,6 +10,7 @@ import re
 import threading
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -31,25 +32,29 @@ LFS_POINTER = b"version https://git-lfs"
 SAFETENSORS_TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 SAFETENSORS_TYPES |= {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8}
 SAFETENSORS_TYPES |= {"U8": torch.uint8, "BOOL": torch.bool}
+BROKEN = " is damaged, truncated or not a file of weights"
 
 
 def find_folder(name: str | Path, weights: bool = True, subfolder: str = "", **hub: Any) -> Path:
     """The folder of a checkpoint: a folder itself, a bundled name such as "tiny", or "owner/name" on the hub.
 
     weights: whether those of a repository are wanted. hub: revision, token, cache_dir ... of it.
-    Raises ValueError for no name, FileNotFoundError that says where was looked.
+    Raises ValueError for no name and for a revision of a folder, FileNotFoundError that says where was looked.
     """
     if not isinstance(name, str | os.PathLike) or not str(name).strip():
         raise ValueError(f"no model was named, but {name!r}; give a bundled name such as 'tiny', a folder or a hub id")
     if not isinstance(subfolder, str | os.PathLike):
         raise ValueError(f"subfolder is {subfolder!r}; expected the name of a folder")
-    path = Path(name)
+    path, revision = Path(name), hub.get("revision")
     if path.is_file():
         raise FileNotFoundError(f"{path} is a file; give the folder that holds config.json and the weights")
-    if not path.is_dir():
-        on_hub = isinstance(name, str) and HUB_ID.fullmatch(name)
-        path = _from_hub(name, weights, subfolder, hub) if on_hub else paths.checkpoint_folder(str(name))
-    folder = path / subfolder if subfolder else path
+    if not path.is_dir() and isinstance(name, str) and HUB_ID.fullmatch(name):
+        path = _from_hub(name, weights, subfolder, hub)
+    elif revision not in (None, "main"):  # transformers' own default
+        raise ValueError(f"revision is {revision!r}, but {name} is no repository of the hub; leave revision out")
+    elif not path.is_dir():
+        path = paths.checkpoint_folder(str(name))
+    folder = path / subfolder
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {subfolder} in {path}; it holds {listed_in(path)}")
     recover(folder)
@@ -62,12 +67,10 @@ def _from_hub(name: str, weights: bool, subfolder: str, hub: Mapping[str, Any]) 
     """A repository, downloaded or from the cache: only files that run no code, torch's where there are no others."""
     from huggingface_hub import snapshot_download
 
-    owner = Path(name).parent
+    owner, hint = Path(name).parent, "download it elsewhere and give its folder"
     if owner.is_dir():
-        raise FileNotFoundError(
-            f"there is no folder {name}, although {owner} is a folder here; check the name. The hub was not asked: if "
-            "a model of the hub was meant, download it elsewhere and give its folder"
-        )
+        found = f"although {owner} is a folder here; check the name. The hub was not asked"
+        raise FileNotFoundError(f"there is no folder {name}, {found}: for one of its models, {hint}")
     kinds = ("*.json", "tokenizer.model", "*.safetensors", "pytorch_model*.bin")
     wanted = [f"{subfolder}/{kind}" if subfolder else kind for kind in kinds]
     try:
@@ -76,10 +79,24 @@ def _from_hub(name: str, weights: bool, subfolder: str, hub: Mapping[str, Any]) 
             folder = Path(snapshot_download(name, allow_patterns=wanted, **hub))
         return folder
     except Exception as error:  # of the network, of the hub and of its cache, each of its own type
-        raise FileNotFoundError(
-            f"there is no folder {name} here, and the hub gave no model of that name ({first_line(error)}); check the "
-            "name or the network, or download it elsewhere and give the folder"
-        ) from error
+        found = f"and the hub gave no model of that name ({first_line(error)}); check the name or the network"
+        raise FileNotFoundError(f"there is no folder {name} here, {found}, or {hint}") from error
+
+
+@contextmanager
+def reading(path: Path, what: str = BROKEN) -> Iterator[None]:
+    """Whatever the readers of a file or folder raise inside, of many types, becomes one ValueError that names it."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        words = " ".join(str(error).split())[:300]
+        if words.startswith("Weights only load failed"):  # what follows is advice to run the code in it
+            words = "it holds more than tensors, and none of it was run"
+        elif not isinstance(error, ValueError):  # of a KeyError or a TypeError, the words alone say little
+            words = f"{type(error).__name__}: {words}"
+        raise ValueError(f"{path}{what} ({words}); copy or download it again") from error
 
 
 @dataclass(frozen=True)
@@ -104,10 +121,8 @@ class Stored:
 
     def __getitem__(self, _: Any) -> torch.Tensor:
         """The tensor, in memory of its own. Raises ValueError that names a file that is cut short."""
-        try:
+        with reading(self.file):
             return self.read()
-        except Exception as error:  # both readers raise types of their own, and many
-            raise damaged(self.file, error) from error
 
 
 def _of_safetensors(file: Path) -> Iterator[Stored]:
@@ -130,11 +145,10 @@ class _TorchFile:
     def _mapped(self) -> dict[str, torch.Tensor]:
         # Files older than torch 1.6 are no zip archives and cannot be mapped; they are read whole.
         state = torch.load(self.file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(self.file))
-        if not isinstance(state, dict) or not all(isinstance(k, str) for k in state):
-            raise ValueError(f"it holds a {type(state).__name__}, not a state dict")
-        odd = [name for name, value in state.items() if not isinstance(value, torch.Tensor)]
+        pairs = state.items() if isinstance(state, dict) else [(None, state)]
+        odd = [(k, v) for k, v in pairs if not isinstance(k, str) or not isinstance(v, torch.Tensor)]
         if odd:
-            raise ValueError(f"{odd[0]!r} is a {type(state[odd[0]]).__name__}, not a tensor")
+            raise ValueError(f"{odd[0][0]!r} is a {type(odd[0][1]).__name__}; expected names and their tensors")
         return state
 
     def __iter__(self) -> Iterator[Stored]:
@@ -158,36 +172,25 @@ class _TorchFile:
 
 def weight_files(folder: str | Path) -> list[Path]:
     """The weights' files of a Hugging Face folder: one, or the shards that its index names; safetensors come first.
-
-    Raises FileNotFoundError that names what is missing, ValueError for an index that cannot be read.
-    """
+    Raises FileNotFoundError that names what is missing, ValueError for an index that cannot be read."""
     folder = Path(folder)
-    for single, index in zip(SINGLE, INDICES, strict=True):
-        if (folder / single).is_file():
-            return [folder / single]
-        if (folder / index).is_file():
-            return _shards(folder / index)
-    raise FileNotFoundError(
-        f"{folder} holds no weights; expected one of {', '.join(SINGLE + INDICES)}, "
-        f"found {listed_in(folder)}; copy or download the folder whole"
-    )
-
-
-def _shards(index: Path) -> list[Path]:
-    try:
+    there = [name for pair in zip(SINGLE, INDICES, strict=True) for name in pair if (folder / name).is_file()]
+    if not there:
+        expected = f"expected one of {', '.join(SINGLE + INDICES)}, found {listed_in(folder)}"
+        raise FileNotFoundError(f"{folder} holds no weights; {expected}; copy or download the folder whole")
+    index = folder / there[0]
+    if there[0] in SINGLE:
+        return [index]
+    with reading(index, " is not an index of shards"):
         names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-        foreign = [name for name in names if Path(name).name != name or "\\" in name]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index} is not an index of shards ({error!r}); copy or download it again") from error
-    if foreign:
-        raise ValueError(f"{index} names {foreign[0]!r}, which lies outside its folder; expected plain file names")
-    missing = [name for name in names if not (index.parent / name).is_file()]
+        for name in names:
+            if Path(name).name != name or "\\" in name:
+                raise ValueError(f"it names {name!r}, which lies outside its folder; expected plain file names")
+    missing = [name for name in names if not (folder / name).is_file()]
     if missing or not names:
-        raise FileNotFoundError(
-            f"{index.parent} lacks {len(missing)} of the {len(names)} shards that {index.name} names "
-            f"({', '.join(missing[:3])}); copy or download the folder whole"
-        )
-    return [index.parent / name for name in names]
+        lacks = f"lacks {len(missing)} of the {len(names)} shards that {index.name} names ({', '.join(missing[:3])})"
+        raise FileNotFoundError(f"{folder} {lacks}; copy or download the folder whole")
+    return [folder / name for name in names]
 
 
 def list_tensors(files: Iterable[str | Path]) -> dict[str, Stored]:
@@ -197,13 +200,11 @@ def list_tensors(files: Iterable[str | Path]) -> dict[str, Stored]:
     for file in map(Path, files):
         if not file.is_file():
             raise FileNotFoundError(f"there is no file {file}; check the path, or download it")
-        with file.open("rb") as opened:
-            if opened.read(len(LFS_POINTER)) == LFS_POINTER:
-                raise ValueError(f"{file} is a pointer of git-lfs, not weights; fetch them with git lfs pull")
-        try:
+        with reading(file):
+            with file.open("rb") as opened:
+                if opened.read(len(LFS_POINTER)) == LFS_POINTER:
+                    raise ValueError("it is a pointer of git-lfs: fetch the weights with git lfs pull")
             entries = list(_of_safetensors(file) if file.suffix == ".safetensors" else _TorchFile(file))
-        except Exception as error:  # both readers raise types of their own, and many
-            raise damaged(file, error) from error
         for entry in entries:
             if entry.name in found:
                 both = f"{found[entry.name].file} and in {file}"
@@ -215,11 +216,8 @@ def list_tensors(files: Iterable[str | Path]) -> dict[str, Stored]:
 def mismatch(
     wanted: Mapping[str, tuple], given: Mapping[str, Any], extra: Iterable[Stored] = (), named: Callable = str
 ) -> str:
-    """What is missing, unexpected or of another shape, in words with its files; "" where all fits.
-
-    wanted: name -> shape. given: name -> what is stored. extra: what no name was found for. named: a missing name as
-    its reader knows it.
-    """
+    """What is missing (as `named` gives its name), unexpected (`extra` too) or of another shape than `wanted`, in words
+    with its files; "" where all fits."""
     odd = [*extra, *(entry for name, entry in given.items() if name not in wanted)]
     shapes = [(e, wanted[n]) for n, e in given.items() if n in wanted and e.shape not in (None, wanted[n])]
     kinds = {
@@ -227,19 +225,8 @@ def mismatch(
         "unexpected": [f"{entry.name} in {entry.file.name}" for entry in odd],
         "of another shape": [f"{e.name} in {e.file.name} is {e.shape}, the model has {s}" for e, s in shapes],
     }
-    return ", ".join(
-        f"{len(names)} {kind} ({'; '.join(names[:5])}{' ...' if len(names) > 5 else ''})"
-        for kind, names in kinds.items()
-        if names
-    )
-
-
-def damaged(file: Path, error: Exception) -> ValueError:
-    """What is said of a file that cannot be read as weights, such as a pickle under a safetensors name."""
-    reason = first_line(error)[:200]
-    if reason.startswith("Weights only load failed"):  # what follows is advice to run the code in it
-        reason = "it holds more than tensors, and none of it was run"
-    return ValueError(f"{file} is damaged, truncated or not a file of weights ({reason}); copy or download it again")
+    listed = {kind: "; ".join(names[:5]) + (" ..." if len(names) > 5 else "") for kind, names in kinds.items()}
+    return ", ".join(f"{len(kinds[kind])} {kind} ({names})" for kind, names in listed.items() if names)
 
 
 def stamps(folder: Path) -> dict[str, tuple]:

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable
 from copy import deepcopy
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -21,7 +22,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from glamm_mini.checkpoints.files import Stored, list_tensors, mismatch
+from glamm_mini.checkpoints.files import Stored, list_tensors, mismatch, reading
+from glamm_mini.checkpoints.placement import of_extra
 from glamm_mini.checkpoints.save import is_quantized, recover, whole_folder
 
 ADAPTER = "default"
@@ -38,31 +40,24 @@ def add_lora(model, rank: int = 8, alpha: float = 16, dropout: float = 0.05, tar
     The matrices are float32 whatever type the frozen weights have. Everything outside the language model is left
     alone: CLIP and SAM have layers called `q_proj` too. Returns how many layers were adapted.
 
-    Raises:
-        ModuleNotFoundError: peft is not installed. ValueError: the model has LoRA already, is quantized, has no layer
-            of these names, or a setting is out of range.
+    Raises ModuleNotFoundError if peft is not installed, ValueError if the model has LoRA already, is quantized, has no
+    layer of these names, or a setting is out of range.
     """
-    peft = _peft()
-    _check_free(model)
     targets = (targets,) if isinstance(targets, str) else targets
     if type(rank) is not int or rank < 1 or not 0 < alpha < math.inf or not 0 <= dropout < 1:
         raise ValueError(f"rank {rank}, alpha {alpha}, dropout {dropout}; expected at least 1, above 0, and 0 to 1")
-    linear = [n for n, m in model.language_model.named_modules() if isinstance(m, nn.Linear)]
-    absent = set(targets) - {name.rpartition(".")[2] for name in linear}
-    if absent or not targets:
-        raise ValueError(f"the language model has no linear layer called {' or '.join(sorted(absent)) or targets}")
-    settings = peft.LoraConfig(
+    linear = {n.rpartition(".")[2] for n, m in model.language_model.named_modules() if isinstance(m, nn.Linear)}
+    absent = sorted(set(targets) - linear)
+    if not has_lora(model) and (absent or not targets):
+        raise ValueError(f"the language model has no linear layer called {' or '.join(absent) or targets}")
+    settings = _peft().LoraConfig(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
         task_type="CAUSAL_LM",  # peft's own loading then offers generate
         target_modules=rf"language_model\.(.*\.)?({'|'.join(sorted(targets))})",
     )
-    trains = {name: p.requires_grad for name, p in model.named_parameters()}
     _put_in(model, settings)
-    for name, parameter in model.named_parameters():
-        if name in trains and not name.startswith("language_model."):
-            parameter.requires_grad = trains[name]
     return len(_layers(model))
 
 
@@ -81,22 +76,19 @@ def lora_settings(model) -> dict[str, Any]:
 
 
 def save_lora(folder: str | Path, model, base: str | None = None) -> Path:
-    """Write what a run trains, LoRA and the other trained parts, without the frozen weights, as peft would.
-
-    base: which model it belongs on: a bundled name, a folder or a hub id.
-    Raises ValueError if the model has no LoRA, OSError if it cannot be written; older files are untouched then.
-    """
+    """Write what a run trains, LoRA and the other trained parts, as peft would. base: the name, folder or hub id of the
+    model that it belongs on. Raises ValueError if there is no LoRA, OSError if it cannot be written; older files are
+    untouched then."""
     lora_settings(model)
     folder, settings = Path(folder), deepcopy(model.peft_config[ADAPTER])
-    trained = {n: p for n, p in model.named_parameters() if p.requires_grad or ".lora_" in n}
-    others = {_plain(name).rpartition(".")[0] for name in trained if ".lora_" not in name}
+    trained = {name: p.detach() for name, p in _plain(model).items() if p.requires_grad or ".lora_" in name}
+    others = {name.rpartition(".")[0] for name in trained if ".lora_" not in name}
     settings.base_model_name_or_path, settings.modules_to_save = base, sorted(others) or None
     settings.inference_mode = True
-    state = {PREFIX + _plain(n).replace(f".{ADAPTER}.", "."): p.detach().cpu() for n, p in trained.items()}
     probe = [] if _first_query(model).requires_grad else _probe(model)
     with whole_folder(folder, mine=(folder / SETTINGS).is_file()) as fresh:
         settings.save_pretrained(fresh)
-        state = {name: tensor.contiguous() for name, tensor in state.items()}
+        state = {PREFIX + name: tensor.cpu().contiguous() for name, tensor in trained.items()}
         save_file(state, fresh / WEIGHTS, metadata={"format": "pt", "probe": json.dumps(probe)})
     return folder
 
@@ -108,28 +100,26 @@ def load_lora(model, folder: str | Path) -> dict[str, Any]:
     parts become float32 in a model kept in half precision too: rounded, they would lose small steps of training.
     Such a model answers as it is and trains under autocast. Returns the LoRA's settings and its `base`.
 
-    Raises:
-        FileNotFoundError: a file is missing. ValueError: a file is damaged, the adapter has another rank or other
-            targets than the model's, or was trained on another model; the model is as it was then.
+    Raises FileNotFoundError if a file is missing. ValueError if a file is damaged, the adapter has another rank or
+    other targets than the model's, or was trained on another model; the model is as it was then.
     """
     settings, state, probe, folder = _read(Path(folder))
     whole, settings.modules_to_save = settings.modules_to_save or (), None  # these parts are trained in place
-    fresh, trains = not has_lora(model), {name: p.requires_grad for name, p in model.named_parameters()}
+    fresh, trains = not has_lora(model), {}
+    if not fresh and (alpha := lora_settings(model)["alpha"]) != settings.lora_alpha:
+        raise ValueError(f"the LoRA in {folder} has alpha {settings.lora_alpha}, the model's has {alpha}")
     if fresh:
         try:
-            _put_in(model, settings)
+            trains = _put_in(model, settings)
         except (ValueError, re.error) as error:  # none of its layers is there
             raise ValueError(f"the LoRA in {folder} cannot be put in: {error}") from error
-    elif model.peft_config[ADAPTER].lora_alpha != settings.lora_alpha:
-        own = model.peft_config[ADAPTER].lora_alpha
-        raise ValueError(f"the LoRA in {folder} has alpha {settings.lora_alpha}, the model's has {own}")
-    own = {_plain(name).replace(f".{ADAPTER}.", "."): p for name, p in model.named_parameters()}
+    own = _plain(model)
     # Half of a module that stands beside LoRA would leave the other half as the base has it.
     wanted = {n for n in own if ".lora_" in n or n in state}.union(*(_of_module(own, name) for name in whole))
     problems = mismatch({n: tuple(own[n].shape) for n in wanted}, state)
-    # A model kept in half precision differs from its float32 self by up to 1 part in 256.
     if problems:
         problems = f"is of another model: {problems}" if fresh else f"does not fit the model's: {problems}"
+    # A model kept in half precision differs from its float32 self by up to 1 part in 256.
     elif len(probe) and not torch.allclose(torch.tensor(_probe(model)), probe, rtol=2**-7, atol=1e-4):
         problems = "was trained on other weights of the same shape"
     if problems:
@@ -145,11 +135,8 @@ def load_lora(model, folder: str | Path) -> dict[str, Any]:
 
 
 def merge_lora(model) -> int:
-    """Add LoRA's products to the weights that they stand beside and take it out; names are a plain model's again.
-
-    Answers stay the same up to rounding. Returns how many layers were merged. Raises ValueError if there is no LoRA,
-    or if a merged weight would not be finite.
-    """
+    """Add LoRA's products to the weights that they stand beside and take it out; answers stay the same up to rounding.
+    Returns how many layers were merged. ValueError if there is no LoRA, or if a merged weight would not be finite."""
     lora_settings(model)
     layers = _layers(model)
     for path in layers:
@@ -158,15 +145,13 @@ def merge_lora(model) -> int:
     return len(layers)
 
 
-def _check_free(model) -> None:
+def _put_in(model, settings) -> dict[str, bool]:
+    """Freezes the language model; returns which parameters were trained. ValueError if the model cannot take LoRA; it
+    is as it was then."""
     if has_lora(model):
         raise ValueError("the model has LoRA already; merge it first (merge_lora), or train on with it")
     if is_quantized(model):
         raise ValueError("the language model is quantized; load it without quantize to use LoRA")
-
-
-def _put_in(model, settings) -> None:
-    _check_free(model)
     trains = {name: p.requires_grad for name, p in model.named_parameters()}
     try:
         _peft().inject_adapter_in_model(settings, model, ADAPTER)
@@ -176,7 +161,10 @@ def _put_in(model, settings) -> None:
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
             parameter.data = parameter.data.float()  # peft takes the base's type; half precision loses small steps
+        elif not name.startswith("language_model."):
+            parameter.requires_grad = trains.get(name, False)
     model.train(model.training)  # new layers begin in training mode, dropout on
+    return trains
 
 
 def _take_out(model, trains: dict[str, bool]) -> None:
@@ -193,25 +181,23 @@ def _layers(model) -> list[str]:
     return [name.removesuffix(".base_layer") for name, _ in model.named_modules() if name.endswith(".base_layer")]
 
 
-def _peft():
+def _peft() -> ModuleType:
     # Where bitsandbytes is installed, peft imports it; it then warns of a kernel for 4 bits that LoRA does not need.
-    quiet = logging.getLogger("bitsandbytes")
-    level = quiet.level
-    quiet.setLevel(logging.ERROR)
+    loud = logging.getLogger("bitsandbytes")
+    level = loud.level
+    loud.setLevel(logging.ERROR)
     try:
-        import peft
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "LoRA needs peft, which is not installed: pip install 'glamm-mini[train]'", name="peft"
-        ) from error
+        with of_extra("peft", "train", "LoRA"):
+            import peft
+        return peft
     finally:
-        quiet.setLevel(level)
-    return peft
+        loud.setLevel(level)
 
 
-def _plain(name: str) -> str:
-    """A parameter's name as a model without LoRA has it."""
-    return name.replace(".base_layer.", ".")
+def _plain(model) -> dict[str, nn.Parameter]:
+    """Parameters by the names of a file: as a model without LoRA has them, and LoRA's without that of the adapter."""
+    named = model.named_parameters()
+    return {name.replace(".base_layer.", ".").replace(f".{ADAPTER}.", "."): p for name, p in named}
 
 
 def _of_module(names: Iterable[str], module: str) -> set[str]:
@@ -220,14 +206,14 @@ def _of_module(names: Iterable[str], module: str) -> set[str]:
     return direct or {name for name in names if f".{module}." in f".{name}"}
 
 
+def _first_query(model) -> nn.Parameter:
+    named = model.language_model.named_parameters()
+    return next(p for name, p in named if name.endswith(("self_attn.q_proj.weight", "q_proj.base_layer.weight")))
+
+
 def _probe(model) -> list[float]:
     """A few of the language model's own weights, which tell one base from another."""
     return [round(x, 6) for x in _first_query(model)[0, :_PROBE].float().tolist()]
-
-
-def _first_query(model) -> nn.Parameter:
-    names = model.language_model.named_parameters()
-    return next(p for name, p in names if _plain(name).endswith("self_attn.q_proj.weight"))
 
 
 def _read(folder: Path) -> tuple[Any, dict[str, Stored], torch.Tensor, Path]:
@@ -239,25 +225,24 @@ def _read(folder: Path) -> tuple[Any, dict[str, Stored], torch.Tensor, Path]:
     for name in (SETTINGS, WEIGHTS):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"no {name} in {folder}; give a folder that save_lora or peft has written")
-    state, peft = list_tensors([folder / WEIGHTS]), _peft()
-    try:
+    state = {name.removeprefix(PREFIX): entry for name, entry in list_tensors([folder / WEIGHTS]).items()}
+    peft = _peft()
+    with reading(folder / SETTINGS, " cannot be used"):
         settings = peft.LoraConfig.from_pretrained(folder)
-        lacking = [m for m in settings.modules_to_save or () if not any(f".{m}." in f".{name}" for name in state)]
-        settings.inference_mode = False
+        settings.inference_mode, settings.lora_dropout = False, float(settings.lora_dropout)
         targets = settings.target_modules
         targets = [targets] if isinstance(targets, str) else list(targets)
-        rank, alpha, dropout = int(settings.r), float(settings.lora_alpha), float(settings.lora_dropout)
-        if not targets or not all(isinstance(one, str) for one in targets) or not 0 <= dropout < 1:
-            raise ValueError(f"lora_dropout is {dropout}, target_modules are {targets}")
-        settings.lora_dropout = dropout
+        lacking = [m for m in settings.modules_to_save or () if not any(f".{m}." in f".{name}" for name in state)]
+        for good, found in (
+            (not lacking, f"it names {', '.join(lacking[:3])}, which {WEIGHTS} lacks"),
+            (targets and all(isinstance(one, str) for one in targets), f"target_modules are {targets}"),
+            (0 <= settings.lora_dropout < 1, f"lora_dropout is {settings.lora_dropout}; expected 0 to 1"),
+            (0 < float(settings.lora_alpha) < math.inf, f"lora_alpha is {settings.lora_alpha}; expected above 0"),
+            (int(settings.r) >= 1, f"it holds no LoRA, but {settings.peft_type} of rank {settings.r}"),
+            (any(".lora_" in name for name in state), f"{WEIGHTS} holds no LoRA"),
+        ):
+            if not good:
+                raise ValueError(found)
         with safe_open(folder / WEIGHTS, framework="pt") as file:
             probe = torch.tensor(json.loads((file.metadata() or {}).get("probe", "[]")))
-    except Exception as error:  # of the reader of the file, and of each setting
-        raise ValueError(f"{folder / SETTINGS} cannot be read ({error}); copy it again") from error
-    if lacking:
-        raise ValueError(f"{folder / WEIGHTS} lacks {', '.join(lacking[:3])}, which {SETTINGS} names; copy it again")
-    if not 0 < alpha < math.inf:
-        raise ValueError(f"{folder / SETTINGS}: lora_alpha is {alpha}; expected a number above 0")
-    if rank < 1 or not any(".lora_" in name for name in state):
-        raise ValueError(f"{folder} holds no LoRA, but {settings.peft_type} of rank {rank}; give another folder")
-    return settings, {name.removeprefix(PREFIX): entry for name, entry in state.items()}, probe, folder
+    return settings, state, probe, folder

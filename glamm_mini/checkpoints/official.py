@@ -6,16 +6,14 @@ released size, and said in the notes where no shape would tell. Its `max_length`
 and not taken over.
 """
 
-import math
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from transformers import CLIPVisionConfig
 from transformers.activations import ACT2FN
 
-from glamm_mini.model.config import GlammConfig
+from glamm_mini.model.config import COMMON, GlammConfig
 
 NAMES = (
     ("model.embed_tokens.", "language_model.model.embed_tokens."),
@@ -42,84 +40,43 @@ COMPUTED = ("rotary_emb.inv_freq", "embeddings.position_ids", "pixel_mean", "pix
 
 VISION_TOWER = "global_encoder.clip."
 CLIP = "openai/clip-vit-large-patch14-336"
-OURS = "glamm_mini"
-"""Key under which we store, in an official config.json, what that format has no place for."""
-
-TEXT = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "max_position_embeddings",
-    "rms_norm_eps",
-    "hidden_act",
-    "initializer_range",
-    "bos_token_id",
-    "eos_token_id",
-    "tie_word_embeddings",
-)
-UNSEEN = ("num_attention_heads", "rms_norm_eps")
-"""Settings that decide what a model computes and that no shape tells."""
-
-SEEN_BY_CLIP = ("image_size", "patch_size", "num_hidden_layers", "num_attention_heads", "hidden_act")
-"""Settings of CLIP that decide what the language model sees; its width is held by the V-L projector's shape."""
-
 TOWER_FOLDER = "clip"
 """Where `convert` puts an image encoder that the hub does not have, inside an official checkpoint."""
 
+OURS = "glamm_mini"
+OWN = "region grounding losses prompt feature_layer level_step mode seg_state size_name".split()
+"""What an official config.json has no place for: we store it there under the key OURS."""
 
-def _number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+UNSEEN = ("num_attention_heads", "rms_norm_eps")
+"""Settings that decide what a model computes and that no shape tells."""
 
+TEXT = [*UNSEEN, *"vocab_size hidden_size intermediate_size num_hidden_layers num_key_value_heads hidden_act".split()]
+TEXT += "max_position_embeddings initializer_range bos_token_id eos_token_id tie_word_embeddings".split()
+SEEN_BY_CLIP = ("image_size", "patch_size", "num_hidden_layers", "num_attention_heads", "hidden_act")
+"""Settings of CLIP that decide what the language model sees; its width is held by the V-L projector's shape."""
 
-def _whole(least: int, most: int) -> tuple[Callable[[Any], bool], str]:
-    return lambda value: type(value) is int and least <= value <= most, f"a whole number from {least} to {most}"
+STORED = (*OWN, "tokens", *(f"text.{name}" for name in (*TEXT, "rope_parameters")))
+STORED += tuple(f"vision.{name}" for name in (*SEEN_BY_CLIP, "hidden_size", "intermediate_size", "layer_norm_eps"))
+"""What every config.json of ours holds: left out, a setting would silently be the default one."""
 
-
-def _list(least: int, most: int) -> tuple[Callable[[Any], bool], str]:
-    each, expected = _whole(least, most)
-    return lambda v: isinstance(v, (list, tuple)) and len(v) <= 1024 and all(map(each, v)), f"a list, each {expected}"
-
-
-SIZES = {
-    1024: "num_hidden_layers depth decoder_depth level_step num_channels patch_size roi_size box_image_size",
+MOST = {
+    1024: "num_hidden_layers depth decoder_depth level_step num_channels patch_size roi_size box_image_size scales",
     4096: "num_attention_heads num_key_value_heads heads decoder_heads groups head_dim image_size",
     2**16: "hidden_size mm_hidden_size hidden channels prompt_dim position_hidden iou_hidden mask_in_channels",
     2**20: "intermediate_size decoder_hidden",
     2**24: "vocab_size max_position_embeddings max_length",
 }
-"""The most that settings may be, far beyond any model that there is."""
+RANGES = {name: (1, most) for most, names in MOST.items() for name in names.split()}
+RANGES |= {"window": (0, 4096), "rounds": (0, 64), "sampling_ratio": (-1, 64), "global_attention": (0, 1024)}
+RANGES |= {"pixel_mean": (-1000, 1000), "pixel_std": (1e-6, 1000)}
+RANGES |= dict.fromkeys(("feature_layer", "mm_vision_select_layer"), (-1024, 1024))
+"""The least and the most that a setting may be, far beyond any model that there is; of others, 0 and 2**24."""
 
-SECTIONS = "vision text region grounding losses prompt tokens glamm_mini vision_config rope_parameters".split()
-NEVER_NULL = {
-    *("mode", "seg_state", "feature_layer", "level_step", "prompt.system", "prompt.user", "prompt.assistant"),
-    *("prompt.image_line", "prompt.max_length", "grounding.pixel_mean", "grounding.pixel_std"),
-}
-WORDS = "mode seg_state hidden_act size_name system user assistant image_line mm_vision_tower vision_tower model_type"
-NUMBERS = (
-    "rms_norm_eps layer_norm_eps initializer_range rope_theta cross_entropy mask_bce mask_dice dice_scale dice_eps"
-)
-RULES = {name: _whole(1, most) for most, names in SIZES.items() for name in names.split()}
-RULES |= {"window": _whole(0, 4096), "rounds": _whole(0, 64), "sampling_ratio": _whole(-1, 64)}
-RULES |= dict.fromkeys(("feature_layer", "mm_vision_select_layer"), _whole(-1024, 1024))
-RULES |= {"scales": _list(1, 1024), "global_attention": _list(0, 1024)}
-RULES |= dict.fromkeys(NUMBERS.split(), (lambda v: _number(v) and v >= 0, "a finite number that is not negative"))
-RULES |= dict.fromkeys(WORDS.split(), (lambda v: isinstance(v, str), "text"))
-RULES["hidden_act"] = (lambda v: v in ACT2FN if isinstance(v, str) else False, f"one of {', '.join(ACT2FN)}")
-RULES |= dict.fromkeys(SECTIONS, (lambda v: isinstance(v, Mapping), "a table of settings"))
-RULES |= dict.fromkeys(("relative_positions", "tie_word_embeddings"), (lambda v: isinstance(v, bool), "true or false"))
-THREE = (lambda v: isinstance(v, (list, tuple)) and len(v) == 3 and all(map(_number, v)), "three finite numbers")
-RULES |= {"pixel_mean": THREE, "pixel_std": (lambda v: THREE[0](v) and min(v) > 0, "three numbers above 0")}
-"""Settings of any config.json -> what they may be, as a test and in words."""
+KINDS = {bool: "true or false", str: "text", dict: "a table of settings", int: "a whole number", float: "a number"}
 
 
 def official_to_ours(name: str) -> str | None:
-    """Our state-dict name of an official one; None for a buffer that we compute and do not store.
-
-    Raises ValueError for a name that the official model does not have.
-    """
+    """Our state-dict name of an official one; None for a buffer that we compute; ValueError for an unknown name."""
     if name.endswith(COMPUTED):
         return None
     ours = _renamed(name, NAMES, "an official GLaMM checkpoint")
@@ -127,7 +84,7 @@ def official_to_ours(name: str) -> str | None:
 
 
 def ours_to_official(name: str) -> str:
-    """The official state-dict name of one of ours. Raises ValueError for a name that our model does not have."""
+    """The official state-dict name of one of ours; ValueError for a name that our model does not have."""
     official = _renamed(name, [(b, a) for a, b in NAMES], "GlammForConditionalGeneration")
     return official.replace(".norm.", ".gn.") if name.startswith("region_encoder.mixers.") else official
 
@@ -142,9 +99,8 @@ def _renamed(name: str, pairs: Iterable[tuple[str, str]], owner: str) -> str:
 def computed_buffers(config) -> dict[str, torch.Tensor]:
     """Rotary frequencies (head / 2,) of every layer, which old code saves with the weights, under official names."""
     text = config.text
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    theta = text.rope_parameters["rope_theta"]
-    frequencies = 1.0 / theta ** (torch.arange(0, head, 2, dtype=torch.float32) / head)  # (head / 2,)
+    steps = torch.arange(0, text.head_dim, 2, dtype=torch.float32) / text.head_dim
+    frequencies = 1.0 / text.rope_parameters["rope_theta"] ** steps  # (head / 2,)
     names = (f"model.layers.{layer}.self_attn.rotary_emb.inv_freq" for layer in range(text.num_hidden_layers))
     return {name: frequencies.clone() for name in names}
 
@@ -171,115 +127,100 @@ def read_official_config(
     first number is believed before `vocab_size`. vision: of the CLIP that belongs to it; default the released one's.
     Raises ValueError for settings that contradict each other.
     """
-    base, notes = GlammConfig.of_size("7b"), []
-    own = given.get(OURS) or {}
+    base = GlammConfig.of_size("7b")
     text = {name: given[name] for name in TEXT if given.get(name) is not None}
+    notes = [
+        f"config.json does not name {name}: {getattr(base.text, name)} of the released size is assumed"
+        for name in UNSEEN
+        if name not in text
+    ]
     if rows and text.setdefault("vocab_size", rows[0]) != rows[0]:
         notes.append(f"config.json says {text['vocab_size']} words, the weights have {rows[0]}: taken so")
         text["vocab_size"] = rows[0]
-    for name in set(TEXT) - text.keys() - {"num_key_value_heads"}:
-        text[name] = getattr(base.text, name)
-    notes += [
-        f"config.json does not name {name}: {text[name]} of the released size is assumed"
-        for name in UNSEEN
-        if given.get(name) is None
-    ]
-    scaling = dict(given.get("rope_scaling") or {})
-    kind = scaling.pop("rope_type", scaling.pop("type", "default"))
-    theta = given.get("rope_theta") or 10000.0
-    text["rope_parameters"] = given.get("rope_parameters") or {"rope_theta": theta, "rope_type": kind, **scaling}
+    text = {name: getattr(base.text, name) for name in TEXT if name != "num_key_value_heads"} | text
+    rope = {"rope_type" if name == "type" else name: value for name, value in (given.get("rope_scaling") or {}).items()}
+    rope = {"rope_theta": given.get("rope_theta") or 10000.0, "rope_type": "default", **rope}
+    text["rope_parameters"] = given.get("rope_parameters") or rope
     wide = {} if vision or not given.get("mm_hidden_size") else {"hidden_size": given["mm_hidden_size"]}
-    config = GlammConfig(
-        vision=(vision or base.vision).to_dict() | wide,
-        text=text | {"pad_token_id": 0},
-        region=own.get("region") or vars(base.region),
-        grounding=own.get("grounding") or vars(base.grounding),
-        losses=own.get("losses"),
-        prompt=own.get("prompt") or vars(base.prompt),
-        feature_layer=own.get("feature_layer", given.get("mm_vision_select_layer", base.feature_layer)),
-        level_step=own.get("level_step", base.level_step),
-        mode=own.get("mode", "official"),
-        seg_state=own.get("seg_state", "before"),
-        size_name=own.get("size_name", "7b" if text["hidden_size"] == base.text.hidden_size else "custom"),
-    )
-    if config.text.hidden_size % config.text.num_attention_heads or config.region.channels % 4:
-        raise ValueError("config.json contradicts itself: widths do not divide into the heads or quarters it names")
+    own = {name: getattr(base, name) for name in OWN}
+    own["feature_layer"] = given.get("mm_vision_select_layer", base.feature_layer)
+    own["size_name"] = "7b" if text["hidden_size"] == base.text.hidden_size else "custom"
+    own |= {name: value for name, value in (given.get(OURS) or {}).items() if name in OWN and value}
+    config = GlammConfig((vision or base.vision).to_dict() | wide, text | {"pad_token_id": 0}, **own)
+    if config.region.channels % 4:
+        raise ValueError(f"region.channels is {config.region.channels}; expected a multiple of 4")
     return config, notes
 
 
-def check_settings(given: Mapping, path: Path, inside: str = "") -> None:
-    """Types and ranges of what a config.json says, of ours, an official one or CLIP's, before anything is built of it.
-
-    Raises ValueError that names the file and the setting. Null stands for "left out".
-    """
-    for name, value in given.items():
-        accepts, expected = _whole(0, 2**24) if inside.endswith("tokens.") else RULES.get(name, (lambda _: True, ""))
-        if value is None and f"{inside}{name}" in NEVER_NULL:
-            raise ValueError(f"{path}: {inside}{name} is null; expected a value")
-        if value is not None and not accepts(value):
-            raise ValueError(f"{path}: {inside}{name} is {shortened(value)}; expected {expected}")
-        if value is not None and name in SECTIONS:
-            check_settings(value, path, f"{inside}{name}.")
+def _flat(table: Mapping, inside: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting by its dotted name, tables and what is in them."""
+    for name, value in table.items():
+        yield f"{inside}{name}", value
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{inside}{name}.")
 
 
-def shortened(value: Any) -> str:
-    """A value as it is written, cut where it is long."""
-    shown = repr(value)
-    return shown if len(shown) < 60 else shown[:60] + " ..."
+DEFAULTS = {name: value for name, value in _flat(GlammConfig().to_dict()) if name.startswith(STORED)}
+RIGHT = {name.rpartition(".")[2]: value for name, value in _flat(GlammConfig.of_size("7b").to_dict())}
+RIGHT |= {OURS: {}, "vision_config": {}, "mm_vision_tower": CLIP, "vision_tower": CLIP}
+RIGHT |= {"mm_hidden_size": 1024, "mm_vision_select_layer": -2, **dict.fromkeys((*COMMON, "eos_token_id"))}
+"""A right value of every setting whose kind is checked, by its last name; None for those that others check."""
 
 
-def is_released_clip(vision: CLIPVisionConfig) -> bool:
-    """Whether an image encoder has the settings of the released checkpoints' CLIP."""
+def check_settings(given: Mapping) -> None:
+    """Raises ValueError for a setting of a config.json, of ours, an official one or CLIP's, that has another kind or
+    range than it should, before anything is built of it. Null stands for "left out", which in ours nothing may be."""
+    found = dict(_flat(given))
+    for name, value in found.items():
+        expected = "" if value is None else _expected(name.rpartition(".")[2], value)
+        if expected:
+            shown = repr(value)
+            raise ValueError(f"{name} is {shown[:60]}{' ...' * (len(shown) > 60)}; expected {expected}")
+    for name, default in DEFAULTS.items() if given.get("model_type") == GlammConfig.model_type else ():
+        if found.get(name) is None and (default is not None or name not in found):
+            raise ValueError(f"{name} is {'null' if name in found else 'missing'}; expected a value")
+
+
+def _expected(name: str, value: Any) -> str:
+    """What a setting has to be, in words; "" if it is that, or if its name is none that we know."""
+    right, (least, most) = RIGHT.get(name), RANGES.get(name, (0, 2**24))
+    several = isinstance(right, list | tuple)
+    kind, values = type(right[0] if several else right), value if several else [value]
+    if name == "hidden_act":
+        return "" if value in list(ACT2FN) else f"one of {', '.join(ACT2FN)}"
+    if kind in (int, float):
+        good = isinstance(values, list | tuple) and len(values) <= 1024
+        good = good and all(type(one) in (int, kind) and least <= one <= most for one in values)
+        return "" if good else f"{'a list, each ' if several else ''}{KINDS[kind]} from {least} to {most}"
+    return "" if kind not in KINDS or isinstance(value, kind) else KINDS[kind]
+
+
+def unlike_clip(vision: CLIPVisionConfig) -> dict[str, str]:
+    """Settings in which an image encoder is not the released checkpoints' CLIP, in words."""
     known = GlammConfig.of_size("7b").vision
-    return all(getattr(vision, name) == getattr(known, name) for name in ("hidden_size", *SEEN_BY_CLIP))
-
-
-def check_tower(given: Mapping, vision: CLIPVisionConfig, place: str) -> None:
-    """Raises ValueError if an image encoder computes otherwise than the CLIP that an official config.json names.
-
-    Only the released CLIP's settings are known, and only a model of its width can mean it.
-    """
-    known = GlammConfig.of_size("7b").vision
-    if Path(vision_tower_of(given)).name != Path(CLIP).name or given.get("mm_hidden_size") != known.hidden_size:
-        return
-    odd = [name for name in SEEN_BY_CLIP if getattr(vision, name) != getattr(known, name)]
-    if odd and vision.hidden_size == known.hidden_size:
-        pairs = ", ".join(f"{name} {getattr(vision, name)} (expected {getattr(known, name)})" for name in odd)
-        raise ValueError(f"the weights were trained with {CLIP}, but {place} has {pairs}; give the named one")
+    pairs = {name: (getattr(vision, name), getattr(known, name)) for name in ("hidden_size", *SEEN_BY_CLIP)}
+    return {name: f"{name} {a} (expected {b})" for name, (a, b) in pairs.items() if a != b}
 
 
 def write_official_config(config: GlammConfig, vision_tower: str = CLIP, dtype: str = "bfloat16") -> dict:
     """An official config.json for a model of ours; what the format has no place for stands under `glamm_mini`."""
     text, plain = config.text, config.to_dict()
-    given = {name: getattr(text, name) for name in TEXT}
-    rope = dict(text.rope_parameters or {})
-    given["rope_theta"] = rope.pop("rope_theta", 10000.0)
-    scaled = rope.pop("rope_type", "default")
-    return given | {
+    rope = dict(text.rope_parameters)
+    theta, scaled = rope.pop("rope_theta", 10000.0), rope.pop("rope_type", "default")
+    return {name: getattr(text, name) for name in TEXT} | {
+        "rope_theta": theta,
         "rope_scaling": None if scaled == "default" else {"type": scaled, **rope},
         "architectures": ["GLaMMForCausalLM"],
         "model_type": "llava",
         "pad_token_id": text.pad_token_id or 0,
         "torch_dtype": dtype,
         "use_cache": False,
-        "mm_vision_tower": vision_tower,
-        "vision_tower": vision_tower,
+        **dict.fromkeys(("mm_vision_tower", "vision_tower"), vision_tower),
         "mm_hidden_size": config.vision.hidden_size,
         "mm_vision_select_layer": config.feature_layer,
-        "mm_use_im_start_end": True,
-        "mm_use_image_start_end": True,
-        "num_level_reg_features": len(config.region.scales),
-        "num_reg_features": len(config.region.scales),
+        **dict.fromkeys(("mm_use_im_start_end", "mm_use_image_start_end"), True),
+        **dict.fromkeys(("num_level_reg_features", "num_reg_features"), len(config.region.scales)),
         "bbox_token_idx": config.tokens.bbox,
         "out_dim": config.grounding.prompt_dim,
-        OURS: {
-            name: plain[name]
-            for name in ("region", "grounding", "losses", "prompt", "feature_layer", "level_step")
-            + ("mode", "seg_state", "size_name")
-        },
+        OURS: {name: plain[name] for name in OWN},
     }
-
-
-def vision_tower_of(given: Mapping) -> str:
-    """The hub id or folder of the CLIP that an official config.json names; the released one's if it names none."""
-    return str(given.get("mm_vision_tower") or given.get("vision_tower") or CLIP)

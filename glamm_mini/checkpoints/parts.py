@@ -8,15 +8,14 @@ import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
-from transformers import LlamaConfig
 
-from glamm_mini.checkpoints.files import Stored, find_folder, list_tensors, weight_files
+from glamm_mini.checkpoints.files import Stored, find_folder, list_tensors, reading, weight_files
 from glamm_mini.checkpoints.load import dtype_of, filled
 from glamm_mini.checkpoints.official import CLIP, COMPUTED
-from glamm_mini.checkpoints.source import LoadReport, Source, clip_to_ours, put, read_config, settled, vision_settings
+from glamm_mini.checkpoints.source import UNREADABLE, LoadReport, Source, clip_to_ours, read_config
 from glamm_mini.dtypes import half_type
 from glamm_mini.model.config import GlammConfig
 from glamm_mini.model.glamm import GlammForConditionalGeneration
@@ -49,44 +48,38 @@ def from_parts(
     device: str | torch.device | None = None,
     seed: int = 0,
 ) -> tuple[GlammForConditionalGeneration, GlammProcessor, LoadReport]:
-    """A GLaMM whose encoders, language model and decoder are pretrained ones, its processor, and what came from where.
+    """A GLaMM on the CPU whose encoders, language model and decoder are pretrained ones, its processor, and what came
+    from where.
 
     size: "colab" (TinyLlama-1.1B-Chat, SAM ViT-B), "7b" (Vicuna-7B v1.5, SAM ViT-H), or a configuration of your own.
     global_encoder, language_model: a folder in Hugging Face's format or a hub id. grounding_encoder: segment-anything's
         .pth, by path or published name. Only what does not lie here is fetched from the network.
     dtype: "float32" (also None), "bfloat16", "float16", or "auto": bfloat16 on GPUs that compute it, float16 on older
-        ones, float32 on a CPU, `device` being the device meant (default: the accelerator, if there is one). Only this
-        choice looks at `device`; the model comes back on the CPU.
+        ones, float32 on a CPU, `device` being the device meant (default: the accelerator, if there is one). Weights
+        that train want float32: call `.float()` on the parts that you unfreeze, or compute under autocast.
     seed: of the starting values of what joins the parts.
 
     Shapes must agree with the configuration; settings that shapes do not show (norm's epsilon, rotary base, activation,
     longest row) are the part's own. The tokenizer gets GLaMM's tokens; their rows in the embedding and in the head
     start at the mean of all old rows: a new token then means nothing in particular, and no answer begins with it.
 
-    Weights that train want float32, whatever `dtype` the frozen ones have: AdamW's small steps vanish in half
-    precision. Call `.float()` on the parts that you unfreeze, or load float32 and compute under autocast.
-
-    Raises:
-        FileNotFoundError: a folder, a file or a shard is not there. ValueError: a file is damaged, or holds another
-            kind of model, other shapes, too few or unknown tensors. Both name the file.
+    Raises FileNotFoundError for a folder, file or shard that is not there, ValueError for a damaged file, and for
+    another kind of model, other shapes, too few or unknown tensors; both name the file.
     """
     if dtype == "auto":
-        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-        dtype = half_type(torch.device(device) if device is not None else found)
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+        dtype = half_type(torch.device(device or found))
     kind = dtype_of(dtype) or torch.float32
     config = copy.deepcopy(size) if isinstance(size, GlammConfig) else GlammConfig.of_size(size)
     published = PUBLISHED.get(config.size_name, (None, None))
     language_model, grounding_encoder = language_model or published[0], grounding_encoder or published[1]
     if not language_model or not grounding_encoder:
-        raise ValueError(
-            f"no pretrained parts are published for the size {config.size_name!r} (only for {', '.join(PUBLISHED)}); "
-            "name language_model and grounding_encoder"
-        )
-    source = Source(Path("the parts"), False, config, name=config.size_name)
+        known = f"no pretrained parts are published for the size {config.size_name!r} (only for {', '.join(PUBLISHED)})"
+        raise ValueError(f"{known}; name language_model and grounding_encoder")
+    source = Source(Path("the parts"), False, config, config.size_name)
     processor = _add_language(source, language_model)
-    folder = find_folder(global_encoder)
-    _check_type(folder, ("clip", "clip_vision_model"))
-    config.vision = _agreed(folder, vision_settings(folder), config.vision, ("image_size", "patch_size", *SHAPE))
+    kinds = ("clip", "clip_vision_model")
+    folder, config.vision = _agreed(global_encoder, kinds, config.vision, "image_size", "patch_size")
     _add(source, weight_files(folder), clip_to_ours)
     _add(source, [sam_file(grounding_encoder)], _sam_home)
     source.places |= _started(config, kind, seed)
@@ -95,10 +88,8 @@ def from_parts(
 
 
 def _add_language(source: Source, place: str | Path) -> GlammProcessor:
-    folder, config = find_folder(place), source.config
-    _check_type(folder, ("llama",))
-    own = settled(folder, LlamaConfig.from_pretrained, folder)
-    config.text = _agreed(folder, own, config.text, (*SHAPE, "num_key_value_heads"))
+    config = source.config
+    folder, config.text = _agreed(place, ("llama",), config.text, "num_key_value_heads")
     tokenizer = official_tokenizer(folder)
     config.text.vocab_size = rows = max(config.text.vocab_size, len(tokenizer))
     for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
@@ -122,8 +113,7 @@ def _grown(table: torch.Tensor, rows: int) -> torch.Tensor:
 
 def _add(source: Source, files: list[Path], home: Callable[[str], str | None]) -> None:
     """Give every tensor its place, or leave it aside as a buffer that we compute."""
-    for entry in list_tensors(files).values():
-        put(source, lambda name: None if name.endswith(COMPUTED) else home(name), entry)
+    source.put(list_tensors(files).values(), lambda name: None if name.endswith(COMPUTED) else home(name))
 
 
 def _sam_home(name: str) -> str:
@@ -139,53 +129,44 @@ def _started(config: GlammConfig, dtype: torch.dtype, seed: int) -> dict[str, St
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for part in OWN_PARTS:
-            own: nn.Module = getattr(empty, part).to_empty(device="cpu").to(dtype)
-            for module in own.modules():
-                empty._init_weights(module)
+            own = getattr(empty, part).to_empty(device="cpu").to(dtype)
+            own.apply(empty._init_weights)
             for name, p in own.state_dict(prefix=f"{part}.").items():
                 found[name] = Stored(name, tuple(p.shape), dtype, nowhere, p.detach)
     return found
 
 
-def _agreed(folder: Path, own, wanted, names: tuple[str, ...]):
-    """The part's own configuration, once its shapes are those that GLaMM's configuration wants."""
-    pairs = {name: (getattr(own, name), getattr(wanted, name)) for name in names}
+def _agreed(place: str | Path, kinds: tuple[str, ...], wanted: Any, *names: str) -> tuple[Path, Any]:
+    """A part's folder and own configuration, once its kind and shapes are those that GLaMM's configuration wants."""
+    folder = find_folder(place)
+    kind = read_config(folder).get("model_type")
+    if kind not in kinds:
+        raise ValueError(f"{folder} holds a {kind!r}; expected {' or '.join(map(repr, kinds))}")
+    with reading(folder, UNREADABLE):
+        own = type(wanted).from_pretrained(folder)
+    pairs = {name: (getattr(own, name), getattr(wanted, name)) for name in (*names, *SHAPE)}
     odd = ", ".join(f"{name} {a} (expected {b})" for name, (a, b) in pairs.items() if a != b)
     if odd:
         raise ValueError(f"{folder} has {odd}; give another checkpoint, or a GlammConfig of these settings")
-    return own
-
-
-def _check_type(folder: Path, expected: tuple[str, ...]) -> None:
-    kind = read_config(folder).get("model_type")
-    if kind not in expected:
-        raise ValueError(f"{folder} holds a {kind!r}; expected {' or '.join(map(repr, expected))}")
+    return folder, own
 
 
 def sam_file(place: str | Path) -> Path:
-    """A file of segment-anything; a published name is fetched once and kept where torch keeps what it fetches.
-
-    Raises FileNotFoundError if it is not there and cannot be fetched, ValueError if what came has another SHA-256 than
-    its name says; nothing is left behind then.
-    """
+    """A file of segment-anything; a published name is fetched once and kept where torch keeps what it fetches. Raises
+    FileNotFoundError if it cannot be fetched, ValueError if what came has another SHA-256 than its name says."""
     path, name = Path(place), str(place)
     if path.is_file():
         return path
     if name not in SAM_FILES:
         known = ", ".join(SAM_FILES)
         raise FileNotFoundError(f"there is no file {path}; give the path of a .pth, or one of {known}, to be fetched")
-    kept = Path(torch.hub.get_dir()) / "checkpoints" / name
+    kept, address = Path(torch.hub.get_dir()) / "checkpoints" / name, SAM_ADDRESS + name
     if not kept.is_file():
         kept.parent.mkdir(parents=True, exist_ok=True)
         try:
-            torch.hub.download_url_to_file(SAM_ADDRESS + name, str(kept), hash_prefix=path.stem.rpartition("_")[2])
-        except OSError as error:  # URLError and HTTPError are OSErrors
-            raise FileNotFoundError(
-                f"{SAM_ADDRESS + name} could not be fetched ({error}); download it elsewhere and give its path"
-            ) from error
-        except RuntimeError as error:  # torch's, for a hash
-            raise ValueError(
-                f"{SAM_ADDRESS + name} gave another file than the one published ({error}); nothing was kept. Fetch it "
-                "again, or download it elsewhere and give its path"
-            ) from error
+            torch.hub.download_url_to_file(address, str(kept), hash_prefix=path.stem.rpartition("_")[2])
+        except (OSError, RuntimeError) as error:  # of the network, all OSErrors; a RuntimeError for another hash
+            kind, what = (FileNotFoundError, "") if isinstance(error, OSError) else (ValueError, "whole ")
+            fix = "nothing was kept: try again, or download it elsewhere and give its path"
+            raise kind(f"{address} could not be fetched {what}({error}); {fix}") from error
     return kept

@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # a run saves by `whole_folder` as well, and every process of
 MAX_SHARD_SIZE = "4GB"
 FRESH, DONE, LOCK = ".saving", "complete.json", ".saving.lock"
 OURS = ".of-glamm-mini"
-"""Stands in a folder FRESH that a save has made; one without it is the user's."""
+"""Stands in a folder FRESH that a save has made; one without it is the user's. A folder, since files are moved."""
 OLD_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 """Weights of an earlier save; what of them is not written anew would be read in place of the new ones."""
 
@@ -77,13 +77,13 @@ def save_model(
 @contextmanager
 def quiet(size: int) -> Iterator[None]:
     """No progress bar of transformers for what takes a second: a model of fewer bytes than a gigabyte."""
-    shown = logging.is_progress_bar_enabled()
-    if shown and size < 2**30:
+    hidden = size < 2**30 and logging.is_progress_bar_enabled()
+    if hidden:
         logging.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
+        if hidden:
             logging.enable_progress_bar()
 
 
@@ -103,11 +103,11 @@ def whole_folder(folder: str | Path, mine: bool | None = None) -> Iterator[Path]
     """
     if not isinstance(folder, str | os.PathLike) or not str(folder):
         raise ValueError(f"the place to save to is {folder!r}; expected the path of a folder")
-    wanted = folder = Path(folder).resolve()
+    folder = Path(folder).resolve()
     if folder.is_file():
         raise OSError(f"{folder} is a file; a checkpoint is a folder: give another name")
     mine, fresh = holds_our_model(folder) if mine is None else mine, folder / FRESH
-    made = next((path for path in [*reversed(folder.parents), folder] if not path.exists()), None)
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _alone(folder):
@@ -115,26 +115,20 @@ def whole_folder(folder: str | Path, mine: bool | None = None) -> Iterator[Path]
             _claim(fresh)
             try:
                 yield fresh
-                names = _check_room(folder, fresh, mine)
-                for name in names:
-                    to_disk(fresh / name)
-                (fresh / DONE).write_text(json.dumps(names), "utf-8")
-                to_disk(fresh / DONE)
+                _complete(folder, fresh, mine)
             except BaseException:
                 # Half a checkpoint helps nobody, and on a full disk its room is needed.
                 shutil.rmtree(fresh, ignore_errors=True)
                 raise
             _finish(folder)
     except BaseException as error:
-        while made is not None and folder.is_dir() and folder.is_relative_to(made) and not any(folder.iterdir()):
-            folder.rmdir()
-            folder = folder.parent
+        for path in new:
+            with suppress(OSError):  # not made, or not empty
+                path.rmdir()
         if not isinstance(error, (OSError, SafetensorError)) or isinstance(error, FileExistsError):
             raise
-        raise OSError(
-            f"the checkpoint {wanted} could not be written ({error}); what lay there before is untouched; "
-            "free some room or choose another folder, then save again"
-        ) from error
+        kept = "what lay there before is untouched; free some room or choose another folder, then save again"
+        raise OSError(f"the checkpoint {folder} could not be written ({error}); {kept}") from error
 
 
 @contextmanager
@@ -152,12 +146,12 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _claim(fresh: Path) -> None:
     """A new folder to write into. What a killed save left is cleared; FileExistsError for what the user put there."""
-    if (fresh / OURS).is_file():
+    if (fresh / OURS).exists():
         shutil.rmtree(fresh)
     elif fresh.is_symlink() or fresh.exists() and (not fresh.is_dir() or any(fresh.iterdir())):
         raise FileExistsError(f"{fresh} is in the way: saving needs a folder of that name; move it elsewhere")
     fresh.mkdir(exist_ok=True)
-    (fresh / OURS).touch()
+    (fresh / OURS).mkdir()
 
 
 def holds_our_model(folder: Path) -> bool:
@@ -168,11 +162,19 @@ def holds_our_model(folder: Path) -> bool:
         return False
 
 
-def recover(folder: Path) -> None:
-    """Finish a save that was killed between two moves; waits for one that is at work. OSError where it cannot."""
-    if (folder / FRESH / DONE).is_file():
-        with _alone(folder):
-            _finish(folder)
+def _complete(folder: Path, fresh: Path, mine: bool) -> None:
+    """Bring the files of a save to the disk, with the usual rights, and mark them as ready to be moved."""
+    names = sorted(path.relative_to(fresh).as_posix() for path in fresh.rglob("*") if path.is_file())
+    taken = [n for n in names if (folder / n).is_symlink() or (folder / n).exists() and not mine]
+    if taken:
+        what = ", ".join(taken[:3])
+        raise FileExistsError(f"{folder} holds {what} of something else, or as links; choose another folder")
+    open_to_all(fresh)
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        to_disk(fresh / name)
+    (fresh / DONE).write_text(json.dumps(names), "utf-8")
+    to_disk(fresh / DONE)
 
 
 def _finish(folder: Path) -> None:
@@ -191,18 +193,11 @@ def _finish(folder: Path) -> None:
     shutil.rmtree(fresh)
 
 
-def _check_room(folder: Path, fresh: Path, mine: bool) -> list[str]:
-    """Names of all new files, folders left out. They share the usual rights, which safetensors keeps from others."""
-    paths = (path for path in fresh.rglob("*") if path.is_file() and path != fresh / OURS)
-    names = sorted(path.relative_to(fresh).as_posix() for path in paths)
-    taken = [n for n in names if (folder / n).is_symlink() or (folder / n).exists() and not mine]
-    if taken:
-        what = ", ".join(taken[:3])
-        raise FileExistsError(f"{folder} holds {what} of something else, or as links; choose another folder")
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    open_to_all(fresh)
-    return names
+def recover(folder: Path) -> None:
+    """Finish a save that was killed between two moves; waits for one that is at work. OSError where it cannot."""
+    if (folder / FRESH / DONE).is_file():
+        with _alone(folder):
+            _finish(folder)
 
 
 def open_to_all(folder: Path) -> None:
@@ -227,13 +222,11 @@ def write_weights(
     types: Mapping[str, torch.dtype],
     max_shard_size: int | str = MAX_SHARD_SIZE,
     torch_files: bool = False,
-    advance: Callable[[int], None] | None = None,
-) -> list[Path]:
-    """Write tensors or `Stored` ones, one shard in memory at a time, with an index where there are several.
-
-    types: the new type of each. torch_files: torch's zip files, as official checkpoints are, in place of safetensors.
-    advance: told the bytes of each tensor. Raises ValueError for a size that cannot be read.
-    """
+    advance: Callable[[int], None] = lambda size: None,
+) -> None:
+    """Write tensors or `Stored` ones, one shard in memory at a time, with an index where there are several. types: the
+    new type of each. torch_files: torch's zip files, as official checkpoints are, in place of safetensors. advance:
+    told the bytes of each tensor. Raises ValueError for a size that cannot be read."""
     stem, ending = ("pytorch_model", "bin") if torch_files else ("model", "safetensors")
     sizes = {name: torch.Size(t.shape).numel() * types[name].itemsize for name, t in stored.items()}
     plan = shard_plan(sizes, f"{stem}{{suffix}}.{ending}", max_shard_size)
@@ -241,23 +234,22 @@ def write_weights(
         state = {}
         for name in names:
             state[name] = stored[name][...].to("cpu", types[name]).contiguous()
-            if advance is not None:
-                advance(state[name].nbytes)
+            advance(state[name].nbytes)
         torch.save(state, folder / file) if torch_files else save_file(state, folder / file, {"format": "pt"})
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         (folder / f"{stem}.{ending}.index.json").write_text(json.dumps(index, indent=1) + "\n", "utf-8")
-    return [folder / file for file in plan.filename_to_tensors]
 
 
 def shard_plan(sizes: Mapping[str, int], pattern: str, max_shard_size: int | str) -> Any:
     """Which tensor goes into which file. Raises ValueError for a size such as "much"."""
     size = int(max_shard_size) if str(max_shard_size).isdigit() else max_shard_size
-    if isinstance(size, int) and size <= 0:
-        raise ValueError(f"max_shard_size is {size}; expected such as '4GB', '500MB' or a number of bytes")
     try:
+        if isinstance(size, int) and size <= 0:
+            raise ValueError("no room for anything")
         return split_state_dict_into_shards_factory(
             dict(sizes), get_storage_size=lambda bytes_: bytes_, filename_pattern=pattern, max_shard_size=size
         )
     except (ValueError, AttributeError) as error:
-        raise ValueError(f"max_shard_size {size!r} is unknown ({error}); expected such as '4GB' or '500MB'") from error
+        expected = "expected such as '4GB', '500MB' or a number of bytes"
+        raise ValueError(f"max_shard_size is {max_shard_size!r} ({error}); {expected}") from error

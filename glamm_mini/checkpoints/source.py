@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,20 +10,8 @@ from typing import Any
 import torch
 from transformers import CLIPVisionConfig, PreTrainedTokenizerFast
 
-from glamm_mini.checkpoints import official
-from glamm_mini.checkpoints.files import (
-    HUB_ID,
-    INDICES,
-    SAFETENSORS_TYPES,
-    SINGLE,
-    Stored,
-    find_folder,
-    first_line,
-    list_tensors,
-    listed_in,
-    mismatch,
-    weight_files,
-)
+from glamm_mini.checkpoints import files, official
+from glamm_mini.checkpoints.files import Stored, find_folder, reading
 from glamm_mini.checkpoints.official import OURS, VISION_TOWER, official_to_ours, ours_to_official
 from glamm_mini.model.config import GlammConfig
 from glamm_mini.model.glamm import GlammForConditionalGeneration
@@ -39,6 +28,8 @@ CLIP_PARTS = ("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.")
 CLIP_REST = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")
 """What a whole CLIP holds beside the image encoder."""
 
+UNREADABLE = ": config.json or the tokenizer cannot be used"
+
 
 @dataclass
 class PartReport:
@@ -49,6 +40,11 @@ class PartReport:
     stored: set[str] = field(default_factory=set)
     made: set[str] = field(default_factory=set)
     files: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        stored, made = ", ".join(sorted(self.stored)), ", ".join(sorted(self.made))
+        types = stored if stored == made else f"{stored} to {made}"
+        return f"{self.tensors} tensors, {self.bytes / 1e6:,.1f} MB, {types}, {_ends(self.files)}"
 
 
 @dataclass
@@ -73,14 +69,10 @@ class LoadReport:
         return sum(part.tensors for part in self.parts.values())
 
     def __str__(self) -> str:
-        lines = []
-        for name, part in self.parts.items():
-            stored, made = ", ".join(sorted(part.stored)), ", ".join(sorted(part.made))
-            types = stored if stored == made else f"{stored} to {made}"
-            lines.append(f"{name}: {part.tensors} tensors, {part.bytes / 1e6:,.1f} MB, {types}, {_ends(part.files)}")
-        lines += [f"{len(self.ignored)} entries ignored ({_ends(self.ignored)})"] if self.ignored else []
-        lines += [f"{len(self.kept)} weights kept as they were ({_ends(self.kept)})"] if self.kept else []
-        lines += [f"{len(self.dropped)} entries dropped as asked ({_ends(self.dropped)})"] if self.dropped else []
+        aside = {"entries ignored": self.ignored, "weights kept as they were": self.kept}
+        aside["entries dropped as asked"] = self.dropped
+        lines = [f"{name}: {part}" for name, part in self.parts.items()]
+        lines += [f"{len(names)} {what} ({_ends(names)})" for what, names in aside.items() if names]
         lines += [f"{second} passed over: it is {first}" for second, first in self.second.items()]
         return "\n".join(lines + self.notes)
 
@@ -97,16 +89,24 @@ class Source:
     folder: Path
     official: bool
     config: GlammConfig
+    name: str
     places: dict[str, Stored] = field(default_factory=dict)
     unexpected: list[Stored] = field(default_factory=list)
     tower: str | None = None
-    name: str = ""
     left: LoadReport = field(default_factory=LoadReport)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors that have a place."""
-        return sum(entry.nbytes for entry in self.places.values())
+    def put(self, entries: Iterable[Stored], ours: Callable[[str], str | None]) -> None:
+        """Give tensors their places by `ours`, which gives a name, None for a buffer, or raises ValueError."""
+        for entry in entries:
+            try:
+                name = ours(entry.name)
+            except ValueError:
+                self.unexpected.append(entry)
+                continue
+            if name is None:
+                self.left.ignored.append(entry.name)
+            else:
+                self.places[name] = entry
 
     def report(self, made: Mapping[str, str]) -> LoadReport:
         """What was left aside and, by the new type of each of our names, what became of the rest."""
@@ -120,51 +120,34 @@ class Source:
         return self.left
 
     def processor(self) -> GlammProcessor:
-        """The processor that belongs to the weights. ValueError if its tokenizer cannot be read or has too many words.
-
-        With official weights, the configuration takes the ids of the added tokens from the tokenizer.
-        """
-        try:
-            pieces, whole = ((self.folder / f"tokenizer.{ending}").is_file() for ending in ("model", "json"))
-            if not (whole or self.official):
-                hint = "save its processor there as well, or copy the file"
-                raise FileNotFoundError(f"{self.folder} holds a model alone: tokenizer.json is missing; {hint}")
+        """The processor that belongs to the weights; with official ones, the configuration takes the added tokens' ids
+        from its tokenizer. ValueError if that cannot be read or has too many words."""
+        folder = self.folder
+        pieces, whole = ((folder / f"tokenizer.{ending}").is_file() for ending in ("model", "json"))
+        if not (whole or self.official):
+            raise FileNotFoundError(f"{folder} holds a model alone: tokenizer.json is missing; save its processor too")
+        with reading(folder, UNREADABLE):
             # An official folder that we have written may hold a tokenizer of ours, which is not a Llama's.
-            if whole and (not self.official or (not pieces and OURS in read_config(self.folder))):
-                tokenizer = PreTrainedTokenizerFast.from_pretrained(self.folder)
-            else:
-                tokenizer = official_tokenizer(self.folder)
+            own = whole and (not self.official or (not pieces and OURS in read_config(folder)))
+            tokenizer = (PreTrainedTokenizerFast.from_pretrained if own else official_tokenizer)(folder)
             processor = GlammProcessor(self.config, tokenizer)
-        except FileNotFoundError:
-            raise
-        except Exception as error:  # the readers of config.json and tokenizer.json raise types of their own
-            raise unreadable(self.folder, error) from error
         words, rows = max(tokenizer.get_vocab().values()) + 1, self.config.text.vocab_size
         if words > rows:
-            raise ValueError(
-                f"{self.folder}: the tokenizer knows {words} tokens, the model {rows}; the tokenizer belongs to "
-                "another model"
-            )
+            raise ValueError(f"{folder}: the tokenizer knows {words} tokens, the model {rows}; it is of another model")
         return processor
 
     def empty_model(self) -> GlammForConditionalGeneration:
         """The model that belongs to the weights, on the meta device. ValueError for settings that contradict."""
-        try:
-            with torch.device("meta"):
-                return GlammForConditionalGeneration(self.config)
-        except Exception as error:  # each part of the model raises its own
-            raise unreadable(self.folder, error) from error
+        with reading(self.folder, UNREADABLE), torch.device("meta"):
+            return GlammForConditionalGeneration(self.config)
 
     def check(self, model: torch.nn.Module, without_tower: bool = False) -> None:
-        """Raises one ValueError that lists missing, unexpected and wrongly shaped names, with their files.
-
-        without_tower: the vision tower may be missing, as in released checkpoints. An unexpected name that shares its
-        values with an expected one is passed over: nothing is lost by it.
-        """
-        tied = set(model.all_tied_weights_keys)
-        wanted = {n: tuple(t.shape) for n, t in model.state_dict().items() if n in self.places or n not in tied}
-        if without_tower:
-            wanted = {n: s for n, s in wanted.items() if n in self.places or not n.startswith(VISION_TOWER)}
+        """Raises one ValueError that lists missing, unexpected and misshapen names, with their files; a second name
+        of what has its place is passed over. without_tower: that may be missing, as in released checkpoints."""
+        tied, tower = set(model.all_tied_weights_keys), VISION_TOWER if without_tower else "no such name"
+        shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        free = {name for name in shapes.keys() - self.places.keys() if name in tied or name.startswith(tower)}
+        wanted = {name: shape for name, shape in shapes.items() if name not in free}
         odd = [*self.unexpected, *(self.places.pop(name) for name in list(self.places) if name not in wanted)]
         known = {(e.file, e.first): e.name for e in self.places.values() if e.first is not None}
         self.left.second |= {e.name: known[e.file, e.first] for e in odd if (e.file, e.first) in known}
@@ -173,26 +156,21 @@ class Source:
         missing = [named(name) for name in wanted if name not in self.places]
         needed = [name for name in self.left.dropped if name in missing]
         if needed:
-            raise ValueError(
-                f"drop would leave out {len(needed)} names that the model needs ({needed[0]} ...); give the whole "
-                "beginning of the names that are too many"
-            )
-        problems = mismatch(wanted, self.places, odd, named)
+            raise ValueError(f"drop would leave out {len(needed)} names that the model needs ({needed[0]} ...)")
+        problems = files.mismatch(wanted, self.places, odd, named)
         if problems:
-            raise ValueError(f"{self.folder} does not fit this model: {problems}.{self._hint(missing)}")
+            raise ValueError(f"{self.folder} does not fit this model: {problems}. {self._hint(missing)}")
 
     def _hint(self, missing: list[str]) -> str:
         odd = self.unexpected
-        if any(".lora_A." in entry.name or ".lora_B." in entry.name for entry in odd):
-            return " The checkpoint holds LoRA matrices: merge them first, and save the merged model."
+        if any(".lora_" in entry.name for entry in odd):
+            return "The checkpoint holds LoRA matrices: merge them first, and save the merged model."
         if missing and all("vision_tower" in name for name in missing):
-            return " The checkpoint holds no vision tower: give CLIP's folder as vision_tower."
+            return "The checkpoint holds no vision tower: give CLIP's folder as vision_tower."
         if self.official and odd and not missing and all(entry.file.parent == self.folder for entry in odd):
-            return (
-                " If it is no loss, leave the unexpected names out by how they begin: drop=('BEGINNING',) in Python, "
-                "--drop BEGINNING on the command line."
-            )
-        return " The checkpoint belongs to another model or version, or was not copied whole."
+            ways = "drop=('BEGINNING',) in Python, --drop BEGINNING on the command line"
+            return f"If it is no loss, leave the unexpected names out by how they begin: {ways}."
+        return "The checkpoint belongs to another model or version, or was not copied whole."
 
 
 def open_checkpoint(
@@ -214,74 +192,69 @@ def open_checkpoint(
     if config is not None and not isinstance(config, GlammConfig):
         raise ValueError(f"config is a {type(config).__name__}; expected a GlammConfig")
     folder = find_folder(name, weights == "all", **hub)
-    drop = (drop,) if isinstance(drop, str) else tuple(drop)
-    given = read_config(folder)
-    source = Source(folder, is_official(given), config or GlammConfig())
+    given, drop = read_config(folder), (drop,) if isinstance(drop, str) else tuple(drop)
+    is_official = given.get("model_type") in OFFICIAL_TYPES or "GLaMM" in str(given.get("architectures"))
+    source = Source(folder, is_official, config or GlammConfig(), str(name))
     if not source.official:
-        if drop:
-            raise ValueError(f"{folder} is in our format, which holds no name too many; drop belongs to official ones")
-        if vision_tower is not None:
-            raise ValueError(f"{folder} holds its own image encoders; vision_tower belongs to official checkpoints")
-        _check_folder(folder, given, weights == "all")
+        _check_ours(folder, given, drop, vision_tower, weights)
+        with reading(folder, UNREADABLE):
+            source.config = config or GlammConfig.from_dict(given)
+            _ = source.config.region_layers  # more than CLIP has?
         source.places = _entries(source, name, weights, hub)
-        source.config = config or settled(folder, GlammConfig.from_dict, given)
-        settled(folder, getattr, source.config, "region_layers")  # more than CLIP has?
         return source
     entries = _entries(source, name, weights, hub)
-    for start in drop:
-        if not any(name.startswith(start) for name in entries):
-            raise ValueError(
-                f"{folder} holds no name that begins with {start!r}; drop takes beginnings of official names, as the "
-                "error about unexpected ones lists them"
-            )
+    lost = [start for start in drop if not any(name.startswith(start) for name in entries)]
+    if lost:
+        raise ValueError(f"{folder} holds no name that begins with {lost[0]!r}; drop takes beginnings of names")
     source.left.dropped = [name for name in entries if name.startswith(drop)]
-    for name, entry in entries.items():
-        if not name.startswith(drop):
-            put(source, official_to_ours, entry)
+    source.put((entry for name, entry in entries.items() if not name.startswith(drop)), official_to_ours)
     hub = {key: value for key, value in hub.items() if key not in ("revision", "subfolder")}
     vision = _vision(source, vision_tower, given, need_tower and weights == "all", hub)
     if config is None:
         # Of dropped names too: without a row that it needs, the vocabulary must not become a smaller one.
         rows = entries.get("model.embed_tokens.weight")
-        source.config, notes = settled(folder, official.read_official_config, given, rows and rows.shape, vision)
+        with reading(folder, UNREADABLE):
+            source.config, notes = official.read_official_config(given, rows and rows.shape, vision)
         source.left.notes += notes
     return source
 
 
-def put(source: Source, ours: Callable[[str], str | None], entry: Stored) -> None:
-    """Give a tensor its place by `ours`, which gives its name, None for a buffer, or raises ValueError."""
-    try:
-        name = ours(entry.name)
-    except ValueError:
-        source.unexpected.append(entry)
-        return
-    if name is None:
-        source.left.ignored.append(entry.name)
-    else:
-        source.places[name] = entry
+def _check_ours(folder: Path, given: dict, drop: tuple, vision_tower: Any, weights: str) -> None:
+    """Raises an error for another kind of model, for what belongs to official ones alone, and for no weights."""
+    kind = str(given.get("model_type", "unnamed"))
+    if kind != GlammConfig.model_type:
+        expected = f"expected {GlammConfig.model_type!r}, which glamm-mini has written, or an official GLaMM checkpoint"
+        raise ValueError(f"{folder} holds a model of the type {kind!r}; {expected}")
+    if drop:
+        raise ValueError(f"{folder} is in our format, which holds no name too many; drop belongs to official ones")
+    if vision_tower is not None:
+        raise ValueError(f"{folder} holds its own image encoders; vision_tower belongs to official checkpoints")
+    if weights == "all" and not any((folder / name).is_file() for name in (files.SINGLE[0], files.INDICES[0])):
+        raise FileNotFoundError(f"{folder} is not a whole GLaMM checkpoint: {files.SINGLE[0]} is missing; copy all")
 
 
 def _vision(source: Source, tower: str | Path | None, given: dict, needed: bool, hub: dict) -> CLIPVisionConfig | None:
     """List CLIP's own weights, where they are needed or lie here; returns its settings, None for the released ones."""
     if tower is None and any(name.startswith(VISION_TOWER) for name in source.places):
         return None
-    named = official.vision_tower_of(given)
+    named = str(given.get("mm_vision_tower") or given.get("vision_tower") or official.CLIP)
     # Inside the checkpoint lies the image encoder of a model that the hub has none for.
-    beside = source.folder / named if Path(named).name == named else source.folder / "nowhere"
+    beside = source.folder / (named if Path(named).name == named else "nowhere")
     place = tower or (beside if beside.is_dir() else named)
     if not needed and not Path(place).is_dir():
         return vision_settings(find_folder(place, False, **hub)) if tower else None
     try:
         folder = find_folder(place, **hub)
     except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"official checkpoints leave out CLIP, and {place} was not found; download it and give its folder as "
-            "vision_tower"
-        ) from error
+        hint = "download it and give its folder as vision_tower"
+        raise FileNotFoundError(f"official checkpoints leave out CLIP, and {place} was not found; {hint}") from error
     vision = vision_settings(folder)
-    official.check_tower(given, vision, str(folder))
-    for entry in list_tensors(weight_files(folder)).values():
-        put(source, clip_to_ours, entry)
+    odd = official.unlike_clip(vision)
+    # Only the released CLIP's settings are known, and only a model of its width can mean it.
+    is_named = Path(named).name == Path(official.CLIP).name and given.get("mm_hidden_size") == vision.hidden_size
+    if odd and is_named and "hidden_size" not in odd:
+        raise ValueError(f"the weights want {named}, but {folder} has {', '.join(odd.values())}; give the named one")
+    source.put(files.list_tensors(files.weight_files(folder)).values(), clip_to_ours)
     source.tower = str(place)
     return vision
 
@@ -299,7 +272,8 @@ def clip_to_ours(name: str) -> str | None:
 def vision_settings(folder: Path) -> CLIPVisionConfig:
     """Of CLIP's folder, whole or its image encoder alone. ValueError if they cannot be read."""
     read_config(folder)
-    return settled(folder, CLIPVisionConfig.from_pretrained, folder)
+    with reading(folder, UNREADABLE):
+        return CLIPVisionConfig.from_pretrained(folder)
 
 
 def _entries(source: Source, name: str | Path, weights: str, hub: dict) -> dict[str, Stored]:
@@ -307,82 +281,41 @@ def _entries(source: Source, name: str | Path, weights: str, hub: dict) -> dict[
     folder = source.folder
     if weights == "none":
         return {}
-    if weights == "all" or Path(name).is_dir() or not HUB_ID.fullmatch(str(name)):
-        return list_tensors(weight_files(folder))
+    if weights == "all" or Path(name).is_dir() or not files.HUB_ID.fullmatch(str(name)):
+        return files.list_tensors(files.weight_files(folder))
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import NotASafetensorsRepoError
 
-    api, where = HfApi(), {key: hub[key] for key in ("revision", "token") if key in hub}
+    where = {key: hub[key] for key in ("revision", "token") if key in hub}
     try:
-        sizes = {f.rfilename: f.size for f in api.model_info(name, files_metadata=True, **where).siblings}
-        if any(file in sizes for file in (SINGLE[0], INDICES[0])):
-            files = api.get_safetensors_metadata(name, **where).files_metadata
+        with suppress(NotASafetensorsRepoError):
             return {
-                key: Stored(key, tuple(tensor.shape), SAFETENSORS_TYPES[tensor.dtype], folder / file)
-                for file, found in files.items()
+                key: Stored(key, tuple(tensor.shape), files.SAFETENSORS_TYPES[tensor.dtype], folder / file)
+                for file, found in HfApi().get_safetensors_metadata(name, **where).files_metadata.items()
                 for key, tensor in found.tensors.items()
             }
-        names = json.loads((folder / INDICES[1]).read_text("utf-8"))["weight_map"]
+        index = json.loads((folder / files.INDICES[1]).read_text("utf-8"))
+        names, size = index["weight_map"], index.get("metadata", {}).get("total_size", 0) / 1e9
     except Exception as error:  # of the network and of the hub
-        raise FileNotFoundError(f"the hub does not tell what {name} holds ({first_line(error)})") from error
-    wanted = sorted(set(names.values()))
-    size = sum(sizes.get(file) or 0 for file in wanted) / 1e9
-    source.left.notes.append(
-        f"names alone were compared: shapes and values stand in {', '.join(wanted)}, {size:.2f} GB to download"
-    )
+        raise FileNotFoundError(f"the hub does not tell what {name} holds ({files.first_line(error)})") from error
+    stand = f"shapes and values stand in {', '.join(sorted(set(names.values())))}, {size:.2f} GB to download"
+    source.left.notes.append(f"names alone were compared: {stand}")
     return {key: Stored(key, None, torch.float32, folder / file) for key, file in names.items()}
 
 
 def read_config(folder: Path) -> dict:
-    """What config.json says, types and ranges checked. FileNotFoundError or ValueError that names it."""
+    """What config.json says, kinds and ranges checked. FileNotFoundError or ValueError that names it."""
     path = folder / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} is not a checkpoint: config.json is missing; it holds {listed_in(folder)}")
-    try:
+        raise FileNotFoundError(f"{folder} is no checkpoint: config.json is missing among {files.listed_in(folder)}")
+    with reading(path, " cannot be used"):
         given = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read ({first_line(error)}); copy it again") from error
-    if not isinstance(given, dict):
-        raise ValueError(f"{path} holds a {type(given).__name__}; expected a table of settings")
-    official.check_settings(given, path)
+        if not isinstance(given, dict):
+            raise ValueError(f"it holds a {type(given).__name__}; expected a table of settings")
+        official.check_settings(given)
     return given
-
-
-def is_official(given: dict) -> bool:
-    """Whether a config.json is one of an official GLaMM checkpoint."""
-    names = given.get("architectures")
-    return given.get("model_type") in OFFICIAL_TYPES or any(
-        "GLaMM" in str(name) for name in (names if isinstance(names, list) else ())
-    )
-
-
-def _check_folder(folder: Path, given: dict, weights: bool) -> None:
-    """Raises an error that names what a folder in our format lacks, or that it holds another kind of model."""
-    kind = str(given.get("model_type", "unnamed"))
-    if kind != GlammConfig.model_type:
-        raise ValueError(
-            f"{folder} holds a model of the type {kind!r}; expected {GlammConfig.model_type!r}, or an official GLaMM "
-            "checkpoint. A language model cannot be asked about pictures: give a folder that glamm-mini has written"
-        )
-    if weights and not any((folder / name).is_file() for name in (SINGLE[0], INDICES[0])):
-        hint = "train one (make tiny) or copy it"
-        raise FileNotFoundError(f"{folder} is not a whole GLaMM checkpoint: {SINGLE[0]} is missing; {hint}")
 
 
 def type_name(dtype: torch.dtype) -> str:
     """ "bfloat16" for torch.bfloat16."""
     return str(dtype).removeprefix("torch.")
-
-
-def settled(folder: Path, reader: Callable, *given: Any) -> Any:
-    """What a reader of settings gives; one ValueError that names the folder for whatever it raises."""
-    try:
-        return reader(*given)
-    except Exception as error:  # each part's settings raise types of their own
-        raise unreadable(folder, error) from error
-
-
-def unreadable(folder: Path, error: Exception) -> ValueError:
-    """What is said of a folder whose settings cannot be used."""
-    # Of a KeyError or a TypeError of another library, the words alone say little.
-    what = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-    return ValueError(f"{folder}: configuration or tokenizer cannot be read ({what}); copy it again")

@@ -96,6 +96,17 @@ def test_the_type_is_float32_unless_another_is_asked_for(saved, made):
     assert read(saved, device_map={"": "cpu"}).device == torch.device("cpu")
     with pytest.raises(ValueError, match="device_mop"):
         read(saved, device_mop="cpu")
+    assert read(saved, dtype="float16", torch_dtype=torch.float16).dtype == torch.float16
+    with pytest.raises(ValueError, match="dtype and torch_dtype are .*leave torch_dtype out"):
+        read(saved, dtype="float32", torch_dtype="float16")
+
+
+def test_a_folder_has_no_revision(saved):
+    for read in (load_model, GlammProcessor.from_pretrained, GlammForConditionalGeneration.from_pretrained):
+        for name in (saved, "tiny"):
+            with pytest.raises(ValueError, match="revision is 'refs/pr/1', but .* is no repository of the hub"):
+                read(name, revision="refs/pr/1")
+        read(saved, revision="main")
 
 
 def test_a_model_that_is_saved_alone_comes_back(made, tmp_path):
@@ -290,19 +301,12 @@ class Hub:
         assert not any("safetensors" in pattern or ".bin" in pattern for pattern in allow_patterns)
         return str(self.folder)
 
-    def model_info(self, name, files_metadata, **_):
-        Found = type("Found", (), {})
-        answer = Found()
-        answer.siblings = []
-        for path in self.folder.iterdir():
-            one = Found()
-            one.rfilename, one.size = path.name, path.stat().st_size
-            answer.siblings.append(one)
-        return answer
-
     def get_safetensors_metadata(self, name, **_):
+        from huggingface_hub.errors import NotASafetensorsRepoError
         from huggingface_hub.utils import SafetensorsFileMetadata, SafetensorsRepoMetadata, TensorInfo
 
+        if not self.safetensors:
+            raise NotASafetensorsRepoError(name)
         files, places = {}, {}
         for path in self.folder.glob("*.safetensors"):
             header = json.loads(path.read_bytes()[8:].split(b"}}")[0].decode() + "}}")
@@ -385,14 +389,27 @@ def test_a_wrong_setting_is_named_before_anything_is_read(saved, part, name, val
         assert "config.json" in str(caught.value)
 
 
-def test_the_largest_settings_pass(saved):
+def test_the_largest_settings_pass():
     from glamm_mini.checkpoints.official import check_settings
 
-    path = saved / "config.json"
-    check_settings({"text": {"num_hidden_layers": 1024, "hidden_size": 2**16, "vocab_size": 1}}, path)
-    check_settings(glamm_mini.GlammConfig.of_size("7b").to_dict() | {"pad_token_id": None}, path)
+    check_settings({"text": {"num_hidden_layers": 1024, "hidden_size": 2**16, "vocab_size": 1}})
+    check_settings(glamm_mini.GlammConfig.of_size("7b").to_dict() | {"pad_token_id": None})
     for kind in ("pretrained", "gcg"):
-        check_settings(released_config(kind), path)
+        check_settings(released_config(kind))
+
+
+MISSING = "mode seg_state feature_layer size_name tokens losses region.box_image_size prompt.system grounding.window"
+MISSING += " text.rms_norm_eps text.rope_parameters vision.layer_norm_eps vision.hidden_act"
+
+
+@pytest.mark.parametrize("name", MISSING.split())
+def test_a_missing_setting_is_named_and_not_the_default_one(saved, name):
+    path, (*part, last) = saved / "config.json", name.split(".")
+    config = json.loads(path.read_text())
+    del (config[part[0]] if part else config)[last]
+    path.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=rf"config.json.*\({name}.* is missing"):
+        load_model(saved)
 
 
 @pytest.mark.parametrize("text", ["", "[", "[]", "3", '"a"', "null", "\x00", '{"model_type": "glamm_mini", "text": '])

@@ -1,7 +1,7 @@
 """LoRA by peft: equal to the official trained and frozen sets, exact when merged, safe against the wrong model."""
 
-import builtins
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -222,14 +222,7 @@ def test_mistakes_are_named(monkeypatch):
     layer.__class__ = type("Linear4bit", (torch.nn.Linear,), {"__module__": "bitsandbytes.nn.modules"})
     with pytest.raises(ValueError, match="quantized"):
         add_lora(quantized)
-    real = builtins.__import__
-
-    def without_peft(name, *more, **options):
-        if name == "peft":
-            raise ModuleNotFoundError("No module named 'peft'", name="peft")
-        return real(name, *more, **options)
-
-    monkeypatch.setattr(builtins, "__import__", without_peft)
+    monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ModuleNotFoundError, match=r"glamm-mini\[train\]"):
         add_lora(small_model())
 

@@ -216,7 +216,7 @@ def test_code_in_a_shard_is_never_run(files, copy, tmp_path):
 
 def test_a_broken_config_is_named(files, copy):
     (copy / "config.json").write_text(json.dumps(small_config() | {"num_attention_heads": 7}))
-    with pytest.raises(ValueError, match=f"{copy}: configuration or tokenizer cannot be read"):
+    with pytest.raises(ValueError, match=f"{copy}: config.json or the tokenizer cannot be used"):
         load_model(copy, vision_tower=clip_of(files))
 
 

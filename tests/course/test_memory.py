@@ -122,16 +122,16 @@ def test_official_training_has_the_official_trained_numbers():
 @pytest.mark.parametrize("kind", ["4bit", "8bit"])
 def test_quantized_weights_are_what_bitsandbytes_stores(kind):
     pytest.importorskip("bitsandbytes")
-    from glamm_mini.checkpoints.placement import quantization
+    from glamm_mini.checkpoints.placement import quantization, quantized_layers
 
     sizes = SIZES | {"text": SIZES["text"] | dict(hidden_size=128, intermediate_size=320)}
     config = small_config(**sizes)
     model = GlammForConditionalGeneration(config).half()
     settings = quantization(kind, torch.float16)
-    names = {f"{name}.weight" for name in settings.keep_the_rest(model)}
+    names = {f"{name}.weight" for name in quantized_layers(model, settings)}
     assert {w.name for w in list_weights(config, "none", 0, kind) if w.quantized} == names
     given = dict(config=config, state_dict=model.state_dict(), dtype=torch.float16, device_map={"": "cpu"})
-    model = GlammForConditionalGeneration.from_pretrained(None, quantization_config=settings.config, **given)
+    model = GlammForConditionalGeneration.from_pretrained(None, quantization_config=settings, **given)
     stored = 0
     for p in model.language_model.parameters():
         stored += p.nbytes
