@@ -12,10 +12,8 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
-JAVA_ENGLISH = ("-Duser.language=en", "-Duser.country=US", "-Dfile.encoding=UTF-8")
 # What PTB tokenization leaves out of a caption before it is scored.
 PUNCTUATION = frozenset("'' ' `` ` -LRB- -RRB- -LCB- -RCB- -lrb- -rrb- -lcb- -rcb- . ? ! , : - -- ... ;".split())
-INSTALL = 'install them with: pip install "glamm-mini[eval]"'
 
 
 @dataclass
@@ -36,6 +34,10 @@ class CaptionScores:
     each_cider: list[float] = field(default_factory=list)
 
 
+Corpus = tuple[dict[int, list[str]], dict[int, list[str]]]
+"""Tokenized references and, one each, hypotheses by number, as pycocoevalcap takes them."""
+
+
 def caption_scores(corpora: dict[str, Captions], meteor: bool = True, timeout: float | None = None):
     """Score several corpora at once.
 
@@ -47,20 +49,16 @@ def caption_scores(corpora: dict[str, Captions], meteor: bool = True, timeout: f
     try:
         from pycocoevalcap.cider.cider import Cider
     except ImportError:
-        return scores, [f"meteor and cider are null: pycocoevalcap is missing; {INSTALL}"]
+        missing = 'pycocoevalcap is missing; install it with: pip install "glamm-mini[eval]"'
+        return scores, [f"meteor and cider are null: {missing}"]
     tokenized, notes = _tokenize_corpora(corpora)
     for name, corpus in tokenized.items():
-        if corpus.hypotheses:
-            references = dict(enumerate(corpus.references))
-            hypotheses = {key: [text] for key, text in enumerate(corpus.hypotheses)}
-            total, each = Cider().compute_score(references, hypotheses)
-            scores[name].cider, scores[name].each_cider = float(total), [float(value) for value in each]
+        total, each = Cider().compute_score(*corpus)
+        scores[name].cider, scores[name].each_cider = float(total), each.tolist()
     if not meteor:
         return scores, [*notes, "meteor is null: it was left out"]
-    if shutil.which("java") is None:
-        return scores, [*notes, "meteor is null: METEOR needs Java 8 or newer on PATH, such as openjdk-17-jre"]
     try:
-        for name, (total, each) in meteor_scores(tokenized, timeout).items():
+        for name, (total, each) in _meteor_scores(tokenized, timeout).items():
             scores[name].meteor, scores[name].each_meteor = total, each
     except (RuntimeError, OSError) as problem:
         notes.append(f"meteor is null: {problem}")
@@ -70,25 +68,32 @@ def caption_scores(corpora: dict[str, Captions], meteor: bool = True, timeout: f
 # --- tokens -------------------------------------------------------------------------------------------------------
 
 
-def _tokenize_corpora(corpora: dict[str, Captions]) -> tuple[dict[str, Captions], list[str]]:
-    texts: dict[str, str] = {}  # a text that stands in several corpora is tokenized once
-    for corpus in corpora.values():
-        for references, hypothesis in zip(corpus.references, corpus.hypotheses, strict=True):
-            texts.update(dict.fromkeys([*references, hypothesis], ""))
+def _tokenize_corpora(corpora: dict[str, Captions]) -> tuple[dict[str, Corpus], list[str]]:
+    """The corpora that hold anything, tokenized: a text that stands in several of them once. And notes."""
+    parts = [[*corpus.references, corpus.hypotheses] for corpus in corpora.values()]
+    texts = list(dict.fromkeys(text for lists in parts for some in lists for text in some))
     notes = []
     try:
-        tokens = ptb_tokenize(list(texts))
+        tokens = ptb_tokenize(texts)
     except (RuntimeError, OSError) as problem:
         tokens = [python_tokenize(text) for text in texts]
-        notes.append(f"captions were split into words in Python, not by the PTB tokenizer ({problem})")
-    texts = dict(zip(texts, tokens, strict=True))
+        notes.append(f"captions were split into words in Python, not by the PTB tokenizer: {problem}")
+    known = dict(zip(texts, tokens, strict=True))
     return {
-        name: Captions(
-            [[texts[reference] for reference in references] for references in corpus.references],
-            [texts[hypothesis] for hypothesis in corpus.hypotheses],
+        name: (
+            {k: [known[text] for text in references] for k, references in enumerate(corpus.references)},
+            {k: [known[text]] for k, text in enumerate(corpus.hypotheses)},
         )
         for name, corpus in corpora.items()
+        if corpus.hypotheses
     }, notes
+
+
+def _java(*options: str) -> list[str]:
+    """The beginning of a command. Raises RuntimeError if Java is missing."""
+    if shutil.which("java") is None:
+        raise RuntimeError("Java 8 or newer, such as openjdk-17-jre, isn't on PATH")
+    return ["java", "-Duser.language=en", "-Duser.country=US", "-Dfile.encoding=UTF-8", *options]
 
 
 def ptb_tokenize(texts: list[str], timeout: float = 120) -> list[str]:
@@ -96,12 +101,10 @@ def ptb_tokenize(texts: list[str], timeout: float = 120) -> list[str]:
 
     Raises RuntimeError if Java is missing or fails.
     """
-    if shutil.which("java") is None:
-        raise RuntimeError("Java isn't on PATH")
     from pycocoevalcap.tokenizer import ptbtokenizer
 
     jar = Path(ptbtokenizer.__file__).with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
-    command = ["java", *JAVA_ENGLISH, "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer"]
+    command = _java("-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer")
     command += ["-preserveLines", "-lowerCase", "-encoding", "UTF-8"]
     # One line a caption, so nothing inside a caption may look like a line's end.
     lines = "".join(" ".join(text.split()) + "\n" for text in texts)
@@ -111,9 +114,12 @@ def ptb_tokenize(texts: list[str], timeout: float = 120) -> list[str]:
         raise RuntimeError(f"the PTB tokenizer didn't finish in {timeout:.0f} s") from problem
     found = done.stdout.decode("utf-8", "replace").split("\n")[:-1]
     if done.returncode != 0 or len(found) != len(texts):
-        detail = done.stderr.decode("utf-8", "replace").strip().splitlines()
-        raise RuntimeError(f"the PTB tokenizer failed: {detail[-1] if detail else 'no message'}")
+        raise RuntimeError(f"the PTB tokenizer failed: {_last_line(done.stderr) or 'no message'}")
     return [" ".join(word for word in line.split() if word not in PUNCTUATION) for line in found]
+
+
+def _last_line(output: bytes) -> str:
+    return output.decode("utf-8", "replace").strip().rpartition("\n")[2]
 
 
 def python_tokenize(text: str) -> str:
@@ -128,38 +134,39 @@ def python_tokenize(text: str) -> str:
 # --- METEOR -------------------------------------------------------------------------------------------------------
 
 
-def meteor_scores(corpora: dict[str, Captions], timeout: float | None = None) -> dict[str, tuple[float, list[float]]]:
-    """METEOR 1.5 of tokenized corpora: {name: (corpus score, one score an item)}.
+def _meteor_scores(corpora: dict[str, Corpus], timeout: float | None) -> dict[str, tuple[float, list[float]]]:
+    """METEOR 1.5: {name: (corpus score, one score an item)}.
 
     The corpus score aggregates statistics over all captions: it isn't the mean of the items' scores.
     One Java process serves all corpora and is killed after `timeout` seconds. Raises RuntimeError on failure.
     """
     from pycocoevalcap.meteor import meteor
 
-    size = sum(len(corpus.hypotheses) for corpus in corpora.values())
-    timeout = timeout or 120 + 0.2 * size
+    class Scorer(meteor.Meteor):  # which speaks METEOR's protocol; its own start knows neither language nor time limit
+        def __init__(self, process: subprocess.Popen):
+            self.meteor_p, self.lock = process, threading.Lock()
+
+        def __del__(self):
+            pass
+
+    timeout = timeout or 120 + 0.2 * sum(len(hypotheses) for _, hypotheses in corpora.values())
     jar = Path(meteor.__file__).with_name(meteor.METEOR_JAR)
-    command = ["java", *JAVA_ENGLISH, "-Xmx2G", "-jar", str(jar), "-", "-", "-stdio", "-l", "en", "-norm"]
-    known: dict[tuple, tuple[float, list[float]]] = {}
-    scores = {}
+    command = _java("-Xmx2G", "-jar", str(jar), *"- - -stdio -l en -norm".split())
+    scores: dict[str, tuple[float, list[float]]] = {}
     with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(
-            command, cwd=jar.parent, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
-        )
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(command, cwd=jar.parent, stdin=pipe, stdout=pipe, stderr=errors)
         expired = threading.Event()
         timer = threading.Timer(timeout, lambda: (expired.set(), process.kill()))
         timer.start()
         try:
             for name, corpus in corpora.items():
-                key = (tuple(map(tuple, corpus.references)), tuple(corpus.hypotheses))
-                if key not in known and corpus.hypotheses:
-                    known[key] = _meteor_corpus(process, corpus)
-                scores[name] = known.get(key, (0.0, []))
+                same = next((scores[other] for other in scores if corpora[other] == corpus), None)
+                scores[name] = same or Scorer(process).compute_score(*corpus)
         except (OSError, ValueError) as problem:
             errors.seek(0)
-            lines = errors.read().decode("utf-8", "replace").strip().splitlines()
             reason = f"METEOR didn't finish in {timeout:.0f} s" if expired.is_set() else "METEOR's Java process failed"
-            raise RuntimeError(f"{reason}: {lines[-1] if lines else problem}") from problem
+            raise RuntimeError(f"{reason}: {_last_line(errors.read()) or problem}") from problem
         finally:
             timer.cancel()
             process.kill()
@@ -167,24 +174,3 @@ def meteor_scores(corpora: dict[str, Captions], timeout: float | None = None) ->
             process.stdin.detach().close()  # detach: a dead process can't take what is still buffered
             process.stdout.close()
     return scores
-
-
-def _meteor_corpus(process: subprocess.Popen, corpus: Captions) -> tuple[float, list[float]]:
-    """Statistics of each caption (SCORE), then scores from all statistics (EVAL): METEOR's own line protocol."""
-    statistics = []
-    for references, hypothesis in zip(corpus.references, corpus.hypotheses, strict=True):
-        hypothesis = hypothesis.replace("|||", "").replace("  ", " ")
-        statistics.append(_ask(process, " ||| ".join(["SCORE", *references, hypothesis])))
-    process.stdin.write((" ||| ".join(["EVAL", *statistics]) + "\n").encode())
-    process.stdin.flush()
-    each = [float(process.stdout.readline()) for _ in statistics]
-    return float(process.stdout.readline()), each
-
-
-def _ask(process: subprocess.Popen, line: str) -> str:
-    process.stdin.write((line + "\n").encode())
-    process.stdin.flush()
-    answer = process.stdout.readline().decode().strip()
-    if not answer:
-        raise ValueError("no answer")
-    return answer

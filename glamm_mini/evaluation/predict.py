@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from glamm_mini.data.sample import Sample
-from glamm_mini.evaluation.records import LIST_TASKS, SETTINGS, check_task, read_json, read_results, write_json
+from glamm_mini.evaluation.records import LIST_TASKS, SETTINGS, read_json, read_results, write_json
 from glamm_mini.evaluation.segmentation import draw_expressions
 from glamm_mini.evaluation.truth import TruthWriter, expressions, single_turns
 from glamm_mini.processing.images import encode_mask
@@ -41,14 +41,12 @@ def predict_samples(
     wait: returns when all processes have called it. advance: told how many samples are done.
     Raises ValueError for an unknown task or a folder made with other settings.
     """
-    check_task(task)
-    folder = Path(folder)
+    truth, folder = TruthWriter(task, split, settings.get("data", "")), Path(folder)
     compare_settings(folder, settings)
     wait()  # no process writes settings before all have compared them
     if rank == 0:
         write_json(folder / SETTINGS, settings)
     answers = _Answers(task, glamm, folder, seed, rank)
-    truth = TruthWriter(task, split, settings.get("data", ""))
     wait()  # no process writes results before all have read what is there
     batch: list[tuple[Sample, list]] = []
     regions = 0
@@ -59,8 +57,10 @@ def predict_samples(
             regions += len(ids)
         if rank == 0:
             truth.add(sample)
-        if number % world != rank or answers.are_known(ids):
-            advance(number % world == rank)
+        if number % world != rank:
+            continue
+        if answers.are_known(ids):
+            advance(1)
             continue
         batch.append((sample, ids))
         if sum(len(one.conversations) for one, _ in batch) >= batch_size:
@@ -79,12 +79,12 @@ def compare_settings(folder: str | Path, settings: dict) -> None:
     """Raises ValueError if `folder` was made with other settings, or holds something else altogether."""
     path = Path(folder) / SETTINGS
     if not path.is_file():
-        if Path(folder).is_dir() and any(Path(folder).glob("*.json")):
+        if any(path.parent.glob("*.json")):
             raise ValueError(f"{folder} holds JSON files but no {SETTINGS}; choose an empty folder for --out.")
         return
-    before = read_json(path)
-    before = before if isinstance(before, dict) else {}
-    before = {key: value for key, value in UNTOLD.items() if key in settings} | before
+    found = read_json(path)
+    before = {key: value for key, value in UNTOLD.items() if key in settings}
+    before |= found if isinstance(found, dict) else {}
     different = [key for key in {**before, **settings} if before.get(key) != settings.get(key)]
     if different:
         changes = "; ".join(f"{key} was {before.get(key)!r}, is {settings.get(key)!r}" for key in different)
@@ -111,14 +111,10 @@ class _Answers:
 
     def __init__(self, task: str, glamm, folder: Path, seed: int, rank: int):
         self.task, self.glamm, self.folder, self.seed = task, glamm, folder, seed
-        self.results: list[dict] = []
-        self.known: set[str] = set()
-        if task in LIST_TASKS:
-            self.path = folder / f"results_{rank}.json"
-            if any(folder.glob("results_*.json")):
-                self.known = set(read_results(folder))
-            if self.path.is_file():
-                self.results = read_json(self.path)
+        self.path = folder / f"results_{rank}.json"
+        written = sorted(folder.glob("results_*.json")) if task in LIST_TASKS else []
+        self.known = set(read_results(folder)) if written else set()
+        self.results = read_json(self.path) if self.path in written else []
 
     def are_known(self, ids: list) -> bool:
         if self.task in LIST_TASKS:
@@ -135,31 +131,16 @@ class _Answers:
         ]
         answers = iter(self.glamm.answer_batch(requests))
         for sample, ids in batch:
-            self._keep(sample, ids, [next(answers) for _ in sample.conversations])
+            own = [next(answers) for _ in sample.conversations]
+            if self.task in LIST_TASKS:  # caption: one result an image, the first answer
+                self.results += [{"image_id": k, "caption": a.caption} for k, a in zip(ids, own, strict=False)]
+                continue
+            record = {"refseg": self._expressions, "vqa": _questions}.get(self.task, _grounded)(sample, own)
+            write_json(self.folder / f"{sample.image_id}.json", {"image_id": sample.image_id, **record})
         if self.task in LIST_TASKS:
             write_json(self.path, self.results)
 
-    def _keep(self, sample: Sample, ids: list, answers: list) -> None:
-        if self.task in LIST_TASKS:
-            pairs = zip(ids, answers, strict=False)  # caption: one result an image, the first answer
-            self.results += [{"image_id": image_id, "caption": answer.caption} for image_id, answer in pairs]
-            return
-        if self.task == "refseg":
-            record = self._refseg_record(sample, answers)
-        elif self.task == "vqa":
-            turns = single_turns(sample)
-            questions = [
-                {"question_id": k, "question": turn.question, "text": answer.caption}
-                for k, (turn, answer) in enumerate(zip(turns, answers, strict=True))
-            ]
-            record = {"image_id": sample.image_id, "questions": questions}
-        else:
-            record = answers[0].to_dict(image_id=sample.image_id)
-            record["text"] = answers[0].text
-        write_json(self.folder / f"{sample.image_id}.json", record)
-
-    def _refseg_record(self, sample: Sample, answers: list) -> dict:
-        turns = single_turns(sample)
+    def _expressions(self, sample: Sample, answers: list) -> dict:
         said = []
         for truth, answer in zip(expressions(sample), answers, strict=True):
             mask = np.zeros(sample.image.shape[:2], bool)  # stays empty where no mask came
@@ -168,10 +149,19 @@ class _Answers:
             said.append({**truth, "text": answer.text, "mask": encode_mask(mask)})
         # The official variant: the true answers are given, their [SEG] states make the masks, and all drawn
         # expressions stand in one conversation, so that later ones see the earlier ones.
+        turns = single_turns(sample)
         drawn = draw_expressions(sample.image_id, len(turns), self.seed)
-        forced = self.glamm.teacher_force(sample.image, [(turns[k].question, turns[k].answer) for k in drawn])
-        counts = [len(turns[k].masks) for k in drawn]
-        ends = np.cumsum(counts)
-        masks = [np.any(forced[end - count : end], axis=0) for count, end in zip(counts, ends, strict=True)]
-        record = {"sent_ids": drawn, "masks": [encode_mask(mask) for mask in masks]}
-        return {"image_id": sample.image_id, "expressions": said, "teacher_forced": record}
+        forced = iter(self.glamm.teacher_force(sample.image, [(turns[k].question, turns[k].answer) for k in drawn]))
+        masks = [np.any([next(forced) for _ in turns[k].masks], axis=0) for k in drawn]
+        return {"expressions": said, "teacher_forced": {"sent_ids": drawn, "masks": [encode_mask(m) for m in masks]}}
+
+
+def _questions(sample: Sample, answers: list) -> dict:
+    said = enumerate(zip(single_turns(sample), answers, strict=True))
+    return {
+        "questions": [{"question_id": k, "question": turn.question, "text": one.caption} for k, (turn, one) in said]
+    }
+
+
+def _grounded(sample: Sample, answers: list) -> dict:
+    return {**answers[0].to_dict(image_id=sample.image_id), "text": answers[0].text}
