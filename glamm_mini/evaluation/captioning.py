@@ -33,6 +33,10 @@ class CaptionScores:
     each_meteor: list[float] = field(default_factory=list)
     each_cider: list[float] = field(default_factory=list)
 
+    def total(self) -> dict:
+        """The two figures of the corpus."""
+        return {"meteor": self.meteor, "cider": self.cider}
+
 
 Corpus = tuple[dict[int, list[str]], dict[int, list[str]]]
 """Tokenized references and, one each, hypotheses by number, as pycocoevalcap takes them."""
@@ -65,19 +69,15 @@ def caption_scores(corpora: dict[str, Captions], meteor: bool = True, timeout: f
     return scores, notes
 
 
-# --- tokens -------------------------------------------------------------------------------------------------------
-
-
 def _tokenize_corpora(corpora: dict[str, Captions]) -> tuple[dict[str, Corpus], list[str]]:
     """The corpora that hold anything, tokenized: a text that stands in several of them once. And notes."""
     parts = [[*corpus.references, corpus.hypotheses] for corpus in corpora.values()]
     texts = list(dict.fromkeys(text for lists in parts for some in lists for text in some))
-    notes = []
     try:
-        tokens = ptb_tokenize(texts)
-    except (RuntimeError, OSError) as problem:
+        tokens, notes = ptb_tokenize(texts), []
+    except (RuntimeError, OSError, subprocess.TimeoutExpired) as problem:
         tokens = [python_tokenize(text) for text in texts]
-        notes.append(f"captions were split into words in Python, not by the PTB tokenizer: {problem}")
+        notes = [f"captions were split into words in Python, not by the PTB tokenizer: {problem}"]
     known = dict(zip(texts, tokens, strict=True))
     return {
         name: (
@@ -96,10 +96,10 @@ def _java(*options: str) -> list[str]:
     return ["java", "-Duser.language=en", "-Duser.country=US", "-Dfile.encoding=UTF-8", *options]
 
 
-def ptb_tokenize(texts: list[str], timeout: float = 120) -> list[str]:
+def ptb_tokenize(texts: list[str]) -> list[str]:
     """Lower-case Penn Treebank tokens without punctuation, joined by blanks (Stanford's tokenizer, in Java).
 
-    Raises RuntimeError if Java is missing or fails.
+    Raises RuntimeError if Java is missing or fails, subprocess.TimeoutExpired after two minutes.
     """
     from pycocoevalcap.tokenizer import ptbtokenizer
 
@@ -108,10 +108,7 @@ def ptb_tokenize(texts: list[str], timeout: float = 120) -> list[str]:
     command += ["-preserveLines", "-lowerCase", "-encoding", "UTF-8"]
     # One line a caption, so nothing inside a caption may look like a line's end.
     lines = "".join(" ".join(text.split()) + "\n" for text in texts)
-    try:
-        done = subprocess.run(command, input=lines.encode(), capture_output=True, timeout=timeout)
-    except subprocess.TimeoutExpired as problem:
-        raise RuntimeError(f"the PTB tokenizer didn't finish in {timeout:.0f} s") from problem
+    done = subprocess.run(command, input=lines.encode(), capture_output=True, timeout=120)
     found = done.stdout.decode("utf-8", "replace").split("\n")[:-1]
     if done.returncode != 0 or len(found) != len(texts):
         raise RuntimeError(f"the PTB tokenizer failed: {_last_line(done.stderr) or 'no message'}")
@@ -129,9 +126,6 @@ def python_tokenize(text: str) -> str:
     text = re.sub(r"n't\b", " n't", text)
     text = re.sub(r"(?<=\w)'(s|re|ve|ll|d|m)\b", r" '\1", text)
     return " ".join(re.findall(r"n't|'(?:s|re|ve|ll|d|m)\b|[^\W_]+(?:[-./'&][^\W_]+)*|[$%&@#]", text))
-
-
-# --- METEOR -------------------------------------------------------------------------------------------------------
 
 
 def _meteor_scores(corpora: dict[str, Corpus], timeout: float | None) -> dict[str, tuple[float, list[float]]]:
@@ -152,11 +146,10 @@ def _meteor_scores(corpora: dict[str, Corpus], timeout: float | None) -> dict[st
     timeout = timeout or 120 + 0.2 * sum(len(hypotheses) for _, hypotheses in corpora.values())
     jar = Path(meteor.__file__).with_name(meteor.METEOR_JAR)
     command = _java("-Xmx2G", "-jar", str(jar), *"- - -stdio -l en -norm".split())
-    scores: dict[str, tuple[float, list[float]]] = {}
+    scores = {}
+    pipe, expired = subprocess.PIPE, threading.Event()
     with tempfile.TemporaryFile() as errors:
-        pipe = subprocess.PIPE
         process = subprocess.Popen(command, cwd=jar.parent, stdin=pipe, stdout=pipe, stderr=errors)
-        expired = threading.Event()
         timer = threading.Timer(timeout, lambda: (expired.set(), process.kill()))
         timer.start()
         try:

@@ -18,10 +18,6 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
-def _is_number(value: Any) -> bool:
-    return (is_whole(value) or isinstance(value, float)) and abs(value) <= sys.float_info.max
-
-
 def _is_size(value: Any) -> bool:
     sides = isinstance(value, list | tuple) and len(value) == 2 and all(is_whole(side) and side > 0 for side in value)
     return sides and value[0] * value[1] <= LARGEST
@@ -33,7 +29,7 @@ def _all(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "text": (_is_text, "text"),
-    "number": (_is_number, "a finite number"),
+    "number": (lambda v: (is_whole(v) or isinstance(v, float)) and abs(v) <= sys.float_info.max, "a finite number"),
     "whole": (lambda value: is_whole(value) and value > 0, "a whole number above 0"),
     "id": (lambda value: is_whole(value) or (_is_text(value) and value != ""), "a whole number or a text, not empty"),
     "size": (_is_size, f"[height, width], whole numbers above 0 and at most {LARGEST:,} pixels"),

@@ -28,11 +28,9 @@ class GroundedImage:
 
 
 def compare_images(
-    truths: list[GroundedTruth],
-    predictions: dict[Any, GroundedPrediction],
-    similarity: Similarity,
+    truths: list[GroundedTruth], predictions: dict[Any, GroundedPrediction], similarity: Similarity,
     progress: Callable = lambda items: items,
-) -> list[GroundedImage]:
+) -> list[GroundedImage]:  # fmt: skip
     """Decode masks and compare all pairs once; a missing prediction is no masks and an empty caption."""
     images = []
     for truth in progress(truths):
@@ -45,9 +43,6 @@ def compare_images(
         ious = iou_matrix(true_masks, predicted_masks, empty=np.nan)
         images.append(GroundedImage(truth, prediction, ious, similarities))
     return images
-
-
-# --- official -----------------------------------------------------------------------------------------------------
 
 
 def official_grounding(images: list[GroundedImage], coco_truth: dict) -> dict:
@@ -97,9 +92,6 @@ def official_matches(image: GroundedImage) -> list[tuple[int, int]] | None:
         for matrix in (ious, similarities):
             matrix[row, :] = matrix[:, column] = 0
     return matches
-
-
-# --- fixed --------------------------------------------------------------------------------------------------------
 
 
 @dataclass

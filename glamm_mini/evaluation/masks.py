@@ -16,9 +16,8 @@ from glamm_mini.evaluation.fields import checked, is_whole, shown
 def run_lengths(record: dict, name: str) -> np.ndarray:
     """Lengths (N,) int64 of a COCO run-length record, column by column, the first of zeros; counts a text or a list.
 
-    pycocotools takes whatever it is given, reads past the end of a text and returns a mask of any content; so lengths
-    are read and checked here. Raises ValueError, which begins with `name`, unless they are whole numbers that are not
-    negative and add up to the pixels of the record's size.
+    pycocotools would read past the end of a text and return any mask, so lengths are read and checked here.
+    Raises ValueError, which begins with `name`, unless they are not negative and add up to the pixels of the size.
     """
     height, width = checked(record, {"size": "size"}, name)["size"]
     counts = record.get("counts")
@@ -31,8 +30,8 @@ def run_lengths(record: dict, name: str) -> np.ndarray:
     else:
         raise ValueError(f"{name}: 'counts' is {shown(counts)}; expected COCO run lengths, a whole text or a list")
     if (lengths < 0).any() or lengths.sum() != height * width:
-        wrong = "hold a negative one" if (lengths < 0).any() else f"add up to {lengths.sum()} pixels"
-        raise ValueError(f"{name}: its run lengths {wrong}; expected {height} x {width} = {height * width} pixels")
+        expected = f"expected none that is negative and {height} x {width} = {height * width} pixels"
+        raise ValueError(f"{name}: its run lengths add up to {lengths.sum()}; {expected}")
     return lengths
 
 

@@ -4,7 +4,7 @@ Several processes share the work: process `rank` of `world` answers samples rank
 """
 
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,19 +20,10 @@ UNTOLD = {"dtype": "float32", "quantize": None, "vision_tower": None, "drop": []
 
 
 def predict_samples(
-    task: str,
-    glamm,
-    samples: Iterable[Sample],
-    folder: str | Path,
-    split: str,
-    settings: dict,
-    seed: int = 0,
-    batch_size: int = 8,
-    rank: int = 0,
-    world: int = 1,
-    wait: Callable[[], None] = lambda: None,
-    advance: Callable[[int], None] = lambda count: None,
-) -> None:
+    task: str, glamm, samples: Iterable[Sample], folder: str | Path, split: str, settings: dict, seed: int = 0,
+    batch_size: int = 8, rank: int = 0, world: int = 1,
+    wait: Callable[[], None] = lambda: None, advance: Callable[[int], None] = lambda count: None,
+) -> None:  # fmt: skip
     """Write predictions to `folder` and, in process 0, the ground truth to `folder/ground_truth`.
 
     glamm: an Assistant, or anything with its answer_batch (and teacher_force, for refseg).
@@ -48,28 +39,23 @@ def predict_samples(
         write_json(folder / SETTINGS, settings)
     answers = _Answers(task, glamm, folder, seed, rank)
     wait()  # no process writes results before all have read what is there
-    batch: list[tuple[Sample, list]] = []
-    regions = 0
+    batch: list[tuple[Sample, Sequence]] = []
+    questions = 0
     for number, sample in enumerate(samples):
-        ids = [sample.image_id]
-        if task == "regcap":  # one result a region, numbered over the whole set
-            ids = list(range(regions + 1, regions + 1 + len(sample.conversations)))
-            regions += len(ids)
+        first, questions = questions + 1, questions + len(sample.conversations)
+        # Of regcap one result a region, numbered over the whole set.
+        ids = range(first, questions + 1) if task == "regcap" else [sample.image_id]
         if rank == 0:
             truth.add(sample)
-        if number % world != rank:
-            continue
-        if answers.are_known(ids):
+        if number % world == rank and answers.are_known(ids):
             advance(1)
-            continue
-        batch.append((sample, ids))
+        elif number % world == rank:
+            batch.append((sample, ids))
         if sum(len(one.conversations) for one, _ in batch) >= batch_size:
-            answers.ask(batch)
-            advance(len(batch))
+            advance(answers.ask(batch))
             batch = []
     if batch:
-        answers.ask(batch)
-        advance(len(batch))
+        advance(answers.ask(batch))
     if rank == 0:
         truth.write(folder / "ground_truth")
     wait()
@@ -116,12 +102,13 @@ class _Answers:
         self.known = set(read_results(folder)) if written else set()
         self.results = read_json(self.path) if self.path in written else []
 
-    def are_known(self, ids: list) -> bool:
+    def are_known(self, ids: Sequence) -> bool:
         if self.task in LIST_TASKS:
             return self.known.issuperset(map(str, ids))
         return (self.folder / f"{ids[0]}.json").is_file()
 
-    def ask(self, batch: list[tuple[Sample, list]]) -> None:
+    def ask(self, batch: list[tuple[Sample, Sequence]]) -> int:
+        """Returns how many samples were asked about."""
         from glamm_mini.assistant.assistant import Request
 
         requests = [
@@ -135,10 +122,18 @@ class _Answers:
             if self.task in LIST_TASKS:  # caption: one result an image, the first answer
                 self.results += [{"image_id": k, "caption": a.caption} for k, a in zip(ids, own, strict=False)]
                 continue
-            record = {"refseg": self._expressions, "vqa": _questions}.get(self.task, _grounded)(sample, own)
-            write_json(self.folder / f"{sample.image_id}.json", {"image_id": sample.image_id, **record})
+            if self.task == "refseg":
+                record = {"image_id": sample.image_id, **self._expressions(sample, own)}
+            elif self.task == "vqa":
+                said = enumerate(zip(single_turns(sample), own, strict=True))
+                said = [{"question_id": k, "question": turn.question, "text": a.caption} for k, (turn, a) in said]
+                record = {"image_id": sample.image_id, "questions": said}
+            else:
+                record = {**own[0].to_dict(image_id=sample.image_id), "text": own[0].text}
+            write_json(self.folder / f"{sample.image_id}.json", record)
         if self.task in LIST_TASKS:
             write_json(self.path, self.results)
+        return len(batch)
 
     def _expressions(self, sample: Sample, answers: list) -> dict:
         said = []
@@ -154,14 +149,3 @@ class _Answers:
         forced = iter(self.glamm.teacher_force(sample.image, [(turns[k].question, turns[k].answer) for k in drawn]))
         masks = [np.any([next(forced) for _ in turns[k].masks], axis=0) for k in drawn]
         return {"expressions": said, "teacher_forced": {"sent_ids": drawn, "masks": [encode_mask(m) for m in masks]}}
-
-
-def _questions(sample: Sample, answers: list) -> dict:
-    said = enumerate(zip(single_turns(sample), answers, strict=True))
-    return {
-        "questions": [{"question_id": k, "question": turn.question, "text": one.caption} for k, (turn, one) in said]
-    }
-
-
-def _grounded(sample: Sample, answers: list) -> dict:
-    return {**answers[0].to_dict(image_id=sample.image_id), "text": answers[0].text}

@@ -96,9 +96,6 @@ def write_json(path: Path, content: Any) -> None:
     os.replace(temporary, path)
 
 
-# --- ground truth -------------------------------------------------------------------------------------------------
-
-
 def truth_path(folder: Path, task: str, split: str, kind: str = "") -> Path:
     """Where a task's ground truth lies; `kind` is "coco_mask" or "coco_caption" for gcg and grounding."""
     return Path(folder) / f"{split}_{task}_{kind and kind + '_'}gt.json"
@@ -162,9 +159,6 @@ def read_grounded_truth(folder: Path, task: str, split: str) -> tuple[list[Groun
                 "the i-th label belongs to the i-th mask of its image"
             )
     return list(truths.values()), masks
-
-
-# --- predictions --------------------------------------------------------------------------------------------------
 
 
 def read_grounded_predictions(folder: Path, image_ids: list) -> dict[Any, GroundedPrediction]:

@@ -1,13 +1,13 @@
 """Score a folder of predictions against a folder of ground truth: every task, both protocols."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from glamm_mini import registry
 from glamm_mini.evaluation import records
-from glamm_mini.evaluation.captioning import Captions, CaptionScores, caption_scores
+from glamm_mini.evaluation.captioning import Captions, caption_scores
 from glamm_mini.evaluation.fields import by_id, check_choice, checked
 from glamm_mini.evaluation.gcg import compare_images, fixed_grounding, official_grounding, unseen_grounding
 from glamm_mini.evaluation.masks import decode_masks
@@ -17,18 +17,14 @@ from glamm_mini.evaluation.similarity import SIMILARITIES, get_similarity
 PROTOCOLS = ("both", "official", "fixed")
 Scored = tuple[dict | None, dict, dict, dict | None]
 """Official figures, fixed figures, what both stand on, and the fixed figures of unseen things alone."""
+Place = tuple[str, Path, Path, str]
+"""Task, folder of the predictions, folder of the ground truth, split."""
 
 
 def score_folder(
-    task: str,
-    predictions: str | Path,
-    ground_truth: str | Path,
-    split: str,
-    protocol: str = "both",
-    similarity: str | None = None,
-    meteor: bool = True,
-    progress: Callable = lambda items: items,
-) -> dict:
+    task: str, predictions: str | Path, ground_truth: str | Path, split: str, protocol: str = "both",
+    similarity: str | None = None, meteor: bool = True, progress: Callable = lambda items: items,
+) -> dict:  # fmt: skip
     """The figures of a task.
 
     protocol: "official", "fixed" or "both". similarity: which phrases mean the same, see `similarity`; by default
@@ -46,14 +42,14 @@ def score_folder(
         check_choice("similarity", similarity, SIMILARITIES)
     place = (task, Path(predictions), Path(ground_truth), split)
     if task in records.MASK_TASKS:
-        official, fixed, about, unseen = _score_grounded(*place, similarity, meteor, progress)
+        scored = _score_grounded(place, similarity, meteor, progress)
     elif task in records.LIST_TASKS:
-        official, fixed, about, unseen = _score_captions(*place, meteor)
+        scored = _score_captions(place, meteor)
     else:
-        score = {"refseg": _score_refseg, "vqa": _score_vqa}[task]
-        official, fixed, about, unseen = score(*_read_asked(*place), progress)
-    parts = {"official": official, "fixed": fixed}
-    figures = {name: part for name, part in parts.items() if protocol in ("both", name)}
+        scored = {"refseg": _score_refseg, "vqa": _score_vqa}[task](place, progress)
+    official, fixed, about, unseen = scored
+    figures = {"official": official} if protocol != "fixed" else {}
+    figures |= {"fixed": fixed} if protocol != "official" else {}
     if task != "gcg":
         figures = {**figures.pop("fixed", {}), **figures}
     if unseen is not None and protocol != "official":
@@ -61,27 +57,25 @@ def score_folder(
     return {task: {**figures, **about}}
 
 
-def _score_grounded(
-    task: str, predictions: Path, ground_truth: Path, split: str, similarity: str | None, meteor: bool,
-    progress: Callable,
-) -> Scored:  # fmt: skip
+def _score_grounded(place: Place, similarity: str | None, meteor: bool, progress: Callable) -> Scored:
+    task, predictions, ground_truth, split = place
     truths, coco_truth = records.read_grounded_truth(ground_truth, task, split)
     ids = [truth.image_id for truth in truths]
     found = records.read_grounded_predictions(predictions, ids)
-    data = _data_name(coco_truth)
-    name = similarity or (data if data in registry.names("similarity") else "bert")
+    name = similarity or _registered("similarity", coco_truth) or "bert"
     images = compare_images(truths, found, get_similarity(name), progress)
     official, fixed = official_grounding(images, coco_truth), fixed_grounding(images, coco_truth)
     about = {"similarity": name, **_about(ids, found, records.strangers(predictions, ids))}
     if task == "gcg":
         captions = Captions([truth.captions for truth in truths], [image.prediction.caption for image in images])
         scores, notes = caption_scores({"all": captions}, meteor=meteor)
-        official, fixed = official | _words(scores["all"]), fixed | _words(scores["all"])
+        official, fixed = official | scores["all"].total(), fixed | scores["all"].total()
         about["notes"] += notes
     return official, fixed, about, unseen_grounding(images)
 
 
-def _score_captions(task: str, predictions: Path, ground_truth: Path, split: str, meteor: bool) -> Scored:
+def _score_captions(place: Place, meteor: bool) -> Scored:
+    task, predictions, ground_truth, split = place
     truth, path = records.read_truth(ground_truth, task, split)
     references: dict[str, list[str]] = {}
     for annotation in truth["annotations"]:
@@ -92,25 +86,24 @@ def _score_captions(task: str, predictions: Path, ground_truth: Path, split: str
         raise ValueError(f"{predictions} holds no caption for any image of the ground truth; check --split.")
     # The official script scores what was answered; a missing caption is an empty one in the fixed protocol.
     said = [found.get(image_id, "") for image_id in references]
-    corpora = {
-        "official": Captions([references[k] for k in answered], [found[k] for k in answered]),
-        "fixed": Captions(list(references.values()), said),
-    }
-    scores, notes = caption_scores(corpora, meteor=meteor)
+    official = Captions([references[k] for k in answered], [found[k] for k in answered])
+    fixed = Captions(list(references.values()), said)
+    scores, notes = caption_scores({"official": official, "fixed": fixed}, meteor=meteor)
     known, unseen = _known_words(task, truth, references, said, path)
     about = _about(list(references), found, [image_id for image_id in found if image_id not in references])
     about["notes"] += notes
     if task == "regcap":  # officially each region is an "image"
         images = {image.get("file_name", image["id"]) for image in truth["images"]}
         about = {"regions": len(references), **about, "images": len(images)}
-    return _words(scores["official"]), _words(scores["fixed"]) | known, about, unseen
+    return scores["official"].total(), scores["fixed"].total() | known, about, unseen
 
 
 def _known_words(task: str, truth: dict, references: dict, said: list[str], path: str) -> tuple[dict, dict | None]:
     """What the data set's record tells about the captions' words, of everything and of unseen things."""
-    if _data_name(truth) not in registry.names("scores"):
+    name = _registered("scores", truth)
+    if name is None:
         return {}, None
-    own = registry.find("scores", _data_name(truth))
+    own = registry.find("scores", name)
     if task == "caption":
         checked(truth, {"images": [{"classes?": "texts"}]}, path)
         classes = {str(image["id"]): set(image.get("classes") or ()) for image in truth["images"]}
@@ -124,9 +117,6 @@ def _known_words(task: str, truth: dict, references: dict, said: list[str], path
     return own.region_accuracy(known, said), own.unseen_regions(known, said, marks)
 
 
-# --- expressions and questions ------------------------------------------------------------------------------------
-
-
 class _Asked(NamedTuple):
     """An image: what both files hold about it, and by id what was asked and what was said, {} where nothing was."""
 
@@ -137,10 +127,9 @@ class _Asked(NamedTuple):
     file: str
 
 
-def _read_asked(task: str, predictions: Path, ground_truth: Path, split: str) -> tuple[list[_Asked], dict]:
+def _read_asked(place: Place, part: str, name: str, form: dict) -> tuple[list[_Asked], dict]:
     """Every image of refseg or vqa, and what is told beside the figures."""
-    form = records.EXPRESSIONS if task == "refseg" else records.QUESTIONS
-    part, name = ("expressions", "sent_id") if task == "refseg" else ("questions", "question_id")
+    task, predictions, ground_truth, split = place
     truths, path = records.read_truth(ground_truth, task, split)
     ids = [truth["image_id"] for truth in truths]
     found = records.read_image_records(predictions, ids, form)
@@ -149,18 +138,14 @@ def _read_asked(task: str, predictions: Path, ground_truth: Path, split: str) ->
         record, where, file = found.get(ids[k], {part: []}), f"{path}[{k}]", str(predictions / f"{ids[k]}.json")
         asked = by_id(truth[part], name, f"{where}: {part}")
         said = by_id(record[part], name, f"{file}: {part}")
-        _check_asked(said, asked, f"{file}: {part}, {name!r}")
+        for key in said:
+            check_choice(f"{name!r} in {file}", key, asked)
         images.append(_Asked(truth, record, {key: (asked[key], said.get(key, {})) for key in asked}, where, file))
     return images, _about(ids, found, records.strangers(predictions, ids))
 
 
-def _check_asked(ids: Iterable[str], asked: dict, where: str) -> None:
-    unknown = [key for key in ids if key not in asked]
-    if unknown:
-        raise ValueError(f"{where} is {unknown[0]!r}; expected one of {', '.join(asked) or 'none'}")
-
-
-def _score_refseg(images: list[_Asked], about: dict, progress: Callable) -> Scored:
+def _score_refseg(place: Place, progress: Callable) -> Scored:
+    images, about = _read_asked(place, "expressions", "sent_id", records.EXPRESSIONS)
     pairs, unseen, drawn_items = [], [], []
     for truth, record, asked, where, file in progress(images):
         size = tuple(truth["size"])
@@ -172,7 +157,8 @@ def _score_refseg(images: list[_Asked], about: dict, progress: Callable) -> Scor
             unseen.append(bool(expression.get("unseen")))
         if forced := record.get("teacher_forced"):  # masks of the expressions that the official variant drew
             drawn = [str(sent_id) for sent_id in forced["sent_ids"]]
-            _check_asked(drawn, asked, f"{file}: teacher_forced, 'sent_ids'")
+            for key in drawn:
+                check_choice(f"id among 'sent_ids' in {file}: teacher_forced", key, asked)
             masks = decode_masks(forced["masks"], size, f"{file}: teacher_forced: masks")
             drawn_items.append((true_masks[[list(asked).index(key) for key in drawn]], masks))
     official = official_refseg(drawn_items) if drawn_items else {"ciou": None, "giou": None}
@@ -183,7 +169,8 @@ def _score_refseg(images: list[_Asked], about: dict, progress: Callable) -> Scor
     return official, fixed_refseg(pairs), {"expressions": len(pairs), **about}, unseen_refseg(pairs, unseen)
 
 
-def _score_vqa(images: list[_Asked], about: dict, progress: Callable) -> Scored:
+def _score_vqa(place: Place, progress: Callable) -> Scored:
+    images, about = _read_asked(place, "questions", "question_id", records.QUESTIONS)
     entries = [entry for image in progress(images) for entry in image.asked.values()]
     expected, answers = [one["answer"] for one, _ in entries], [said.get("text", "") for _, said in entries]
     about["notes"].append("official is null: the official code has no score for questions")
@@ -208,15 +195,10 @@ def answer_accuracy(truths: list[str], answers: list[str]) -> float | None:
     return sum(right) / len(right) if right else None
 
 
-# --- what is told beside the figures ------------------------------------------------------------------------------
-
-
-def _words(scores: CaptionScores) -> dict:
-    return {"meteor": scores.meteor, "cider": scores.cider}
-
-
-def _data_name(truth: dict) -> str:
-    return str((truth.get("info") or {}).get("data"))
+def _registered(kind: str, truth: dict) -> str | None:
+    """The data set that a ground truth names, if it brings its own `kind` of scoring, see `registry`."""
+    data = (truth.get("info") or {}).get("data")
+    return data if data in registry.names(kind) else None
 
 
 def _about(ids: list, found: dict, surplus: list[str]) -> dict:

@@ -47,7 +47,7 @@ class TruthWriter:
         elif self.task == "caption":
             self._add_image(sample, image_id, classes=classes_present(sample))
             for caption in captions:
-                self.annotations.append(_numbered(self.annotations, image_id=image_id, caption=caption))
+                self.annotations.append({"id": len(self.annotations) + 1, "image_id": image_id, "caption": caption})
         else:
             questions = [
                 {"question_id": k, "question": turn.question, "answer": captions[k]} for k, turn in enumerate(turns)
@@ -77,7 +77,7 @@ class TruthWriter:
         if len(labels) != len(turn.masks):
             raise ValueError(f"{sample.image_id}: {len(labels)} [SEG] in the answer, {len(turn.masks)} masks")
         known = {"image_id": sample.image_id, "caption": answer.caption, "labels": labels}
-        self.captions.append(_numbered(self.captions, **known))
+        self.captions.append({"id": len(self.captions) + 1, **known})
         facts = facts_of(sample, 0).get("phrases") or [None] * len(labels)
         for mask, thing in zip(turn.masks, facts, strict=True):
             record = encode_mask(mask)
@@ -94,16 +94,12 @@ class TruthWriter:
 
     def _annotate(self, image_id: Any, thing: dict | None, **more) -> None:
         """An annotation with what the record knows of the thing, whatever its words leave open."""
-        annotation = _numbered(self.annotations, image_id=image_id, category_id=1, iscrowd=0, **more)
+        annotation = {"id": len(self.annotations) + 1, "image_id": image_id, "category_id": 1, "iscrowd": 0, **more}
         if thing:
             annotation["attributes"] = {key: thing[key] for key in ATTRIBUTES if key in thing}
             if thing.get("unseen"):
                 annotation["unseen"] = True
         self.annotations.append(annotation)
-
-
-def _numbered(collected: list[dict], **fields) -> dict:
-    return {"id": len(collected) + 1, **fields}
 
 
 def single_turns(sample: Sample) -> list[Turn]:
