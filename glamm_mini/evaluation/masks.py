@@ -52,8 +52,8 @@ def _lengths_of_text(text: str) -> np.ndarray:
 def decode_masks(records: list[dict], size: tuple[int, int] | None = None, name: str = "masks") -> np.ndarray:
     """Run-length records to (M, H, W) bool.
 
-    size: (H, W) that every record must have, by default the first's; also the size of the empty result. `name` names
-    the list in errors. Raises ValueError for a record that is not a run length, or of another size.
+    size: (H, W) of every record, and of the empty result; by default the first's. `name`: the list in errors.
+    Raises ValueError for a record that is not a run length, or of another size.
     """
     masks: list[np.ndarray] = []
     for position, record in enumerate(records):
@@ -92,32 +92,27 @@ def coco_stats(coco_truth: dict, detections: list[dict]) -> np.ndarray | None:
     """
     if not detections:
         return None
+    detections = [one | {"category_id": 1, "segmentation": _as_text(one["segmentation"])} for one in detections]
+    true = []
+    for one in coco_truth["annotations"]:
+        mask, area = _as_text(one["segmentation"]), one.get("area")
+        # Numbered anew: pycocotools takes an annotation of id 0 for unmatched, and the last of equal ids for all.
+        true.append({"id": len(true) + 1, "image_id": one["image_id"], "category_id": 1, "segmentation": mask})
+        true[-1] |= {"area": coco_mask.area(mask) if area is None else area, "iscrowd": one.get("iscrowd") or 0}
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # pycocotools prints its progress
         warnings.simplefilter("ignore", DeprecationWarning)  # and lags behind numpy 2's array protocol
         truth = COCO()
         truth.dataset = {
             "images": [{"id": image["id"], "height": 0, "width": 0} for image in coco_truth["images"]],  # sides: unused
             "categories": [{"id": 1, "name": "object"}],
-            "annotations": [_annotation(annotation, k) for k, annotation in enumerate(coco_truth["annotations"], 1)],
+            "annotations": true,
         }
         truth.createIndex()
-        found = [one | {"category_id": 1, "segmentation": _as_text(one["segmentation"])} for one in detections]
-        evaluation = COCOeval(truth, truth.loadRes(found), "segm")
+        evaluation = COCOeval(truth, truth.loadRes(detections), "segm")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
     return evaluation.stats
-
-
-def _annotation(annotation: dict, number: int) -> dict:
-    """A truth as pycocotools wants it; an area that is not given is the mask's own.
-
-    Numbered anew: pycocotools takes an annotation of id 0 for unmatched, and the last of equal ids for all.
-    """
-    mask, area = _as_text(annotation["segmentation"]), annotation.get("area")
-    known = {"id": number, "image_id": annotation["image_id"], "category_id": 1, "segmentation": mask}
-    known["area"] = float(coco_mask.area(mask)) if area is None else area
-    return known | {"iscrowd": annotation.get("iscrowd") or 0}
 
 
 def _as_text(record: dict) -> dict:

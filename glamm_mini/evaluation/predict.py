@@ -39,8 +39,7 @@ def predict_samples(
         write_json(folder / SETTINGS, settings)
     answers = _Answers(task, glamm, folder, seed, rank)
     wait()  # no process writes results before all have read what is there
-    batch: list[tuple[Sample, Sequence]] = []
-    questions = 0
+    batch, questions = [], 0
     for number, sample in enumerate(samples):
         first, questions = questions + 1, questions + len(sample.conversations)
         # Of regcap one result a region, numbered over the whole set.

@@ -26,28 +26,23 @@ LIST_TASKS = ("regcap", "caption")
 SETTINGS = "settings.json"
 NOT_RESULTS = (SETTINGS, "merged.json", "metrics.json")
 
-
-IMAGE, CAPTION = {"id": "id"}, {"image_id": "id", "caption": "text"}
+# The forms of all files, for `checked`: of ground truth by task or kind, then of predictions.
+IMAGE, SIDES = {"id": "id"}, {"height": "whole", "width": "whole"}
+CAPTION = {"image_id": "id", "caption": "text"}
 MASK = {"image_id": "id", "segmentation": "object", "area?": "number", "iscrowd?": "number", "attributes?": "object"}
 COCO = {"info?": "object", "images": [IMAGE], "annotations": [CAPTION]}
 TRUTHS: dict[str, Any] = {
     "coco_mask": COCO | {"annotations": [MASK]},
-    "coco_caption": COCO | {"images": [IMAGE | {"height": "whole", "width": "whole"}]},
+    "coco_caption": COCO | {"images": [IMAGE | SIDES], "annotations": [CAPTION | {"labels?": "texts"}]},
     "regcap": COCO,
     "caption": COCO,
     "refseg": [{"image_id": "id", "size": "size", "expressions": [{"sent_id": "id", "mask": "object"}]}],
     "vqa": [{"image_id": "id", "questions": [{"question_id": "id", "answer": "text"}]}],
 }
-"""Forms of ground truth files, for `checked`. The first annotation of an image in coco_caption has "labels", texts."""
-
 GROUNDED = {"caption": "text", "phrases": "texts", "pred_masks": "list", "scores?": "numbers"}
-EXPRESSIONS = {
-    "expressions": [{"sent_id": "id", "mask?": "object"}],
-    "teacher_forced?": {"sent_ids": "ids", "masks": "list"},
-}
+FORCED = {"sent_ids": "ids", "masks": "list"}
+EXPRESSIONS = {"expressions": [{"sent_id": "id", "mask?": "object"}], "teacher_forced?": FORCED}
 QUESTIONS = {"questions": [{"question_id": "id", "text": "text"}]}
-"""Forms of predictions of one image."""
-RESULTS = [CAPTION]
 
 
 @dataclass
@@ -141,12 +136,10 @@ def read_grounded_truth(folder: Path, task: str, split: str) -> tuple[list[Groun
     kept = [image["id"] for image in masks["images"]]
     if len(set(map(type, kept))) > 1 or set(map(str, kept)) != set(truths):
         raise ValueError(f"{mask_path} and {caption_path} name different images; both need the same ids, of one type")
-    for k, annotation in enumerate(captions["annotations"]):
+    for annotation in captions["annotations"]:
         truth = truths[str(annotation["image_id"])]
         truth.captions.append(annotation["caption"])
-        if not truth.labels:
-            checked(annotation, {"labels": "texts"}, f"{caption_path}: annotations[{k}]")
-            truth.labels = annotation["labels"]
+        truth.labels = truth.labels or annotation.get("labels") or []
     for annotation in masks["annotations"]:
         truth = truths[str(annotation["image_id"])]
         truth.masks.append(annotation["segmentation"])
@@ -215,7 +208,7 @@ def read_results(folder: Path) -> dict[str, str]:
         raise ValueError(f"{folder} holds no results_<rank>.json. Check --predictions.")
     results: dict[str, str] = {}
     for path in paths:
-        for k, record in enumerate(checked(read_json(path), RESULTS, str(path))):
+        for k, record in enumerate(checked(read_json(path), [CAPTION], str(path))):
             image_id, caption = str(record["image_id"]), record["caption"]
             if results.setdefault(image_id, caption) != caption:
                 raise ValueError(f"{path}[{k}]: image {image_id!r} has another caption already; expected one an image")

@@ -204,13 +204,12 @@ def _registered(kind: str, truth: dict) -> str | None:
 def _about(ids: list, found: dict, surplus: list[str]) -> dict:
     """What figures stand on; the ids are those of the ground truth."""
     missing = [image_id for image_id in ids if image_id not in found]
-    notes = []
-    if missing:
-        notes.append(f"{len(missing)} of {len(ids)} predictions are missing and count as empty ({_some(missing)})")
-    if surplus:
-        notes.append(f"{len(surplus)} predictions belong to no image of the ground truth ({_some(surplus)})")
+    notes = [
+        f"{len(some)} {words} ({', '.join(map(str, some[:3]))}{' ...' if len(some) > 3 else ''})"
+        for some, words in (
+            (missing, f"of {len(ids)} predictions are missing and count as empty"),
+            (surplus, "predictions belong to no image of the ground truth"),
+        )
+        if some
+    ]
     return {"images": len(ids), "missing_predictions": len(missing), "notes": notes}
-
-
-def _some(ids: list) -> str:
-    return ", ".join(map(str, ids[:3])) + (" ..." if len(ids) > 3 else "")

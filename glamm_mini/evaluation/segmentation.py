@@ -4,17 +4,13 @@ import random
 
 import numpy as np
 
-OFFICIAL_EXPRESSIONS = 3  # the official loader draws this many sentences an image
-
 
 def draw_expressions(image_id: str, count: int, seed: int) -> list[int]:
-    """Which of an image's expressions the official variant scores: at most three, drawn with a seed.
+    """Which of an image's expressions the official variant scores: at most three, as the official loader draws them.
 
-    The official script draws without a seed, so that its number differs from run to run.
+    It draws without a seed, so that its number differs from run to run.
     """
-    if count <= OFFICIAL_EXPRESSIONS:
-        return list(range(count))
-    return random.Random(f"refseg {seed} {image_id}").sample(range(count), OFFICIAL_EXPRESSIONS)
+    return list(range(count)) if count <= 3 else random.Random(f"refseg {seed} {image_id}").sample(range(count), 3)
 
 
 def _overlap(true: np.ndarray, predicted: np.ndarray) -> tuple[float, float]:
