@@ -4,6 +4,7 @@ COCOEvalCap itself is not used: it always builds SPICE, which downloads. Java's 
 because METEOR writes its numbers in the machine's language and can't be read back in German.
 """
 
+import contextlib
 import re
 import shutil
 import subprocess
@@ -159,11 +160,12 @@ def _meteor_scores(corpora: dict[str, Corpus], timeout: float | None) -> dict[st
         except (OSError, ValueError) as problem:
             errors.seek(0)
             reason = f"METEOR didn't finish in {timeout:.0f} s" if expired.is_set() else "METEOR's Java process failed"
-            raise RuntimeError(f"{reason}: {_last_line(errors.read()) or problem}") from problem
+            raise RuntimeError(f"{reason}: {_last_line(errors.read()) or 'no answer'}") from problem
         finally:
             timer.cancel()
             process.kill()
             process.wait()
-            process.stdin.detach().close()  # detach: a dead process can't take what is still buffered
+            with contextlib.suppress(OSError):  # a dead process can't take what is still buffered
+                process.stdin.close()
             process.stdout.close()
     return scores
