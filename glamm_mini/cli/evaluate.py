@@ -16,8 +16,8 @@ from rich.table import Table
 from glamm_mini import registry
 from glamm_mini.cli.loading import Loading, progress, with_options
 from glamm_mini.evaluation import SIMILARITIES, TASKS, predict_samples, score_folder
+from glamm_mini.evaluation.fields import check_choice
 from glamm_mini.evaluation.predict import fingerprint
-from glamm_mini.evaluation.records import check_task
 from glamm_mini.evaluation.score import PROTOCOLS
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def check_json(json_file: str | None) -> None:
 
 def check_arguments(task: str, data: str, split: str, protocol: str = "both", similarity: str | None = None) -> None:
     """Raises ValueError for what can be known to be wrong before a model is loaded."""
-    check_task(task)
+    check_choice("task", task, TASKS)
     if data not in registry.names("data"):
         raise ValueError(
             f"Unknown data {data!r}: predictions can be made on {', '.join(registry.names('data'))}. For predictions "

@@ -22,21 +22,17 @@ class Collate:
 
     def __call__(self, samples: list[Sample]) -> dict:
         for sample in samples:
-            for turns in sample.conversations:
-                for turn in turns:
-                    _check(sample, turn)
+            for turn in (turn for turns in sample.conversations for turn in turns):
+                _check(sample, turn)
         with_image = [s for s in samples if s.image is not None]
         rows, image_index, boxes, masks = [], [], [], []
         for sample in samples:
-            image = len(masks) if sample.image is not None else -1
-            kept = self._rows_of(sample, rows)
-            image_index += [image] * len(kept)
-            held = [ids for ids, _, _ in rows[-len(kept) :]]
-            boxes += [self._boxes(sample, turns, ids) for turns, ids in zip(kept, held, strict=True)]
-            if image >= 0:
-                masks.append(
-                    torch.cat([self._masks(sample, turns, ids) for turns, ids in zip(kept, held, strict=True)])
-                )
+            own = self._rows_of(sample)
+            rows += [row for row, _ in own]
+            image_index += [len(masks) if sample.image is not None else -1] * len(own)
+            boxes += [self._boxes(sample, turns, ids) for (ids, _, _), turns in own]
+            if sample.image is not None:
+                masks.append(torch.cat([self._masks(sample, turns, ids) for (ids, _, _), turns in own]))
         ids, labels, segments = zip(*rows, strict=True)
         pad = self.processor.tokenizer.pad_token_id
         batch = pad_rows(ids, labels, segments if self.pack else None, pad)
@@ -49,21 +45,19 @@ class Collate:
         batch["num_images"] = len(with_image)
         return batch
 
-    def _rows_of(self, sample: Sample, rows: list) -> list[list[Turn]]:
-        """Append the sample's rows; return, per row, the turns that it holds."""
+    def _rows_of(self, sample: Sample) -> list[tuple[tuple, list[Turn]]]:
+        """The sample's rows, each its ids, labels and segments, and the turns that it holds."""
         if not sample.conversations:
             raise ValueError(f"sample {sample.image_id!r} has no conversation; leave it out of the data")
         texts = [[(t.question, t.answer) for t in turns] for turns in sample.conversations]
         if self.pack and sample.image is not None:
             # A first conversation that is too long alone is cut; later ones are left out whole.
-            ids, labels, segments = (column[: self.processor.room] for column in self.processor.encode_packed(texts))
-            rows.append((ids, labels, segments))
-            return [[t for turns in sample.conversations[: max(1, max(segments))] for t in turns]]
-        for turns in texts:
-            ids, labels = self.processor.encode(turns, sample.image is not None, truncate=True)
-            # Text alone has no shared beginning, so that the whole row is one segment.
-            rows.append((ids, labels, [0] * len(ids)))
-        return sample.conversations
+            row = tuple(column[: self.processor.room] for column in self.processor.encode_packed(texts))
+            return [(row, [t for turns in sample.conversations[: max(1, max(row[2]))] for t in turns])]
+        encoded = [self.processor.encode(turns, sample.image is not None, truncate=True) for turns in texts]
+        # Text alone has no shared beginning, so that the whole row is one segment.
+        rows = [(ids, labels, [0] * len(ids)) for ids, labels in encoded]
+        return list(zip(rows, sample.conversations, strict=True))
 
     def _boxes(self, sample: Sample, turns: list[Turn], ids: list[int]):
         """One box for each <bbox> that the row holds; None for a row without."""

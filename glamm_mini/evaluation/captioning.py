@@ -4,6 +4,7 @@ COCOEvalCap itself is not used: it always builds SPICE, which downloads. Java's 
 because METEOR writes its numbers in the machine's language and can't be read back in German.
 """
 
+import contextlib
 import re
 import shutil
 import subprocess
@@ -12,10 +13,8 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
-JAVA_ENGLISH = ("-Duser.language=en", "-Duser.country=US", "-Dfile.encoding=UTF-8")
 # What PTB tokenization leaves out of a caption before it is scored.
 PUNCTUATION = frozenset("'' ' `` ` -LRB- -RRB- -LCB- -RCB- -lrb- -rrb- -lcb- -rcb- . ? ! , : - -- ... ;".split())
-INSTALL = 'install them with: pip install "glamm-mini[eval]"'
 
 
 @dataclass
@@ -35,6 +34,14 @@ class CaptionScores:
     each_meteor: list[float] = field(default_factory=list)
     each_cider: list[float] = field(default_factory=list)
 
+    def total(self) -> dict:
+        """The two figures of the corpus."""
+        return {"meteor": self.meteor, "cider": self.cider}
+
+
+Corpus = tuple[dict[int, list[str]], dict[int, list[str]]]
+"""Tokenized references and, one each, hypotheses by number, as pycocoevalcap takes them."""
+
 
 def caption_scores(corpora: dict[str, Captions], meteor: bool = True, timeout: float | None = None):
     """Score several corpora at once.
@@ -47,73 +54,70 @@ def caption_scores(corpora: dict[str, Captions], meteor: bool = True, timeout: f
     try:
         from pycocoevalcap.cider.cider import Cider
     except ImportError:
-        return scores, [f"meteor and cider are null: pycocoevalcap is missing; {INSTALL}"]
+        missing = 'pycocoevalcap is missing; install it with: pip install "glamm-mini[eval]"'
+        return scores, [f"meteor and cider are null: {missing}"]
     tokenized, notes = _tokenize_corpora(corpora)
     for name, corpus in tokenized.items():
-        if corpus.hypotheses:
-            references = dict(enumerate(corpus.references))
-            hypotheses = {key: [text] for key, text in enumerate(corpus.hypotheses)}
-            total, each = Cider().compute_score(references, hypotheses)
-            scores[name].cider, scores[name].each_cider = float(total), [float(value) for value in each]
+        total, each = Cider().compute_score(*corpus)
+        scores[name].cider, scores[name].each_cider = float(total), each.tolist()
     if not meteor:
         return scores, [*notes, "meteor is null: it was left out"]
-    if shutil.which("java") is None:
-        return scores, [*notes, "meteor is null: METEOR needs Java 8 or newer on PATH, such as openjdk-17-jre"]
     try:
-        for name, (total, each) in meteor_scores(tokenized, timeout).items():
+        for name, (total, each) in _meteor_scores(tokenized, timeout).items():
             scores[name].meteor, scores[name].each_meteor = total, each
     except (RuntimeError, OSError) as problem:
         notes.append(f"meteor is null: {problem}")
     return scores, notes
 
 
-# --- tokens -------------------------------------------------------------------------------------------------------
-
-
-def _tokenize_corpora(corpora: dict[str, Captions]) -> tuple[dict[str, Captions], list[str]]:
-    texts: dict[str, str] = {}  # a text that stands in several corpora is tokenized once
-    for corpus in corpora.values():
-        for references, hypothesis in zip(corpus.references, corpus.hypotheses, strict=True):
-            texts.update(dict.fromkeys([*references, hypothesis], ""))
-    notes = []
+def _tokenize_corpora(corpora: dict[str, Captions]) -> tuple[dict[str, Corpus], list[str]]:
+    """The corpora that hold anything, tokenized: a text that stands in several of them once. And notes."""
+    parts = [[*corpus.references, corpus.hypotheses] for corpus in corpora.values()]
+    texts = list(dict.fromkeys(text for lists in parts for some in lists for text in some))
     try:
-        tokens = ptb_tokenize(list(texts))
-    except (RuntimeError, OSError) as problem:
+        tokens, notes = ptb_tokenize(texts), []
+    except (RuntimeError, OSError, subprocess.TimeoutExpired) as problem:
         tokens = [python_tokenize(text) for text in texts]
-        notes.append(f"captions were split into words in Python, not by the PTB tokenizer ({problem})")
-    texts = dict(zip(texts, tokens, strict=True))
+        notes = [f"captions were split into words in Python, not by the PTB tokenizer: {problem}"]
+    known = dict(zip(texts, tokens, strict=True))
     return {
-        name: Captions(
-            [[texts[reference] for reference in references] for references in corpus.references],
-            [texts[hypothesis] for hypothesis in corpus.hypotheses],
+        name: (
+            {k: [known[text] for text in references] for k, references in enumerate(corpus.references)},
+            {k: [known[text]] for k, text in enumerate(corpus.hypotheses)},
         )
         for name, corpus in corpora.items()
+        if corpus.hypotheses
     }, notes
 
 
-def ptb_tokenize(texts: list[str], timeout: float = 120) -> list[str]:
+def _java(*options: str) -> list[str]:
+    """The beginning of a command. Raises RuntimeError if Java is missing."""
+    if shutil.which("java") is None:
+        raise RuntimeError("Java 8 or newer, such as openjdk-17-jre, isn't on PATH")
+    return ["java", "-Duser.language=en", "-Duser.country=US", "-Dfile.encoding=UTF-8", *options]
+
+
+def ptb_tokenize(texts: list[str]) -> list[str]:
     """Lower-case Penn Treebank tokens without punctuation, joined by blanks (Stanford's tokenizer, in Java).
 
-    Raises RuntimeError if Java is missing or fails.
+    Raises RuntimeError if Java is missing or fails, subprocess.TimeoutExpired after two minutes.
     """
-    if shutil.which("java") is None:
-        raise RuntimeError("Java isn't on PATH")
     from pycocoevalcap.tokenizer import ptbtokenizer
 
     jar = Path(ptbtokenizer.__file__).with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
-    command = ["java", *JAVA_ENGLISH, "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer"]
+    command = _java("-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer")
     command += ["-preserveLines", "-lowerCase", "-encoding", "UTF-8"]
     # One line a caption, so nothing inside a caption may look like a line's end.
     lines = "".join(" ".join(text.split()) + "\n" for text in texts)
-    try:
-        done = subprocess.run(command, input=lines.encode(), capture_output=True, timeout=timeout)
-    except subprocess.TimeoutExpired as problem:
-        raise RuntimeError(f"the PTB tokenizer didn't finish in {timeout:.0f} s") from problem
+    done = subprocess.run(command, input=lines.encode(), capture_output=True, timeout=120)
     found = done.stdout.decode("utf-8", "replace").split("\n")[:-1]
     if done.returncode != 0 or len(found) != len(texts):
-        detail = done.stderr.decode("utf-8", "replace").strip().splitlines()
-        raise RuntimeError(f"the PTB tokenizer failed: {detail[-1] if detail else 'no message'}")
+        raise RuntimeError(f"the PTB tokenizer failed: {_last_line(done.stderr) or 'no message'}")
     return [" ".join(word for word in line.split() if word not in PUNCTUATION) for line in found]
+
+
+def _last_line(output: bytes) -> str:
+    return output.decode("utf-8", "replace").strip().rpartition("\n")[2]
 
 
 def python_tokenize(text: str) -> str:
@@ -125,66 +129,43 @@ def python_tokenize(text: str) -> str:
     return " ".join(re.findall(r"n't|'(?:s|re|ve|ll|d|m)\b|[^\W_]+(?:[-./'&][^\W_]+)*|[$%&@#]", text))
 
 
-# --- METEOR -------------------------------------------------------------------------------------------------------
-
-
-def meteor_scores(corpora: dict[str, Captions], timeout: float | None = None) -> dict[str, tuple[float, list[float]]]:
-    """METEOR 1.5 of tokenized corpora: {name: (corpus score, one score an item)}.
+def _meteor_scores(corpora: dict[str, Corpus], timeout: float | None) -> dict[str, tuple[float, list[float]]]:
+    """METEOR 1.5: {name: (corpus score, one score an item)}.
 
     The corpus score aggregates statistics over all captions: it isn't the mean of the items' scores.
     One Java process serves all corpora and is killed after `timeout` seconds. Raises RuntimeError on failure.
     """
     from pycocoevalcap.meteor import meteor
 
-    size = sum(len(corpus.hypotheses) for corpus in corpora.values())
-    timeout = timeout or 120 + 0.2 * size
+    class Scorer(meteor.Meteor):  # which speaks METEOR's protocol; its own start knows neither language nor time limit
+        def __init__(self, process: subprocess.Popen):
+            self.meteor_p, self.lock = process, threading.Lock()
+
+        def __del__(self):
+            pass
+
+    timeout = timeout or 120 + 0.2 * sum(len(hypotheses) for _, hypotheses in corpora.values())
     jar = Path(meteor.__file__).with_name(meteor.METEOR_JAR)
-    command = ["java", *JAVA_ENGLISH, "-Xmx2G", "-jar", str(jar), "-", "-", "-stdio", "-l", "en", "-norm"]
-    known: dict[tuple, tuple[float, list[float]]] = {}
+    command = _java("-Xmx2G", "-jar", str(jar), *"- - -stdio -l en -norm".split())
     scores = {}
+    pipe, expired = subprocess.PIPE, threading.Event()
     with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(
-            command, cwd=jar.parent, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
-        )
-        expired = threading.Event()
+        process = subprocess.Popen(command, cwd=jar.parent, stdin=pipe, stdout=pipe, stderr=errors)
         timer = threading.Timer(timeout, lambda: (expired.set(), process.kill()))
         timer.start()
         try:
             for name, corpus in corpora.items():
-                key = (tuple(map(tuple, corpus.references)), tuple(corpus.hypotheses))
-                if key not in known and corpus.hypotheses:
-                    known[key] = _meteor_corpus(process, corpus)
-                scores[name] = known.get(key, (0.0, []))
+                same = next((scores[other] for other in scores if corpora[other] == corpus), None)
+                scores[name] = same or Scorer(process).compute_score(*corpus)
         except (OSError, ValueError) as problem:
             errors.seek(0)
-            lines = errors.read().decode("utf-8", "replace").strip().splitlines()
             reason = f"METEOR didn't finish in {timeout:.0f} s" if expired.is_set() else "METEOR's Java process failed"
-            raise RuntimeError(f"{reason}: {lines[-1] if lines else problem}") from problem
+            raise RuntimeError(f"{reason}: {_last_line(errors.read()) or 'no answer'}") from problem
         finally:
             timer.cancel()
             process.kill()
             process.wait()
-            process.stdin.detach().close()  # detach: a dead process can't take what is still buffered
+            with contextlib.suppress(OSError):  # a dead process can't take what is still buffered
+                process.stdin.close()
             process.stdout.close()
     return scores
-
-
-def _meteor_corpus(process: subprocess.Popen, corpus: Captions) -> tuple[float, list[float]]:
-    """Statistics of each caption (SCORE), then scores from all statistics (EVAL): METEOR's own line protocol."""
-    statistics = []
-    for references, hypothesis in zip(corpus.references, corpus.hypotheses, strict=True):
-        hypothesis = hypothesis.replace("|||", "").replace("  ", " ")
-        statistics.append(_ask(process, " ||| ".join(["SCORE", *references, hypothesis])))
-    process.stdin.write((" ||| ".join(["EVAL", *statistics]) + "\n").encode())
-    process.stdin.flush()
-    each = [float(process.stdout.readline()) for _ in statistics]
-    return float(process.stdout.readline()), each
-
-
-def _ask(process: subprocess.Popen, line: str) -> str:
-    process.stdin.write((line + "\n").encode())
-    process.stdin.flush()
-    answer = process.stdout.readline().decode().strip()
-    if not answer:
-        raise ValueError("no answer")
-    return answer

@@ -1,15 +1,11 @@
-"""Fields of JSON records that somebody hands in, checked one by one: an error names file, record and field.
+"""JSON that somebody hands in, checked against the form that it should have: an error names file, record and field."""
 
-`where` is the place of a record in words, such as "pred/a.json: expressions[2]".
-"""
-
-import math
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from typing import Any
 
 LARGEST = 2**28
 """Pixels of the largest picture that is taken: a number in a file must not fill the memory."""
-REQUIRED = object()
 
 
 def is_whole(value: Any) -> bool:
@@ -22,67 +18,54 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _is_size(value: Any) -> bool:
-    sides = isinstance(value, list | tuple) and len(value) == 2 and all(is_whole(side) for side in value)
-    return sides and min(value) > 0 and value[0] * value[1] <= LARGEST
-
-
-def _is_id(value: Any) -> bool:
-    return is_whole(value) or (_is_text(value) and bool(value))
+    sides = isinstance(value, list | tuple) and len(value) == 2 and all(is_whole(side) and side > 0 for side in value)
+    return sides and value[0] * value[1] <= LARGEST
 
 
 def _all(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, list) and all(check(item) for item in value)
+    return lambda value: isinstance(value, list) and all(map(check, value))
 
 
 KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "text": (_is_text, "text"),
-    "texts": (_all(_is_text), "a list of texts"),
+    "number": (lambda v: (is_whole(v) or isinstance(v, float)) and abs(v) <= sys.float_info.max, "a finite number"),
     "whole": (lambda value: is_whole(value) and value > 0, "a whole number above 0"),
-    "number": (_is_number, "a finite number"),
-    "numbers": (_all(_is_number), "a list of finite numbers"),
-    "id": (_is_id, "a whole number or a text that is not empty"),
-    "ids": (_all(_is_id), "a list of whole numbers or texts"),
+    "id": (lambda value: is_whole(value) or (_is_text(value) and value != ""), "a whole number or a text, not empty"),
     "size": (_is_size, f"[height, width], whole numbers above 0 and at most {LARGEST:,} pixels"),
     "list": (lambda value: isinstance(value, list), "a list"),
     "object": (lambda value: isinstance(value, dict), "an object"),
 }
+KINDS |= {f"{kind}s": (_all(KINDS[kind][0]), f"a list, each {KINDS[kind][1]}") for kind in ("text", "number", "id")}
 
 
-def field(record: Any, name: str, kind: str, where: str, default: Any = REQUIRED) -> Any:
-    """The value of a record's field, of one of KINDS.
+def checked(value: Any, form: Any, where: str, name: str = "") -> Any:
+    """The value, if it has the form: one of KINDS, `[form of each]` or `{field: its form}`; other fields are free.
 
-    default: what a field that is missing or null stands for; without one the field is required.
-    Raises ValueError that names the place, the field and what was expected.
+    A "field?" may be missing or null. where: the place in words, such as "pred/a.json: expressions[2]"; name: the
+    field of it that holds the value. Raises ValueError that names place, field and what was expected.
     """
-    if not isinstance(record, dict):
-        raise ValueError(f"{where} is {shown(record)}; expected an object with the field {name!r}")
-    value = record.get(name)
-    if value is None and default is not REQUIRED:
-        return default
-    check, expected = KINDS[kind]
-    if name not in record:
-        raise ValueError(f"{where} has no field {name!r}; expected {expected}")
-    if not check(value):
-        raise ValueError(f"{where}: {name!r} is {shown(value)}; expected {expected}")
+    right, expected = KINDS[{list: "list", dict: "object"}.get(type(form), form)]
+    if not right(value):
+        raise ValueError(f"{where}{f': {name!r}' if name else ''} is {shown(value)}; expected {expected}")
+    where += f": {name}" if name else ""
+    for k, item in enumerate(value if isinstance(form, list) else ()):
+        checked(item, form[0], f"{where}[{k}]")
+    for key, part in form.items() if isinstance(form, dict) else ():
+        field = key.removesuffix("?")
+        if key == field and field not in value:
+            raise ValueError(f"{where} has no field {field!r}; expected one: {', '.join(form)}")
+        if key == field or value.get(field) is not None:
+            checked(value[field], part, where, field)
     return value
 
 
-def by_id(records: list, name: str, where: str) -> dict[str, Any]:
-    """Records by their field `name`, as text: 7 and "7" are one id.
-
-    Raises ValueError for an id that is missing, of another type or there twice.
-    """
-    found: dict[str, Any] = {}
+def by_id(records: list[dict], name: str, where: str) -> dict[str, dict]:
+    """Records by their field `name`, as text: 7 and "7" are one id. Raises ValueError for one that is there twice."""
+    found: dict[str, dict] = {}
     for k, record in enumerate(records):
-        key = str(field(record, name, "id", f"{where}[{k}]"))
-        if key in found:
-            raise ValueError(f"{where}[{k}]: {name!r} {key!r} is there twice; ids must differ, also as text")
-        found[key] = record
+        if found.setdefault(str(record[name]), record) is not record:
+            raise ValueError(f"{where}[{k}]: {name!r} '{record[name]}' is there twice; ids must differ, also as text")
     return found
 
 
@@ -92,3 +75,9 @@ def shown(value: Any) -> str:
         return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
     text = ascii(value)
     return text if len(text) <= 40 else text[:37] + "..."
+
+
+def check_choice(what: str, value: str, choices: Iterable[str]) -> None:
+    """Raises ValueError that lists the choices unless `value` is one of them."""
+    if value not in choices:
+        raise ValueError(f"Unknown {what} {value!r}; choose one of: {', '.join(choices)}.")

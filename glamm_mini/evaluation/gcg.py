@@ -1,7 +1,8 @@
 """Grounded conversation generation (and phrase grounding): caption, masks and phrases scored together.
 
 `official_grounding` gives what the official scripts print, mistakes included, because published numbers were
-made with them; `fixed_grounding` gives numbers that charge every miss and reward every hit.
+made with them; `fixed_grounding` gives numbers that charge every miss and reward every hit; `unseen_grounding` gives
+those of unseen things alone, which a figure over everything hides.
 """
 
 from collections.abc import Callable
@@ -27,11 +28,9 @@ class GroundedImage:
 
 
 def compare_images(
-    truths: list[GroundedTruth],
-    predictions: dict[Any, GroundedPrediction],
-    similarity: Similarity,
+    truths: list[GroundedTruth], predictions: dict[Any, GroundedPrediction], similarity: Similarity,
     progress: Callable = lambda items: items,
-) -> list[GroundedImage]:
+) -> list[GroundedImage]:  # fmt: skip
     """Decode masks and compare all pairs once; a missing prediction is no masks and an empty caption."""
     images = []
     for truth in progress(truths):
@@ -40,19 +39,16 @@ def compare_images(
         predicted_masks = decode_masks(prediction.masks, truth.size, f"{prediction.where}: pred_masks")
         similarities = np.zeros((len(truth.labels), len(prediction.phrases)))
         for i, (label, attributes) in enumerate(zip(truth.labels, truth.attributes, strict=True)):
-            for j, phrase in enumerate(prediction.phrases):
-                similarities[i, j] = similarity(label, phrase, attributes)
+            similarities[i] = [similarity(label, phrase, attributes) for phrase in prediction.phrases]
         ious = iou_matrix(true_masks, predicted_masks, empty=np.nan)
         images.append(GroundedImage(truth, prediction, ious, similarities))
     return images
 
 
-# --- official -----------------------------------------------------------------------------------------------------
-
-
 def official_grounding(images: list[GroundedImage], coco_truth: dict) -> dict:
     """ap50 (every score 1.0), miou and recall as the official scripts print them; and what they count."""
-    hits = sum(len(official_matches(image) or ()) for image in images)
+    matches = [official_matches(image) for image in images]
+    hits = sum(len(some or ()) for some in matches)
     labels = sum(len(image.truth.labels) for image in images)
     return {
         "ap50": _average_precision(images, coco_truth, scored=False),
@@ -60,7 +56,7 @@ def official_grounding(images: list[GroundedImage], coco_truth: dict) -> dict:
         "recall": hits / labels if labels else 0.0,
         "true_positives": hits,
         "actual_positives": labels,
-        "swallowed_errors": sum(official_matches(image) is None for image in images),
+        "swallowed_errors": matches.count(None),
     }
 
 
@@ -94,12 +90,8 @@ def official_matches(image: GroundedImage) -> list[tuple[int, int]] | None:
             break
         matches.append((row, column))
         for matrix in (ious, similarities):
-            matrix[row, :] = 0
-            matrix[:, column] = 0
+            matrix[row, :] = matrix[:, column] = 0
     return matches
-
-
-# --- fixed --------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -115,12 +107,11 @@ class Pair:
 def optimal_pairs(image: GroundedImage) -> list[Pair]:
     """One-to-one pairs with the largest sum of IoU; pairs of IoU 0 are dropped. A mask without words is never right."""
     ious = np.nan_to_num(image.ious, nan=1.0)  # two empty masks agree
+    spoken = [k for k, phrase in enumerate(image.prediction.phrases) if phrase.strip()]
     pairs = []
     for row, column in zip(*linear_sum_assignment(ious, maximize=True), strict=True):
         if ious[row, column] > 0:
-            phrases = image.prediction.phrases
-            said = column < len(phrases) and bool(phrases[column].strip())
-            right = said and bool(image.similarities[row, column] >= THRESHOLD)
+            right = column in spoken and bool(image.similarities[row, column] >= THRESHOLD)
             pairs.append(Pair(int(row), int(column), float(ious[row, column]), right))
     return pairs
 
@@ -130,46 +121,57 @@ def fixed_grounding(images: list[GroundedImage], coco_truth: dict) -> dict:
 
     Two empty masks are a pair of IoU 1 in all of these but ap50, which is pycocotools' own and takes them for a miss.
     """
-    mious, true, predicted = [], 0, 0
-    found, right, segments, quality = 0, 0, 0, 0.0
-    for image in images:
-        pairs = optimal_pairs(image)
-        true += len(image.truth.masks)
-        predicted += len(image.prediction.masks)
-        if image.truth.masks:
-            mious.append(sum(pair.iou for pair in pairs) / len(image.truth.masks))
-        good = [pair for pair in pairs if pair.iou >= 0.5]
-        found += len(good)
-        right += sum(pair.right for pair in good)
-        strict = [pair.iou for pair in pairs if pair.iou > 0.5]
-        segments += len(strict)
-        quality += sum(strict)
+    paired = [optimal_pairs(image) for image in images]
+    counts = [len(image.truth.masks) for image in images]
+    miou, right = _miou_and_right(paired, counts)
+    true, predicted = sum(counts), sum(len(image.prediction.masks) for image in images)
+    found = sum(pair.iou >= 0.5 for pairs in paired for pair in pairs)
+    strict = [[pair.iou for pair in pairs if pair.iou > 0.5] for pairs in paired]
+    segments = sum(map(len, strict))
     # pairs + half of the unpaired predictions + half of the unpaired truths
     charged = segments + (predicted - segments) / 2 + (true - segments) / 2
     return {
         "ap50": _average_precision(images, coco_truth, scored=True),
-        "miou": float(np.mean(mious)) if mious else None,
+        "miou": miou,
         "recall": right / true if true else None,
         "precision": right / predicted if predicted else (0.0 if true else None),
-        "pq": quality / charged if charged else None,
+        "pq": sum(map(sum, strict)) / charged if charged else None,
         "phrase_accuracy": right / found if found else (0.0 if true else None),
-        "images_without_masks": len(images) - len(mious),
+        "images_without_masks": counts.count(0),
     }
 
 
+def unseen_grounding(images: list[GroundedImage]) -> dict | None:
+    """The fixed miou and recall over the phrases of things that training never showed, and their number; None for none.
+
+    Matching is made over everything in the picture and only then restricted: a mask that goes to a seen thing is not a
+    miss of an unseen one. Images without an unseen phrase are left out.
+    """
+    marked = [{k for k, unseen in enumerate(image.truth.unseen) if unseen} for image in images]
+    paired = [
+        [pair for pair in optimal_pairs(image) if pair.truth in wanted]
+        for image, wanted in zip(images, marked, strict=True)
+    ]
+    miou, right = _miou_and_right(paired, [len(wanted) for wanted in marked])
+    phrases = sum(map(len, marked))
+    return {"miou": miou, "recall": right / phrases, "phrases": phrases} if phrases else None
+
+
+def _miou_and_right(paired: list[list[Pair]], counts: list[int]) -> tuple[float | None, int]:
+    """Mean over images of paired IoU / true masks, and how many pairs have IoU >= 0.5 and a right phrase."""
+    mious = [sum(pair.iou for pair in pairs) / count for pairs, count in zip(paired, counts, strict=True) if count]
+    right = sum(pair.right and pair.iou >= 0.5 for pairs in paired for pair in pairs)
+    return (float(np.mean(mious)) if mious else None), right
+
+
 def _average_precision(images: list[GroundedImage], coco_truth: dict, scored: bool) -> float | None:
+    if not any(image.truth.masks for image in images):
+        return None
     ids = {str(image["id"]): image["id"] for image in coco_truth["images"]}  # of one type, as the mask file has them
     detections = [
-        {
-            "image_id": ids[str(image.truth.image_id)],
-            "category_id": 1,
-            "segmentation": mask,
-            "score": score if scored else 1.0,
-        }
+        {"image_id": ids[str(image.truth.image_id)], "segmentation": mask, "score": score if scored else 1.0}
         for image in images
         for mask, score in zip(image.prediction.masks, image.prediction.scores, strict=True)
     ]
-    if not any(image.truth.masks for image in images):
-        return None
     stats = coco_stats(coco_truth, detections)
     return 0.0 if stats is None else float(stats[1])

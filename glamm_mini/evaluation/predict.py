@@ -4,13 +4,13 @@ Several processes share the work: process `rank` of `world` answers samples rank
 """
 
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from glamm_mini.data.sample import Sample
-from glamm_mini.evaluation.records import LIST_TASKS, SETTINGS, check_task, read_json, read_results, write_json
+from glamm_mini.evaluation.records import LIST_TASKS, SETTINGS, read_json, read_results, write_json
 from glamm_mini.evaluation.segmentation import draw_expressions
 from glamm_mini.evaluation.truth import TruthWriter, expressions, single_turns
 from glamm_mini.processing.images import encode_mask
@@ -20,19 +20,10 @@ UNTOLD = {"dtype": "float32", "quantize": None, "vision_tower": None, "drop": []
 
 
 def predict_samples(
-    task: str,
-    glamm,
-    samples: Iterable[Sample],
-    folder: str | Path,
-    split: str,
-    settings: dict,
-    seed: int = 0,
-    batch_size: int = 8,
-    rank: int = 0,
-    world: int = 1,
-    wait: Callable[[], None] = lambda: None,
-    advance: Callable[[int], None] = lambda count: None,
-) -> None:
+    task: str, glamm, samples: Iterable[Sample], folder: str | Path, split: str, settings: dict, seed: int = 0,
+    batch_size: int = 8, rank: int = 0, world: int = 1,
+    wait: Callable[[], None] = lambda: None, advance: Callable[[int], None] = lambda count: None,
+) -> None:  # fmt: skip
     """Write predictions to `folder` and, in process 0, the ground truth to `folder/ground_truth`.
 
     glamm: an Assistant, or anything with its answer_batch (and teacher_force, for refseg).
@@ -41,35 +32,29 @@ def predict_samples(
     wait: returns when all processes have called it. advance: told how many samples are done.
     Raises ValueError for an unknown task or a folder made with other settings.
     """
-    check_task(task)
-    folder = Path(folder)
+    truth, folder = TruthWriter(task, split, settings.get("data", "")), Path(folder)
     compare_settings(folder, settings)
     wait()  # no process writes settings before all have compared them
     if rank == 0:
         write_json(folder / SETTINGS, settings)
     answers = _Answers(task, glamm, folder, seed, rank)
-    truth = TruthWriter(task, split, settings.get("data", ""))
     wait()  # no process writes results before all have read what is there
-    batch: list[tuple[Sample, list]] = []
-    regions = 0
+    batch, questions = [], 0
     for number, sample in enumerate(samples):
-        ids = [sample.image_id]
-        if task == "regcap":  # one result a region, numbered over the whole set
-            ids = list(range(regions + 1, regions + 1 + len(sample.conversations)))
-            regions += len(ids)
+        first, questions = questions + 1, questions + len(sample.conversations)
+        # Of regcap one result a region, numbered over the whole set.
+        ids = range(first, questions + 1) if task == "regcap" else [sample.image_id]
         if rank == 0:
             truth.add(sample)
-        if number % world != rank or answers.are_known(ids):
-            advance(number % world == rank)
-            continue
-        batch.append((sample, ids))
+        if number % world == rank and answers.are_known(ids):
+            advance(1)
+        elif number % world == rank:
+            batch.append((sample, ids))
         if sum(len(one.conversations) for one, _ in batch) >= batch_size:
-            answers.ask(batch)
-            advance(len(batch))
+            advance(answers.ask(batch))
             batch = []
     if batch:
-        answers.ask(batch)
-        advance(len(batch))
+        advance(answers.ask(batch))
     if rank == 0:
         truth.write(folder / "ground_truth")
     wait()
@@ -79,12 +64,12 @@ def compare_settings(folder: str | Path, settings: dict) -> None:
     """Raises ValueError if `folder` was made with other settings, or holds something else altogether."""
     path = Path(folder) / SETTINGS
     if not path.is_file():
-        if Path(folder).is_dir() and any(Path(folder).glob("*.json")):
+        if any(path.parent.glob("*.json")):
             raise ValueError(f"{folder} holds JSON files but no {SETTINGS}; choose an empty folder for --out.")
         return
-    before = read_json(path)
-    before = before if isinstance(before, dict) else {}
-    before = {key: value for key, value in UNTOLD.items() if key in settings} | before
+    found = read_json(path)
+    before = {key: value for key, value in UNTOLD.items() if key in settings}
+    before |= found if isinstance(found, dict) else {}
     different = [key for key in {**before, **settings} if before.get(key) != settings.get(key)]
     if different:
         changes = "; ".join(f"{key} was {before.get(key)!r}, is {settings.get(key)!r}" for key in different)
@@ -111,21 +96,18 @@ class _Answers:
 
     def __init__(self, task: str, glamm, folder: Path, seed: int, rank: int):
         self.task, self.glamm, self.folder, self.seed = task, glamm, folder, seed
-        self.results: list[dict] = []
-        self.known: set[str] = set()
-        if task in LIST_TASKS:
-            self.path = folder / f"results_{rank}.json"
-            if any(folder.glob("results_*.json")):
-                self.known = set(read_results(folder))
-            if self.path.is_file():
-                self.results = read_json(self.path)
+        self.path = folder / f"results_{rank}.json"
+        written = sorted(folder.glob("results_*.json")) if task in LIST_TASKS else []
+        self.known = set(read_results(folder)) if written else set()
+        self.results = read_json(self.path) if self.path in written else []
 
-    def are_known(self, ids: list) -> bool:
+    def are_known(self, ids: Sequence) -> bool:
         if self.task in LIST_TASKS:
             return self.known.issuperset(map(str, ids))
         return (self.folder / f"{ids[0]}.json").is_file()
 
-    def ask(self, batch: list[tuple[Sample, list]]) -> None:
+    def ask(self, batch: list[tuple[Sample, Sequence]]) -> int:
+        """Returns how many samples were asked about."""
         from glamm_mini.assistant.assistant import Request
 
         requests = [
@@ -135,31 +117,24 @@ class _Answers:
         ]
         answers = iter(self.glamm.answer_batch(requests))
         for sample, ids in batch:
-            self._keep(sample, ids, [next(answers) for _ in sample.conversations])
+            own = [next(answers) for _ in sample.conversations]
+            if self.task in LIST_TASKS:  # caption: one result an image, the first answer
+                self.results += [{"image_id": k, "caption": a.caption} for k, a in zip(ids, own, strict=False)]
+                continue
+            if self.task == "refseg":
+                record = {"image_id": sample.image_id, **self._expressions(sample, own)}
+            elif self.task == "vqa":
+                said = enumerate(zip(single_turns(sample), own, strict=True))
+                said = [{"question_id": k, "question": turn.question, "text": a.caption} for k, (turn, a) in said]
+                record = {"image_id": sample.image_id, "questions": said}
+            else:
+                record = {**own[0].to_dict(image_id=sample.image_id), "text": own[0].text}
+            write_json(self.folder / f"{sample.image_id}.json", record)
         if self.task in LIST_TASKS:
             write_json(self.path, self.results)
+        return len(batch)
 
-    def _keep(self, sample: Sample, ids: list, answers: list) -> None:
-        if self.task in LIST_TASKS:
-            pairs = zip(ids, answers, strict=False)  # caption: one result an image, the first answer
-            self.results += [{"image_id": image_id, "caption": answer.caption} for image_id, answer in pairs]
-            return
-        if self.task == "refseg":
-            record = self._refseg_record(sample, answers)
-        elif self.task == "vqa":
-            turns = single_turns(sample)
-            questions = [
-                {"question_id": k, "question": turn.question, "text": answer.caption}
-                for k, (turn, answer) in enumerate(zip(turns, answers, strict=True))
-            ]
-            record = {"image_id": sample.image_id, "questions": questions}
-        else:
-            record = answers[0].to_dict(image_id=sample.image_id)
-            record["text"] = answers[0].text
-        write_json(self.folder / f"{sample.image_id}.json", record)
-
-    def _refseg_record(self, sample: Sample, answers: list) -> dict:
-        turns = single_turns(sample)
+    def _expressions(self, sample: Sample, answers: list) -> dict:
         said = []
         for truth, answer in zip(expressions(sample), answers, strict=True):
             mask = np.zeros(sample.image.shape[:2], bool)  # stays empty where no mask came
@@ -168,10 +143,8 @@ class _Answers:
             said.append({**truth, "text": answer.text, "mask": encode_mask(mask)})
         # The official variant: the true answers are given, their [SEG] states make the masks, and all drawn
         # expressions stand in one conversation, so that later ones see the earlier ones.
+        turns = single_turns(sample)
         drawn = draw_expressions(sample.image_id, len(turns), self.seed)
-        forced = self.glamm.teacher_force(sample.image, [(turns[k].question, turns[k].answer) for k in drawn])
-        counts = [len(turns[k].masks) for k in drawn]
-        ends = np.cumsum(counts)
-        masks = [np.any(forced[end - count : end], axis=0) for count, end in zip(counts, ends, strict=True)]
-        record = {"sent_ids": drawn, "masks": [encode_mask(mask) for mask in masks]}
-        return {"image_id": sample.image_id, "expressions": said, "teacher_forced": record}
+        forced = iter(self.glamm.teacher_force(sample.image, [(turns[k].question, turns[k].answer) for k in drawn]))
+        masks = [np.any([next(forced) for _ in turns[k].masks], axis=0) for k in drawn]
+        return {"expressions": said, "teacher_forced": {"sent_ids": drawn, "masks": [encode_mask(m) for m in masks]}}

@@ -1,16 +1,11 @@
-"""Predictions and ground truth on disk: reading them, with one clear error for whatever is wrong.
+"""Predictions and ground truth on disk: their formats, and reading them, with one clear error for what is wrong.
 
-Ground truth, in a folder, for a split such as "val":
+Ground truth: `{split}_{task}_gt.json`, or for gcg and grounding GranD-f's own `{split}_{task}_coco_mask_gt.json` and
+`{split}_{task}_coco_caption_gt.json`. An annotation (gcg, grounding, regcap) or expression (refseg) of a thing that
+training never showed has "unseen": true.
 
-    gcg, grounding   {split}_{task}_coco_mask_gt.json, {split}_{task}_coco_caption_gt.json   (GranD-f's own format)
-    refseg           {split}_refseg_gt.json      [{image_id, size, expressions: [{sent_id, sentence, mask}]}]
-    regcap, caption  {split}_{task}_gt.json      COCO captions: {images, annotations: [{id, image_id, caption}]}
-    vqa              {split}_vqa_gt.json         [{image_id, questions: [{question_id, question, answer}]}]
-
-An annotation (gcg, grounding, regcap) or expression (refseg) of a thing that training never showed has "unseen": true.
-
-Predictions: one `<image_id>.json` an image, or for regcap and caption `results_<rank>.json`, lists of
-{image_id, caption}. `settings.json` beside them says how they were made.
+Predictions: one `<image_id>.json` an image, or for regcap and caption `results_<rank>.json`. `settings.json` beside
+them says how they were made.
 
 Rules: ids are whole numbers or texts and are compared as texts. Masks are COCO run lengths of the image's size, or, in
 refseg, null for none. Without "scores" every mask has 1.0. More phrases than masks, or fewer, are taken as they are. An
@@ -23,14 +18,31 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from glamm_mini.evaluation.fields import by_id, shown
-from glamm_mini.evaluation.fields import field as field_of
+from glamm_mini.evaluation.fields import by_id, checked
 
 TASKS = ("gcg", "refseg", "regcap", "caption", "grounding", "vqa")
 MASK_TASKS = ("gcg", "grounding")
 LIST_TASKS = ("regcap", "caption")
 SETTINGS = "settings.json"
 NOT_RESULTS = (SETTINGS, "merged.json", "metrics.json")
+
+# The forms of all files, for `checked`: of ground truth by task or kind, then of predictions.
+IMAGE, SIDES = {"id": "id"}, {"height": "whole", "width": "whole"}
+CAPTION = {"image_id": "id", "caption": "text"}
+MASK = {"image_id": "id", "segmentation": "object", "area?": "number", "iscrowd?": "number", "attributes?": "object"}
+COCO = {"info?": "object", "images": [IMAGE], "annotations": [CAPTION]}
+TRUTHS: dict[str, Any] = {
+    "coco_mask": COCO | {"annotations": [MASK]},
+    "coco_caption": COCO | {"images": [IMAGE | SIDES], "annotations": [CAPTION | {"labels?": "texts"}]},
+    "regcap": COCO,
+    "caption": COCO,
+    "refseg": [{"image_id": "id", "size": "size", "expressions": [{"sent_id": "id", "mask": "object"}]}],
+    "vqa": [{"image_id": "id", "questions": [{"question_id": "id", "answer": "text"}]}],
+}
+GROUNDED = {"caption": "text", "phrases": "texts", "pred_masks": "list", "scores?": "numbers"}
+FORCED = {"sent_ids": "ids", "masks": "list"}
+EXPRESSIONS = {"expressions": [{"sent_id": "id", "mask?": "object"}], "teacher_forced?": FORCED}
+QUESTIONS = {"questions": [{"question_id": "id", "text": "text"}]}
 
 
 @dataclass
@@ -58,12 +70,6 @@ class GroundedPrediction:
     where: str = "prediction"
 
 
-def check_task(task: str) -> None:
-    """Raises ValueError unless `task` is one that can be scored."""
-    if task not in TASKS:
-        raise ValueError(f"Unknown task {task!r}; choose one of: {', '.join(TASKS)}.")
-
-
 def read_json(path: Path) -> Any:
     """The content of a JSON file. Raises ValueError naming the file and the line where it breaks."""
     try:
@@ -85,75 +91,60 @@ def write_json(path: Path, content: Any) -> None:
     os.replace(temporary, path)
 
 
-# --- ground truth -------------------------------------------------------------------------------------------------
-
-
 def truth_path(folder: Path, task: str, split: str, kind: str = "") -> Path:
-    """Where a task's ground truth lies; `kind` is "mask" or "caption" for gcg and grounding."""
-    name = f"{split}_{task}_coco_{kind}_gt.json" if task in MASK_TASKS else f"{split}_{task}_gt.json"
-    return Path(folder) / name
+    """Where a task's ground truth lies; `kind` is "coco_mask" or "coco_caption" for gcg and grounding."""
+    return Path(folder) / f"{split}_{task}_{kind and kind + '_'}gt.json"
 
 
-def read_truth(folder: Path, task: str, split: str, kind: str = "") -> Any:
-    """One ground truth file: a list (refseg, vqa), or a COCO object whose images and annotations have ids and places.
+def read_truth(folder: Path, task: str, split: str, kind: str = "") -> tuple[Any, str]:
+    """One ground truth file, of the form in TRUTHS, and its path.
 
-    Raises ValueError if the folder or the file isn't there, naming what is, and for records of another form.
+    Raises ValueError if the file isn't there, naming what is, for another form, and for ids that are there twice, lead
+    out of the folder or belong to no image.
     """
     path = truth_path(folder, task, split, kind)
     if not path.is_file():
-        present = sorted(item.name for item in path.parent.glob("*_gt.json")) if path.parent.is_dir() else None
-        found = "the folder doesn't exist" if present is None else f"the folder holds {', '.join(present) or 'none'}"
-        found = "that is a folder" if path.is_dir() else found
+        present = ", ".join(sorted(item.name for item in path.parent.glob("*_gt.json")))
         raise ValueError(
-            f"No ground truth of task {task!r}, split {split!r}: expected {path}; {found}. "
+            f"No ground truth of task {task!r}, split {split!r}: expected {path}; there is {present or 'no other'}. "
             "Check --ground-truth and --split; `predict` writes it to OUT/ground_truth when it has finished."
         )
-    content = read_json(path)
-    if task in ("refseg", "vqa"):
-        if not isinstance(content, list):
-            raise ValueError(f"{path} holds {shown(content)}; expected a list of objects, one an image")
-        images = by_id(content, "image_id", str(path))
-    else:
-        images = by_id(field_of(content, "images", "list", str(path)), "id", f"{path}: images")
+    content, where = checked(read_json(path), TRUTHS[kind or task], str(path)), str(path)
+    is_list = isinstance(content, list)
+    images = by_id(content, "image_id", where) if is_list else by_id(content["images"], "id", f"{where}: images")
     if not images:
-        raise ValueError(f"{path} holds no image; there is nothing to score")
+        raise ValueError(f"{where} holds no image; there is nothing to score")
     for image_id in images:
         if Path(image_id).is_absolute() or {"..", "~"} & set(image_id.replace("\\", "/").split("/")):
-            raise ValueError(f"{path}: the image id {image_id!r} would lead out of the folder of predictions")
-    if isinstance(content, dict):
-        field_of(content, "info", "object", str(path), {})
-        for k, annotation in enumerate(field_of(content, "annotations", "list", str(path))):
-            image_id = field_of(annotation, "image_id", "id", f"{path}: annotations[{k}]")
-            if str(image_id) not in images:
-                raise ValueError(f"{path}: annotations[{k}]: 'image_id' {image_id!r} is not an id of its images")
-    return content
+            raise ValueError(f"{where}: the image id {image_id!r} would lead out of the folder of predictions")
+    for k, annotation in enumerate(() if is_list else content["annotations"]):
+        if str(annotation["image_id"]) not in images:
+            wrong = f"'image_id' {annotation['image_id']!r} is not an id of its images"
+            raise ValueError(f"{where}: annotations[{k}]: {wrong}")
+    return content, where
 
 
 def read_grounded_truth(folder: Path, task: str, split: str) -> tuple[list[GroundedTruth], dict]:
     """Truths in the order of the caption file's images, and the COCO dictionary of the masks (for AP)."""
-    masks = read_truth(folder, task, split, "mask")
-    captions = read_truth(folder, task, split, "caption")
-    mask_path, caption_path = (truth_path(folder, task, split, kind) for kind in ("mask", "caption"))
+    masks, mask_path = read_truth(folder, task, split, "coco_mask")
+    captions, caption_path = read_truth(folder, task, split, "coco_caption")
     truths: dict[str, GroundedTruth] = {}
     for k, image in enumerate(captions["images"]):
-        where = f"{caption_path}: images[{k}]"
-        sides = [field_of(image, side, "whole", where) for side in ("height", "width")]
-        size = tuple(field_of({"size": sides}, "size", "size", where))
+        size = image["height"], image["width"]
+        checked({"size": size}, {"size": "size"}, f"{caption_path}: images[{k}]")
         truths[str(image["id"])] = GroundedTruth(image["id"], size, where=f"{mask_path}: image {image['id']}")
-    kept = {type(image["id"]) for image in masks["images"]}
-    if len(kept) > 1 or {str(image["id"]) for image in masks["images"]} != set(truths):
+    kept = [image["id"] for image in masks["images"]]
+    if len(set(map(type, kept))) > 1 or set(map(str, kept)) != set(truths):
         raise ValueError(f"{mask_path} and {caption_path} name different images; both need the same ids, of one type")
-    for k, annotation in enumerate(captions["annotations"]):
-        truth, where = truths[str(annotation["image_id"])], f"{caption_path}: annotations[{k}]"
-        truth.captions.append(field_of(annotation, "caption", "text", where))
-        truth.labels = truth.labels or field_of(annotation, "labels", "texts", where)
-    for k, annotation in enumerate(masks["annotations"]):
-        truth, where = truths[str(annotation["image_id"])], f"{mask_path}: annotations[{k}]"
-        truth.masks.append(field_of(annotation, "segmentation", "object", where))
-        truth.attributes.append(field_of(annotation, "attributes", "object", where, None))
+    for annotation in captions["annotations"]:
+        truth = truths[str(annotation["image_id"])]
+        truth.captions.append(annotation["caption"])
+        truth.labels = truth.labels or annotation.get("labels") or []
+    for annotation in masks["annotations"]:
+        truth = truths[str(annotation["image_id"])]
+        truth.masks.append(annotation["segmentation"])
+        truth.attributes.append(annotation.get("attributes"))
         truth.unseen.append(bool(annotation.get("unseen")))
-        for name in ("area", "iscrowd"):
-            field_of(annotation, name, "number", where, 0)
     for truth in truths.values():
         if len(truth.labels) != len(truth.masks):
             raise ValueError(
@@ -163,43 +154,35 @@ def read_grounded_truth(folder: Path, task: str, split: str) -> tuple[list[Groun
     return list(truths.values()), masks
 
 
-# --- predictions --------------------------------------------------------------------------------------------------
-
-
 def read_grounded_predictions(folder: Path, image_ids: list) -> dict[Any, GroundedPrediction]:
     """Predictions by image id; images without a file are absent."""
     predictions = {}
-    for image_id, record in read_image_records(folder, image_ids).items():
-        where = str(Path(folder) / f"{image_id}.json")
-        caption, phrases = field_of(record, "caption", "text", where), field_of(record, "phrases", "texts", where)
-        masks = field_of(record, "pred_masks", "list", where)
-        scores = field_of(record, "scores", "numbers", where, [1.0] * len(masks))
+    for image_id, record in read_image_records(folder, image_ids, GROUNDED).items():
+        where, masks, scores = f"{Path(folder) / str(image_id)}.json", record["pred_masks"], record.get("scores")
+        scores = [1.0] * len(masks) if scores is None else [float(score) for score in scores]
         if len(scores) != len(masks):
             raise ValueError(f"{where}: 'scores' has {len(scores)} numbers for {len(masks)} masks; expected one a mask")
-        predictions[image_id] = GroundedPrediction(caption, phrases, masks, [float(s) for s in scores], where)
+        predictions[image_id] = GroundedPrediction(record["caption"], record["phrases"], masks, scores, where)
     return predictions
 
 
-def read_image_records(folder: Path, image_ids: list) -> dict[Any, dict]:
+def read_image_records(folder: Path, image_ids: list, form: dict) -> dict[Any, dict]:
     """`<image_id>.json` of each image that has one; some scripts write {"<image id>": {...}} into it.
 
-    Raises ValueError if no image has a file, or a record is not an object or says that it is another image's.
+    Raises ValueError if no image has a file, or a record has another form or says that it is another image's.
     """
-    folder = _predictions_folder(folder)
-    records = {}
+    folder, records = _predictions_folder(folder), {}
     for image_id in image_ids:
         path = folder / f"{image_id}.json"
         if not path.exists():
             continue
         record = read_json(path)
-        if not isinstance(record, dict):
-            raise ValueError(f"{path} holds {shown(record)}; expected an object")
-        if isinstance(record.get(str(image_id)), dict):
-            record = {"image_id": image_id, **record[str(image_id)]}
-        said = field_of(record, "image_id", "id", str(path), image_id)
-        if str(image_id) not in (str(said), Path(str(said)).stem):
+        if isinstance(record, dict) and isinstance(record.get(str(image_id)), dict):
+            record = record[str(image_id)]
+        records[image_id] = checked(record, {"image_id?": "id", **form}, str(path))
+        said = record.get("image_id", image_id)
+        if said is not None and str(image_id) not in (str(said), Path(str(said)).stem):
             raise ValueError(f"{path}: 'image_id' is {said!r}; expected {image_id!r}, the file's name")
-        records[image_id] = record
     if not records:
         raise ValueError(
             f"{folder} holds no prediction for any of the {len(image_ids)} images of the ground truth: expected "
@@ -220,18 +203,13 @@ def read_results(folder: Path) -> dict[str, str]:
     An id may come twice, as padding between processes makes it, if its captions are equal; else ValueError.
     """
     folder = _predictions_folder(folder)
-    paths = sorted(folder.glob("results_*.json"))
-    paths = paths or sorted(path for path in folder.glob("*.json") if path.name not in NOT_RESULTS)
+    paths = sorted(folder.glob("results_*.json")) or [folder / name for name in strangers(folder, [])]
     if not paths:
         raise ValueError(f"{folder} holds no results_<rank>.json. Check --predictions.")
     results: dict[str, str] = {}
     for path in paths:
-        records = read_json(path)
-        if not isinstance(records, list):
-            raise ValueError(f"{path} holds {shown(records)}; expected a list of objects with image_id and caption")
-        for k, record in enumerate(records):
-            image_id = str(field_of(record, "image_id", "id", f"{path}[{k}]"))
-            caption = field_of(record, "caption", "text", f"{path}[{k}]")
+        for k, record in enumerate(checked(read_json(path), [CAPTION], str(path))):
+            image_id, caption = str(record["image_id"]), record["caption"]
             if results.setdefault(image_id, caption) != caption:
                 raise ValueError(f"{path}[{k}]: image {image_id!r} has another caption already; expected one an image")
     return results

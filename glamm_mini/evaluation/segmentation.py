@@ -4,17 +4,18 @@ import random
 
 import numpy as np
 
-OFFICIAL_EXPRESSIONS = 3  # the official loader draws this many sentences an image
-
 
 def draw_expressions(image_id: str, count: int, seed: int) -> list[int]:
-    """Which of an image's expressions the official variant scores: at most three, drawn with a seed.
+    """Which of an image's expressions the official variant scores: at most three, as the official loader draws them.
 
-    The official script draws without a seed, so that its number differs from run to run.
+    It draws without a seed, so that its number differs from run to run.
     """
-    if count <= OFFICIAL_EXPRESSIONS:
-        return list(range(count))
-    return random.Random(f"refseg {seed} {image_id}").sample(range(count), OFFICIAL_EXPRESSIONS)
+    return list(range(count)) if count <= 3 else random.Random(f"refseg {seed} {image_id}").sample(range(count), 3)
+
+
+def _overlap(true: np.ndarray, predicted: np.ndarray) -> tuple[float, float]:
+    """Pixels of the intersection and of the union of two (H, W) bool masks."""
+    return float((true & predicted).sum()), float((true | predicted).sum())
 
 
 def official_refseg(items: list[tuple[np.ndarray, np.ndarray]]) -> dict:
@@ -23,16 +24,11 @@ def official_refseg(items: list[tuple[np.ndarray, np.ndarray]]) -> dict:
     Masks are compared as far as both lists reach: an expression without a prediction doesn't touch cIoU but counts 0
     in gIoU. Two empty masks count 1 in gIoU. The average divides by the count + 1e-5, so 1.0 is never reached.
     """
-    intersection, union, ious, count = 0.0, 0.0, 0.0, 0
-    for true_masks, predicted_masks in items:
-        for true, predicted in zip(true_masks, predicted_masks, strict=False):
-            both = float(np.logical_and(true, predicted).sum())
-            either = float(np.logical_or(true, predicted).sum())
-            intersection += both
-            union += either
-            ious += both / (either + 1e-5) if either else 1.0
-        count += len(true_masks)
-    return {"ciou": intersection / (union + 1e-10), "giou": ious / (count + 1e-5)}
+    found = [_overlap(*pair) for item in items for pair in zip(*item, strict=False)]
+    ious = sum(both / (either + 1e-5) if either else 1.0 for both, either in found)
+    count = sum(len(true_masks) for true_masks, _ in items)
+    ciou = sum(both for both, _ in found) / (sum(either for _, either in found) + 1e-10)
+    return {"ciou": ciou, "giou": ious / (count + 1e-5)}
 
 
 def fixed_refseg(pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict:
@@ -43,11 +39,13 @@ def fixed_refseg(pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict:
     """
     if not pairs:
         return {"ciou": None, "giou": None, "p50": None}
-    both = np.array([np.logical_and(true, predicted).sum() for true, predicted in pairs], dtype=np.float64)
-    either = np.array([np.logical_or(true, predicted).sum() for true, predicted in pairs], dtype=np.float64)
+    both, either = np.array([_overlap(*pair) for pair in pairs]).T
     ious = np.where(either > 0, both / np.maximum(either, 1), 1.0)
-    return {
-        "ciou": float(both.sum() / either.sum()) if either.sum() else 1.0,
-        "giou": float(ious.mean()),
-        "p50": float((ious >= 0.5).mean()),
-    }
+    ciou = float(both.sum() / either.sum()) if either.sum() else 1.0
+    return {"ciou": ciou, "giou": float(ious.mean()), "p50": float((ious >= 0.5).mean())}
+
+
+def unseen_refseg(pairs: list[tuple[np.ndarray, np.ndarray]], unseen: list[bool]) -> dict | None:
+    """`fixed_refseg` over the expressions of things that training never showed, one mark a pair; None where none is."""
+    kept = [pair for pair, marked in zip(pairs, unseen, strict=True) if marked]
+    return {**fixed_refseg(kept), "expressions": len(kept)} if kept else None

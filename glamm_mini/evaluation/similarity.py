@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from glamm_mini import registry
+from glamm_mini.evaluation.fields import check_choice
 
 THRESHOLD = 0.5
 SIMILARITIES = ("bert", "trigram", *registry.names("similarity"))
@@ -19,14 +20,11 @@ Similarity = Callable[[str, str, dict | None], float]
 
 def get_similarity(name: str) -> Similarity:
     """The similarity called `name`: one of SIMILARITIES. Raises ValueError for another name, or BERT offline."""
-    if name == "trigram":
-        return trigram_similarity
+    own = {"bert": bert_similarity, "trigram": trigram_similarity}
+    check_choice("similarity", name, (*own, *registry.names("similarity")))
     if name == "bert":
         _bert()  # fail now, not after an hour of decoding masks
-        return bert_similarity
-    if name in registry.names("similarity"):
-        return registry.find("similarity", name)
-    raise ValueError(f"Unknown similarity {name!r}; choose one of: {', '.join(SIMILARITIES)}.")
+    return own.get(name) or registry.find("similarity", name)
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -35,25 +33,17 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float(a @ b) / length if length else 0.0
 
 
-# --- trigram: needs nothing, used in tests ------------------------------------------------------------------------
-
-
 @functools.lru_cache(maxsize=65536)
 def trigram_vector(text: str) -> np.ndarray:
     """Counts of the three-letter pieces of " text ", hashed by CRC-32 into 512 places."""
     padded = f" {text.lower()} "
-    vector = np.zeros(512)
-    for start in range(len(padded) - 2):
-        vector[zlib.crc32(padded[start : start + 3].encode("utf-8")) % 512] += 1
-    return vector
+    places = [zlib.crc32(padded[start : start + 3].encode()) % 512 for start in range(len(padded) - 2)]
+    return np.bincount(places, minlength=512).astype(float)
 
 
 def trigram_similarity(truth: str, phrase: str, attributes: dict | None = None) -> float:
     """Cosine of letter trigrams: a stand-in for BERT that depends on nothing."""
     return cosine(trigram_vector(truth), trigram_vector(phrase))
-
-
-# --- bert: what the official scripts use --------------------------------------------------------------------------
 
 
 @functools.cache

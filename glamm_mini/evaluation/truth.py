@@ -1,15 +1,17 @@
 """From samples to ground truth files, in the formats that `records` describes."""
 
 from pathlib import Path
+from typing import Any
 
 from pycocotools import mask as coco_mask
 
 from glamm_mini.data.sample import Sample, Turn
-from glamm_mini.evaluation.records import MASK_TASKS, check_task, truth_path, write_json
+from glamm_mini.evaluation.fields import check_choice
+from glamm_mini.evaluation.records import LIST_TASKS, MASK_TASKS, TASKS, truth_path, write_json
 from glamm_mini.processing.images import encode_mask
 from glamm_mini.processing.tags import parse_grounded
 
-ATTRIBUTES = ("cls", "colour", "pattern", "size")
+ATTRIBUTES = ("cls", "colour", "pattern", "size", "count")
 
 
 class TruthWriter:
@@ -20,7 +22,7 @@ class TruthWriter:
     """
 
     def __init__(self, task: str, split: str, data: str = "storybook"):
-        check_task(task)
+        check_choice("task", task, TASKS)
         self.task, self.split, self.data = task, split, data
         self.images: list[dict] = []
         self.annotations: list[dict] = []
@@ -28,100 +30,76 @@ class TruthWriter:
 
     def add(self, sample: Sample) -> None:
         """Take in one sample's truth."""
-        height, width = sample.image.shape[:2]
-        turns = single_turns(sample)
+        turns, image_id = single_turns(sample), sample.image_id
+        captions = [parse_grounded(turn.answer).caption for turn in turns]
         if self.task in MASK_TASKS:
-            self._add_image(sample, height, width)
+            self._add_image(sample, image_id)
             self._add_grounded(sample, turns[0])
         elif self.task == "refseg":
-            said = self._marked(sample, expressions(sample))
-            self.images.append({"image_id": sample.image_id, "size": [height, width], "expressions": said})
+            said = expressions(sample)
+            for k, expression in enumerate(said):
+                if facts_of(sample, k).get("unseen"):
+                    expression["unseen"] = True
+            self.images.append({"image_id": image_id, "size": list(sample.image.shape[:2]), "expressions": said})
         elif self.task == "regcap":
             for k, turn in enumerate(turns):
-                self._add_region(sample, turn, facts_of(sample, k), height, width)
+                self._add_region(sample, turn, captions[k], facts_of(sample, k).get("thing"))
         elif self.task == "caption":
-            self._add_image(sample, height, width)
-            self.images[-1]["classes"] = classes_present(sample)
-            for turn in turns:
-                self.annotations.append(self._caption(sample.image_id, turn, self.annotations))
+            self._add_image(sample, image_id, classes=classes_present(sample))
+            for caption in captions:
+                self.annotations.append({"id": len(self.annotations) + 1, "image_id": image_id, "caption": caption})
         else:
             questions = [
-                {"question_id": k, "question": turn.question, "answer": parse_grounded(turn.answer).caption}
-                for k, turn in enumerate(turns)
+                {"question_id": k, "question": turn.question, "answer": captions[k]} for k, turn in enumerate(turns)
             ]
-            self.images.append({"image_id": sample.image_id, "questions": questions})
+            self.images.append({"image_id": image_id, "questions": questions})
 
     def write(self, folder: str | Path) -> None:
         """Write the truth of all samples taken in."""
-        coco = {"info": {"data": self.data}, "images": self.images}
+        files: dict[str, Any] = {"": self.images}
+        coco = {"info": {"data": self.data}, "images": self.images, "annotations": self.annotations}
         if self.task in MASK_TASKS:
-            masks = {**coco, "annotations": self.annotations, "categories": [{"id": 1, "name": "object"}]}
-            write_json(truth_path(folder, self.task, self.split, "mask"), masks)
-            captions = {**coco, "annotations": self.captions}
-            write_json(truth_path(folder, self.task, self.split, "caption"), captions)
-        elif self.task in ("regcap", "caption"):
-            write_json(truth_path(folder, self.task, self.split), {**coco, "annotations": self.annotations})
-        else:
-            write_json(truth_path(folder, self.task, self.split), self.images)
+            files = {"coco_mask": coco | {"categories": [{"id": 1, "name": "object"}]}}
+            files["coco_caption"] = coco | {"annotations": self.captions}
+        elif self.task in LIST_TASKS:
+            files = {"": coco}
+        for kind, content in files.items():
+            write_json(truth_path(folder, self.task, self.split, kind), content)
 
-    def _add_image(self, sample: Sample, height: int, width: int, image_id=None) -> None:
-        image_id = sample.image_id if image_id is None else image_id
-        name = f"{sample.image_id}.png"
-        self.images.append({"id": image_id, "file_name": name, "height": height, "width": width})
-
-    def _caption(self, image_id, turn: Turn, collected: list) -> dict:
-        return {"id": len(collected) + 1, "image_id": image_id, "caption": parse_grounded(turn.answer).caption}
+    def _add_image(self, sample: Sample, image_id: Any, **more) -> None:
+        height, width = sample.image.shape[:2]
+        record = {"id": image_id, "file_name": f"{sample.image_id}.png", "height": height, "width": width}
+        self.images.append(record | more)
 
     def _add_grounded(self, sample: Sample, turn: Turn) -> None:
-        phrases = parse_grounded(turn.answer).phrases
-        if len(phrases) != len(turn.masks):
-            raise ValueError(f"{sample.image_id}: {len(phrases)} [SEG] in the answer, {len(turn.masks)} masks")
-        labels = [phrase.text for phrase in phrases]
-        self.captions.append({**self._caption(sample.image_id, turn, self.captions), "labels": labels})
+        answer = parse_grounded(turn.answer)
+        labels = [phrase.text for phrase in answer.phrases]
+        if len(labels) != len(turn.masks):
+            raise ValueError(f"{sample.image_id}: {len(labels)} [SEG] in the answer, {len(turn.masks)} masks")
+        known = {"image_id": sample.image_id, "caption": answer.caption, "labels": labels}
+        self.captions.append({"id": len(self.captions) + 1, **known})
         facts = facts_of(sample, 0).get("phrases") or [None] * len(labels)
-        for mask, known in zip(turn.masks, facts, strict=True):
+        for mask, thing in zip(turn.masks, facts, strict=True):
             record = encode_mask(mask)
-            annotation = {
-                "id": len(self.annotations) + 1,
-                "image_id": sample.image_id,
-                "category_id": 1,
-                "iscrowd": 0,
-                "segmentation": record,
-                "area": float(mask.sum()),
-                "bbox": coco_mask.toBbox(record).tolist(),
-            }
-            if known:  # what the record knows of the phrase, whatever its words leave open
-                annotation["attributes"] = {key: known.get(key) for key in (*ATTRIBUTES, "count")}
-                if known.get("unseen"):
-                    annotation["unseen"] = True
-            self.annotations.append(annotation)
+            place = {"area": float(mask.sum()), "bbox": coco_mask.toBbox(record).tolist()}
+            self._annotate(sample.image_id, thing, segmentation=record, **place)
 
-    def _marked(self, sample: Sample, said: list[dict]) -> list[dict]:
-        """Expressions, those marked that mean nothing but things that training never shows."""
-        for k, expression in enumerate(said):
-            if facts_of(sample, k).get("unseen"):
-                expression["unseen"] = True
-        return said
-
-    def _add_region(self, sample: Sample, turn: Turn, facts: dict, height: int, width: int) -> None:
+    def _add_region(self, sample: Sample, turn: Turn, caption: str, thing: int | None) -> None:
         number = len(self.annotations) + 1  # the official script needs annotation id == image id: one image a region
-        self._add_image(sample, height, width, number)
-        x0, y0, x1, y1 = (float(edge) for edge in turn.boxes[0])
-        annotation = self._caption(number, turn, self.annotations)
-        self.annotations.append(
-            {
-                **annotation,
-                "category_id": 1,
-                "iscrowd": 0,
-                "bbox": [x0, y0, x1 - x0, y1 - y0],
-                "area": (x1 - x0) * (y1 - y0),
-            }
-        )
-        if "thing" in facts:
-            thing = sample.extras["things"][facts["thing"]]
-            self.annotations[-1]["attributes"] = {key: thing[key] for key in ATTRIBUTES}
+        self._add_image(sample, number)
+        x0, y0, x1, y1 = turn.boxes[0].tolist()
+        place = {"area": (x1 - x0) * (y1 - y0), "bbox": [x0, y0, x1 - x0, y1 - y0]}
+        known = None if thing is None else sample.extras["things"][thing]
+        self._annotate(number, known, caption=caption, **place)
+
+    def _annotate(self, image_id: Any, thing: dict | None, **more) -> None:
+        """An annotation with what the record knows of the thing, whatever its words leave open."""
+        annotation = {"id": len(self.annotations) + 1, "image_id": image_id, "category_id": 1, "iscrowd": 0, **more}
+        if thing:
+            annotation["attributes"] = {key: thing[key] for key in ATTRIBUTES if key in thing}
             if thing.get("unseen"):
-                self.annotations[-1]["unseen"] = True
+                annotation["unseen"] = True
+        self.annotations.append(annotation)
 
 
 def single_turns(sample: Sample) -> list[Turn]:

@@ -100,7 +100,7 @@ CHANGES = [
     ("gcg", CAPTIONS, ("images", 1, "width"), 10**9, ["images[1]", "'size'"]),
     ("gcg", CAPTIONS, ("images", 1, "width"), 64.0, ["images[1]", "'width'"]),
     ("gcg", CAPTIONS, ("annotations", 1, "caption"), GONE, ["annotations[1]", "'caption'"]),
-    ("gcg", CAPTIONS, ("annotations", 1, "labels"), GONE, ["annotations[1]", "'labels'"]),
+    ("gcg", CAPTIONS, ("annotations", 1, "labels"), GONE, ["image picture_001", "2 masks", "0 labels"]),
     ("gcg", CAPTIONS, ("annotations", 1, "labels"), "a kite", ["annotations[1]", "'labels'"]),
     ("gcg", CAPTIONS, ("annotations", 1, "labels", 0), GONE, ["1 labels"]),
     # referring expressions
@@ -110,7 +110,7 @@ CHANGES = [
     ("refseg", ONE, ("expressions", 2, "sent_id"), 1, ["expressions[2]", "'sent_id'", "twice"]),
     ("refseg", ONE, ("expressions", 2, "sent_id"), "1", ["expressions[2]", "'sent_id'", "twice"]),
     ("refseg", ONE, ("expressions", 2, "sent_id"), 99, ["sent_id", "'99'"]),
-    ("refseg", ONE, ("expressions", 2, "mask"), "none", ["expression '2'", "'mask'"]),
+    ("refseg", ONE, ("expressions", 2, "mask"), "none", ["expressions[2]", "'mask'"]),
     ("refseg", ONE, ("expressions", 2, "mask"), OTHER, ["expression '2'", "3 x 5"]),
     ("refseg", ONE, ("teacher_forced",), [1], ["'teacher_forced'"]),
     ("refseg", ONE, ("teacher_forced", "sent_ids"), GONE, ["teacher_forced", "'sent_ids'"]),
@@ -125,7 +125,7 @@ CHANGES = [
     ("refseg", REFSEG, (1, "image_id"), "/secret", ["'/secret'", "out of the folder"]),
     ("refseg", REFSEG, (1, "size"), [H, W, 3], ["[1]", "'size'"]),
     ("refseg", REFSEG, (1, "expressions"), None, ["[1]", "'expressions'"]),
-    ("refseg", REFSEG, (1, "expressions", 0, "mask"), GONE, ["[1]", "expression '0'", "'mask'"]),
+    ("refseg", REFSEG, (1, "expressions", 0, "mask"), GONE, ["[1]", "expressions[0]", "'mask'"]),
     ("refseg", REFSEG, (1, "expressions", 0, "mask"), OTHER, ["[1]", "masks[0]", "3 x 5"]),
     ("refseg", REFSEG, (1, "expressions", 1, "sent_id"), 0, ["[1]", "expressions[1]", "twice"]),
     # captions
@@ -138,17 +138,17 @@ CHANGES = [
     ("regcap", "results_0.json", (1, "caption"), None, ["[1]", "'caption'"]),
     ("regcap", "results_0.json", (1, "caption"), 5, ["[1]", "'caption'"]),
     ("regcap", REGCAP, ("annotations", 2, "caption"), GONE, ["annotations[2]", "'caption'"]),
-    ("regcap", REGCAP, ("annotations", 2, "attributes"), [], ["region 3", "'attributes'"]),
-    ("regcap", REGCAP, ("annotations", 2, "attributes"), {}, ["region 3", "'cls'"]),
-    ("caption", CAPTION, ("images", 1, "classes"), "boat", ["image picture_001", "'classes'"]),
+    ("regcap", REGCAP, ("annotations", 2, "attributes"), [], ["annotations[2]", "'attributes'"]),
+    ("regcap", REGCAP, ("annotations", 2, "attributes"), {}, ["annotations[2]", "attributes", "'cls'"]),
+    ("caption", CAPTION, ("images", 1, "classes"), "boat", ["images[1]", "'classes'"]),
     # questions
     ("vqa", ONE, ("questions",), "two", ["'questions'"]),
     ("vqa", ONE, ("questions", 1, "question_id"), GONE, ["questions[1]", "'question_id'"]),
     ("vqa", ONE, ("questions", 1, "question_id"), 0, ["questions[1]", "'question_id'", "twice"]),
     ("vqa", ONE, ("questions", 1, "question_id"), 9, ["question_id", "'9'"]),
-    ("vqa", ONE, ("questions", 1, "text"), GONE, ["question '1'", "'text'"]),
-    ("vqa", ONE, ("questions", 1, "text"), ["no"], ["question '1'", "'text'"]),
-    ("vqa", VQA, (1, "questions", 0, "answer"), 3, ["[1]", "question '0'", "'answer'"]),
+    ("vqa", ONE, ("questions", 1, "text"), GONE, ["questions[1]", "'text'"]),
+    ("vqa", ONE, ("questions", 1, "text"), ["no"], ["questions[1]", "'text'"]),
+    ("vqa", VQA, (1, "questions", 0, "answer"), 3, ["[1]", "questions[0]", "'answer'"]),
 ]  # fmt: skip
 
 TEXTS = [

@@ -12,15 +12,15 @@ from glamm_mini.evaluation.gcg import (
     official_matches,
     official_miou,
     optimal_pairs,
+    unseen_grounding,
 )
 from glamm_mini.evaluation.masks import decode_masks, iou_matrix
 from glamm_mini.evaluation.predict import compare_settings, predict_samples
 from glamm_mini.evaluation.records import GroundedPrediction, GroundedTruth, read_json, strangers, write_json
 from glamm_mini.evaluation.score import normalize_answer
-from glamm_mini.evaluation.segmentation import draw_expressions, fixed_refseg, official_refseg
+from glamm_mini.evaluation.segmentation import draw_expressions, fixed_refseg, official_refseg, unseen_refseg
 from glamm_mini.evaluation.similarity import THRESHOLD, cosine, get_similarity
 from glamm_mini.evaluation.truth import TruthWriter, classes_present
-from glamm_mini.evaluation.unseen import unseen_grounding, unseen_refseg
 from glamm_mini.processing.images import encode_mask
 
 SIZE = (2, 4)

@@ -10,9 +10,9 @@ from evaluation_fakes import FakeAnswer, Oracle, StorybookOracle, figures, make_
 
 from glamm_mini.cli.evaluate import result_table
 from glamm_mini.evaluation import TASKS, predict_samples, score_folder
-from glamm_mini.evaluation.gcg import GroundedImage
+from glamm_mini.evaluation.gcg import GroundedImage, unseen_grounding
 from glamm_mini.evaluation.records import GroundedPrediction, GroundedTruth
-from glamm_mini.evaluation.unseen import unseen_grounding, unseen_refseg
+from glamm_mini.evaluation.segmentation import unseen_refseg
 from glamm_mini.storybook.dataset import _marked, evaluation_samples
 from glamm_mini.storybook.language.vocabulary import UNSEEN_PAIRS, is_unseen, means_unseen
 from glamm_mini.storybook.scores.attributes import unseen_regions
