@@ -121,7 +121,7 @@ class RunState:
                     else:
                         write_tensors(new / WEIGHTS, weights)
                         torch.save(training, new / TRAINING)
-                    files = {p.relative_to(new).as_posix(): p.stat().st_size for p in new.rglob("*") if p.is_file()}
+                    files = {p.relative_to(new).as_posix(): p.stat().st_size for p in new.rglob("[!.]*") if p.is_file()}
                     (new / MANIFEST).write_text(json.dumps({**manifest, "files": files}, indent=1), encoding="utf-8")
         except Exception as error:  # torch and safetensors have words of their own for a full disk
             failure = error
