@@ -10,15 +10,13 @@ import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
-
-PRECISIONS = {"no": None, "bf16": torch.bfloat16}
-"""In which type parameters travel and compute; the shards themselves keep theirs (float32, as a rule)."""
 
 PICTURES = ("global_images", "grounding_images")
 """What the encoders are given in a batch; other models have neither."""
@@ -32,16 +30,14 @@ def units(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if any(base.__name__ in names for base in type(module).__mro__)]
 
 
-def policy(precision: str) -> dict:
-    """What `fully_shard` is told: gather parameters in `precision`, average gradients in float32, cast no inputs, as
-    autocast does that where it is safe. Raises ValueError for fp16, whose scaling would have to see all shards.
-    """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision {precision} cannot be sharded; expected one of {', '.join(PRECISIONS)}, or auto")
-    gathered = PRECISIONS[precision]
-    reduced = None if gathered is None else torch.float32
-    mixed = MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=reduced, cast_forward_inputs=False)
-    return {"mp_policy": mixed, "reshard_after_forward": True}
+def policy(precision: str) -> MixedPrecisionPolicy:
+    """Parameters are gathered in `precision`, while shards keep their type; gradients are averaged in float32; inputs
+    are not cast, as autocast does that where it is safe. Raises ValueError for fp16, whose scaling would have to see
+    all shards."""
+    if precision not in ("no", "bf16"):
+        raise ValueError(f"precision {precision} cannot be sharded; expected one of no, bf16, or auto")
+    types = {} if precision == "no" else {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32}
+    return MixedPrecisionPolicy(**types, cast_forward_inputs=False)
 
 
 class Sharded:
@@ -53,22 +49,21 @@ class Sharded:
     """
 
     def __init__(self, model: nn.Module, device: str, precision: str) -> None:
-        how = policy(precision)
-        mesh = init_device_mesh(device, (torch.distributed.get_world_size(),))
+        how = {"mp_policy": policy(precision), "mesh": init_device_mesh(device, (distributed.get_world_size(),))}
         check_equal(model, device)
         # The model as it was, without memory: parameters are replaced by ones on the meta device, also where shared.
         empty = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in model.parameters()}
         self.twin = copy.deepcopy(model, empty)
-        self.device, self.model, self.modules = device, model, [*units(model), model]
-        for module in self.modules[:-1]:
-            fully_shard(module, mesh=mesh, **how)
+        layers = units(model)
+        self.device, self.model, self.modules = device, model, [*layers, model]
+        for layer in layers:
+            fully_shard(layer, reshard_after_forward=True, **how)
         # The backward pass begins where the forward pass ended: freeing the root between the two would be in vain.
-        fully_shard(model, mesh=mesh, **how | {"reshard_after_forward": False})
+        fully_shard(model, reshard_after_forward=False, **how)
         # One process's batch may have boxes or masks where another's has none: it averages zeros.
         model.set_reduce_scatter_unused_params(True)
         # The trainer only reads what the model returns.
         warnings.filterwarnings("ignore", rf"FSDP2-wrapped module \({type(model).__name__}\) returned a view")
-        layers = self.modules[:-1]
         trained = {type(layer) for layer in layers if any(p.requires_grad for p in layer.parameters())}
         for layer in layers:
             if type(layer) in trained:
@@ -88,8 +83,7 @@ class Sharded:
             hook.remove()
             for local, parameter in module.named_parameters():
                 if local in own and not isinstance(parameter, DTensor):
-                    name = own[local]
-                    parameter.register_post_accumulate_grad_hook(lambda _, name=name: self.used.add(name))
+                    parameter.register_post_accumulate_grad_hook(lambda _, name=own[local]: self.used.add(name))
 
         hook = module.register_forward_pre_hook(start)
 
@@ -99,7 +93,7 @@ class Sharded:
         They are zeros, with which an optimizer would count a step and follow its old moments.
         """
         flags = torch.tensor([name in self.used for name in self.trained], dtype=torch.int32, device=self.device)
-        torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
+        distributed.all_reduce(flags, distributed.ReduceOp.MAX)
         for parameter, flag in zip(self.trained.values(), flags.tolist(), strict=True):
             if not flag:
                 parameter.grad = None
@@ -126,16 +120,14 @@ class Sharded:
     def whole(self) -> nn.Module:
         """A model as the given one was, with the trained weights, whole and on the CPU, in every process."""
         self.reshard()
-        made = {}
+        filled = {}
         for empty, shard in zip(self.twin.parameters(), self.model.parameters(), strict=True):
             tensor = shard.full_tensor() if isinstance(shard, DTensor) else shard
-            made[id(empty)] = nn.Parameter(tensor.detach().cpu(), shard.requires_grad)
-        for module in self.twin.modules():
-            for name, empty in list(module.named_parameters(recurse=False, remove_duplicate=False)):
-                setattr(module, name, made[id(empty)])
-        for own, trained in zip(self.twin.buffers(), self.model.buffers(), strict=True):
+            filled[id(empty)] = nn.Parameter(tensor.detach().cpu(), shard.requires_grad)
+        model = copy.deepcopy(self.twin, filled)
+        for own, trained in zip(model.buffers(), self.model.buffers(), strict=True):
             own.copy_(trained)
-        return self.twin
+        return model
 
 
 def _ask_for_gradient(layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
@@ -150,11 +142,8 @@ def _ask_for_gradient(layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tupl
 @torch.no_grad()
 def check_equal(model: nn.Module, device: str) -> None:
     """Every process cuts its shards from its own copy of the model: a ValueError if the copies differ."""
-    sums = torch.stack([p.detach().reshape(-1)[:64].double().sum().cpu() for p in model.parameters()]).to(device)
-    least, most = sums.clone(), sums.clone()
-    torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
-    torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
-    if not torch.equal(least, most):
+    sums = torch.stack([p.detach().reshape(-1)[:64].double().sum().cpu() for p in model.parameters()])
+    if not _same_everywhere(sums.to(device)):
         raise ValueError("the processes start from different weights: seed or load the model alike in all of them")
 
 
@@ -164,21 +153,25 @@ def check_alike(batches: list[dict], device: torch.device) -> None:
     Without it they would wait for each other until the time is out. Boxes and masks may differ.
     """
     held = [int(batch.get(name) is not None) for batch in batches for name in PICTURES]
-    # The most, and the least with its sign turned, in one exchange.
-    both = torch.tensor([held, [-flag for flag in held]], device=device)
-    torch.distributed.all_reduce(both, torch.distributed.ReduceOp.MAX)
-    if not torch.equal(both[0], -both[1]):
+    if not _same_everywhere(torch.tensor(held, device=device)):
         raise ValueError(
             f"a step has {' or '.join(PICTURES)} in one process and not in another, which a sharded model cannot "
             "train on: leave out samples of text alone, take a larger batch_size, or set shard=none"
         )
 
 
+def _same_everywhere(values: torch.Tensor) -> bool:
+    # The most, and the least with its sign turned, in one exchange.
+    both = torch.stack([values, -values])
+    distributed.all_reduce(both, distributed.ReduceOp.MAX)
+    return torch.equal(both[0], -both[1])
+
+
 def shard_state(optimizer: torch.optim.Optimizer, state: dict) -> dict:
     """`state`, an optimizer's `state_dict()` of whole tensors, cut as the optimizer's own parameters are."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
-    def cut(value: object, like: torch.Tensor) -> object:
+    def cut(value: Any, like: torch.Tensor) -> Any:
         if not isinstance(like, DTensor) or not torch.is_tensor(value) or value.shape != like.shape:
             return value
         return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

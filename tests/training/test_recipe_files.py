@@ -171,7 +171,7 @@ storybook = "refseg"
         ("rate = 1", "rat = 1", r"\[\[data\]\] Refer_Segm: 'rat' is unknown. Did you mean rate?"),
         ("rate = 1", "", "Refer_Segm does not say rate"),
         ("rate = 1", "rate = 0", r"\[\[data\]\] Refer_Segm: rate is 0"),
-        ("rate = 1", 'rate = "often"', "rate is 'often'; expected a number"),
+        ("rate = 1", 'rate = "often"', "rate is 'often'; expected a finite number"),
         ("[settings]", "[weights]\nsegmentation = 0\n[settings]", "not above 0"),
         ("[settings]", "[lora]\nrank = 0.5\n[settings]", r"\[lora\]: rank is 0.5"),
         ("[settings]", "trained = 3\n[settings]", "trained is 3"),

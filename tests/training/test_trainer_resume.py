@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 from training_toy import BASE, Toy, ToyData, losses, trainer, weights_of
 
-from glamm_mini.checkpoints.save import DONE, FRESH
+from glamm_mini.checkpoints.save import DONE, FRESH, OURS
 from glamm_mini.training import checkpoint
 from glamm_mini.training.logs import read_log
 from glamm_mini.training.run_folder import claimed
@@ -191,6 +191,7 @@ def test_a_kill_while_saving_loses_nothing(six_steps, tmp_path, moved):
     settings, out, last = BASE.with_overrides(["steps=6"]), tmp_path / "cut", tmp_path / "cut" / "last"
     shutil.copytree(six_steps / "cut", out)
     (last / FRESH).mkdir()
+    (last / FRESH / OURS).touch()
     (last / FRESH / "model.safetensors").write_bytes(b"half")
     if moved is not None:
         names = sorted(path.name for path in (six_steps / "cut" / "last").iterdir())

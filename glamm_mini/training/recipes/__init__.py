@@ -5,27 +5,19 @@ A file may build on another (`base = "official"`), and a table `size.tiny` holds
 values win: the base's, the recipe's own, the base's for the size, the recipe's own for the size.
 """
 
+import json
 import tomllib
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from glamm_mini import registry
 from glamm_mini.model.config import SIZES, LossConfig
 from glamm_mini.training.run_folder import claimed, first_process
-from glamm_mini.training.settings import (
-    Table,
-    Tables,
-    TrainSettings,
-    check_keys,
-    override,
-    read_table,
-    setting,
-    toml_lines,
-    toml_table,
-)
+from glamm_mini.training.settings import Table, Tables, TrainSettings, check_keys, override, read_table, setting
 
 FOLDER = Path(__file__).parent
 BASE = "official"
@@ -136,18 +128,24 @@ class Recipe(Table):
     def to_toml(self, tables: Tables) -> str:
         """All values as a run with these tables of settings would use them, in the format of the files; what
         `--set` changes stands under its meaning."""
-        values = {key: value for key, value in asdict(self).items() if value not in ("", (), 0, {})}
-        for name in {"settings", "stages", "lora", "frozen"} & values.keys():  # are in the tables
-            del values[name]
+        in_tables = ("settings", "stages", "lora", "frozen")
+        values = {k: v for k, v in asdict(self).items() if k not in in_tables and v not in ("", (), 0, {})}
         below = [(f"[{key}]", values.pop(key)) for key in ("losses", "weights") if key in values]
         below += [("[[data]]", entry) for entry in values.pop("data", ())]
-        blocks = ["\n".join(toml_lines(values))]
+        blocks = [_toml(values)]
         for prefix, table in tables:
             trainers = isinstance(table, TrainSettings)
             own = prefix.rstrip(".") or ("settings" if trainers else "options")
             head = f"[stages.{own}]" if prefix and trainers else f"[{own}]"
-            blocks.append(f"# --set {prefix}KEY=VALUE\n{head}\n{toml_table(table)}")
-        return "\n\n".join([*blocks, *("\n".join([head, *toml_lines(table)]) for head, table in below)])
+            meanings = {f.name: f.metadata["meaning"] for f in fields(table)}
+            blocks.append(f"# --set {prefix}KEY=VALUE\n{head}\n{_toml(vars(table), meanings)}")
+        return "\n\n".join([*blocks, *(f"{head}\n{_toml(table)}" for head, table in below)])
+
+
+def _toml(values: dict[str, Any], meanings: dict[str, str] | None = None) -> str:
+    # JSON and TOML write a value alike, but for the sign between the names and the values of a table.
+    lines = {key: f"{key} = {json.dumps(value, separators=(', ', ' = '))}" for key, value in values.items()}
+    return "\n".join(f"# {meanings[key]}\n{line}" if meanings else line for key, line in lines.items())
 
 
 class OwnRecipe(NamedTuple):
@@ -256,12 +254,8 @@ def _merged(name: str, size: str, folder: Path) -> dict[str, Any]:
     base = own.pop("base", None)
     common = _load(folder / f"{base}.toml") if base else {}
     sizes = [table.pop("size", {}) for table in (common, own)]
-    for table in sizes:
-        check_keys(f"{name}.toml, [size]", table, SIZES)
-    merged: dict[str, Any] = {}
-    for table in (common, own, *(table.get(size, {}) for table in sizes)):
-        merged = _over(merged, table)
-    return merged
+    check_keys(f"{name}.toml, [size]", [key for table in sizes for key in table], SIZES)
+    return reduce(_over, (common, own, *(table.get(size, {}) for table in sizes)))
 
 
 def _over(below: dict, above: dict) -> dict:
