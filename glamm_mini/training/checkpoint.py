@@ -18,13 +18,12 @@ from torch.distributed.tensor import DTensor
 
 from glamm_mini.checkpoints.save import open_to_all, whole_folder
 from glamm_mini.training.optimizer import build_optimizer
+from glamm_mini.training.processes import Sharded, shard_state
 from glamm_mini.training.run_folder import LAST, MANIFEST, damaged, read_manifest
 from glamm_mini.training.settings import TrainSettings
-from glamm_mini.training.sharding import Sharded, shard_state
 
 WEIGHTS, TRAINING = "model.safetensors", "training.pt"
-ENGINE = "deepspeed"
-"""In place of both files, the folder of what DeepSpeed's processes wrote together."""
+ENGINE = "deepspeed"  # in place of both files, the folder of what DeepSpeed's processes wrote together
 
 
 class RunState:
@@ -36,9 +35,7 @@ class RunState:
     that is damaged, of another model, or of DeepSpeed where this run is not.
     """
 
-    def __init__(
-        self, model: nn.Module, settings: TrainSettings, accelerator: Accelerator, out: Path | None = None
-    ) -> None:
+    def __init__(self, model: nn.Module, settings: TrainSettings, accelerator: Accelerator, out: Path | None = None):
         self.model, self.accelerator = model, accelerator
         self.engine = accelerator.distributed_type == DistributedType.DEEPSPEED
         shard = settings.shard == "full" and accelerator.num_processes > 1
@@ -98,8 +95,7 @@ class RunState:
 
     def save(self, out: Path, manifest: dict[str, Any]) -> None:
         """Replaces `out/last`; all processes call it together. manifest: what the checkpoint is (`step`, `metrics`).
-        Raises OSError in every process if one could not write; the earlier checkpoint is untouched then.
-        """
+        Raises OSError in every process if one could not write; the earlier checkpoint is untouched then."""
         main, failure = self.accelerator.is_main_process, None
         if self.engine and main:
             shutil.rmtree(out / ENGINE, ignore_errors=True)  # what a kill while saving left behind

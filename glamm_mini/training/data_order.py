@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from glamm_mini.training.settings import TrainSettings
 
+# What losses are divided by -> the key under which a micro-batch brings its count along.
 COUNTS = {"tokens": "num_tokens", "masks": "num_masks", "images": "num_images"}
-"""What losses are divided by -> the key under which a micro-batch brings its count along."""
 
 
 def keyed_seed(*parts: object) -> int:
@@ -27,9 +27,7 @@ class Batches(Dataset):
     per step. `size` is `len(data)`, or None when data is endless. Raises ValueError when it is empty.
     """
 
-    def __init__(
-        self, data: Any, collate: Callable[[list], dict], settings: TrainSettings, process: int = 0, processes: int = 1
-    ) -> None:
+    def __init__(self, data: Any, collate: Callable, settings: TrainSettings, process: int = 0, processes: int = 1):
         self.data, self.collate, self.seed = data, collate, settings.seed
         self.batch_size, self.process, self.processes = settings.batch_size, process, processes
         try:
@@ -46,10 +44,8 @@ class Batches(Dataset):
         return [self.index(position) for position in range(start, start + self.batch_size)]
 
     def index(self, position: int) -> int:
-        """Index of the sample at `position` of the endless sequence that training reads.
-
-        Every epoch has an order of its own. Data without a length is read straight through.
-        """
+        """Index of the sample at `position` of the endless sequence that training reads: an epoch has an order of its
+        own; data without a length is read straight through."""
         if self.size is None:
             return position
         epoch, place = divmod(position, self.size)

@@ -21,38 +21,42 @@ from glamm_mini.dtypes import AUTOCAST
 from glamm_mini.model.glamm import GlammForConditionalGeneration
 from glamm_mini.processing.processor import GlammProcessor
 from glamm_mini.training.data_order import COUNTS
-from glamm_mini.training.launch import join_processes, resolve_precision
 from glamm_mini.training.logs import LOG_NAME, read_log
+from glamm_mini.training.processes import join_processes, resolve_precision
 from glamm_mini.training.recipes import Options, Recipe, read_recipe
 from glamm_mini.training.run_folder import SETTINGS
 from glamm_mini.training.settings import Tables
 from glamm_mini.training.trainer import Trainer
 
 PARTS = "parts"
-SMALL = "prompt_encoder."
-"""Stays in float32 when it is frozen: a few thousand numbers, too few for rounding them to save anything."""
+SMALL = "prompt_encoder."  # stays float32 when frozen: a few thousand numbers, too few for rounding to save anything
 
 
 def finetune(recipe: Recipe, tables: Tables, size: str, data: str, out: Path, resume: bool) -> Path:
     """Train by a recipe and its tables, as `recipes.chosen` gave them; `OUT/model` then holds the whole model, LoRA
-    merged, or `OUT/lora` what was trained alone.
-
-    Raises ValueError for a run to resume that had another start, FileNotFoundError for no model at the start.
-    """
+    merged, or `OUT/lora` what was trained alone. Raises ValueError for a run to resume that had another start,
+    FileNotFoundError for no model at the start."""
     options: Options = tables[0][1]
-    processes = join_processes(recipe.settings)
+    settings, processes = recipe.settings, join_processes(recipe.settings)
     model, processor = load_start(recipe, size)
     prepare(model, processor, recipe, size)
-    world, mixture = registry.find("data", "storybook"), recipe.mixture()
-    side, seed = processor.config.grounding.image_size, recipe.settings.seed
-    dataset = world.training_set(side, mixture, options.conversations, seed)
-    about = {"recipe": recipe.name, "size": size, "start": recipe.start, "trained": list(recipe.trained)}
-    about |= {"lora": {**recipe.lora, "targets": list(recipe.lora["targets"])}, "frozen": recipe.frozen}
+    world, mixture, side = registry.find("data", "storybook"), recipe.mixture(), processor.config.grounding.image_size
+    dataset = world.training_set(side, mixture, options.conversations, settings.seed)
+    about = {"recipe": recipe.name, "size": size, "start": recipe.start, "trained": recipe.trained}
+    about |= {"lora": recipe.lora, "frozen": recipe.frozen}
     about |= {"data": data, "mixture": mixture, "conversations": options.conversations}
-    if processes.is_main_process:
-        _compare_samples(recipe, read_recipe(recipe.name, size).samples_per_step, processes.num_processes)
-    validate = partial(_figures, processor=processor, scenes=options.scenes) if options.scenes else None
-    trainer = Trainer(model, dataset, collate_for(processor, recipe), recipe.settings, out, validate, about)
+    each = settings.batch_size * processes.num_processes
+    mine, meant = each * settings.accumulation, read_recipe(recipe.name, size).samples_per_step
+    if processes.is_main_process and mine != meant:
+        closest = f"--set accumulation={max(1, round(meant / each))} comes closest here"
+        words = f"{mine} samples a step; the recipe means {meant} (processes: {recipe.processes}). {closest}"
+        print(words, file=sys.stderr)
+
+    def validate(model: GlammForConditionalGeneration) -> dict[str, float]:
+        return world.figures(Assistant(model, processor), options.scenes)
+
+    validate = validate if options.scenes else None
+    trainer = Trainer(model, dataset, collate_for(processor, recipe), settings, out, validate, about)
     trainer.fit(resume=resume)
     folder = out / ("model" if options.merge else "lora")
     if processes.is_main_process:
@@ -115,21 +119,15 @@ def unfreeze_only(model: nn.Module, patterns: Sequence[str]) -> None:
 
 
 def store_frozen_as(model: nn.Module, dtype: torch.dtype) -> None:
-    """Keep frozen parameters in `dtype` and trained ones in float32.
-
-    A step of lr 3e-4 is lost in bfloat16's 8 bits of fraction, so what is trained stays float32 and autocast computes
-    in half precision. Tables of positions and other buffers are not touched.
-    """
+    """Keep frozen parameters in `dtype` and trained ones in float32, as a step of lr 3e-4 is lost in bfloat16's 8 bits
+    of fraction; autocast computes in half precision. Tables of positions and other buffers are not touched."""
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad or SMALL in name else dtype)
 
 
 def collate_for(processor: GlammProcessor, recipe: Recipe) -> Callable[[list[Sample]], dict]:
-    """Samples to a batch, in official mode a row for each conversation.
-
-    Left out of the batch: in official mode the counts, so that losses are means of their micro-batch; where no data
-    set has masks, the pictures of the grounding encoder, which no loss would need.
-    """
+    """Samples to a batch, in official mode a row for each conversation. Left out: in official mode the counts, so that
+    losses are means of their micro-batch; where no data set has masks, the grounding encoder's pictures."""
     official = processor.config.mode == "official"
     unused = set(COUNTS.values()) if official else set()
     if not any(entry.kind == "segmentation" for entry in recipe.data):
@@ -142,10 +140,8 @@ def _batch(samples: list[Sample], collate: Collate, unused: set[str]) -> dict:
 
 
 def write_record(run: Path, target: Path, **more) -> None:
-    """How a model was made, beside it: the command, the settings, seconds of training, and the last losses.
-
-    `more`: JSON-ready values, such as the recipe and the start.
-    """
+    """How a model was made, beside it: the command, the settings, seconds of training, the last losses, and `more`,
+    JSON-ready values such as the recipe and the start."""
     log = read_log(run / LOG_NAME)
     stored = json.loads((run / SETTINGS).read_text("utf-8"))
     record = {
@@ -164,19 +160,3 @@ def _frozen_type(recipe: Recipe) -> torch.dtype:
     if recipe.frozen != "half" or recipe.settings.shard != "none":
         return torch.float32
     return AUTOCAST[resolve_precision(recipe.settings.precision, join_processes(recipe.settings).device)]
-
-
-def _compare_samples(recipe: Recipe, wanted: int, processes: int) -> None:
-    """Say on stderr when a step has another number of samples than the recipe means."""
-    each = recipe.settings.batch_size * processes
-    mine = each * recipe.settings.accumulation
-    if mine != wanted:
-        print(
-            f"{mine} samples a step; the recipe means {wanted} (processes: {recipe.processes}). "
-            f"--set accumulation={max(1, round(wanted / each))} comes closest here",
-            file=sys.stderr,
-        )
-
-
-def _figures(model: GlammForConditionalGeneration, processor: GlammProcessor, scenes: int) -> dict[str, float]:
-    return registry.find("data", "storybook").figures(Assistant(model, processor), scenes)

@@ -72,9 +72,8 @@ class TrainingLog:
             finite = json.loads(json.dumps({"step": step, **record}), parse_constant=lambda _: None)
             self.file.write(json.dumps(finite) + "\n")
         if self.writer is not None:
-            flat = {key: value for key, value in record.items() if not isinstance(value, dict)}
-            flat |= {f"{key}/{name}": value for key in record.keys() - flat for name, value in record[key].items()}
-            for name, value in flat.items():
+            figures = {f"validation/{name}": value for name, value in record.get("validation", {}).items()}
+            for name, value in {**record, **figures}.items():
                 if isinstance(value, (int, float)):
                     self.writer.add_scalar(name, value, step)
 

@@ -13,15 +13,9 @@ from torch import nn
 
 from glamm_mini.training.settings import TrainSettings
 
-OUTPUT_LAYERS = ("head", "classifier")
-"""A linear layer whose own name ends so gives the model's output: it stays with AdamW, as embeddings do."""
-
-SMALLEST_HIDDEN_SIDE = 16
-"""A matrix with a shorter side (a box head, a LoRA factor) has too few directions to be worth orthogonalizing."""
-
-COEFFICIENTS = (3.4445, -4.775, 2.0315)
-"""Of the quintic Newton-Schulz iteration: steep at 0, so that five steps bring every singular value near 1."""
-
+OUTPUT_LAYERS = ("head", "classifier")  # how the name of a linear layer ends that stays with AdamW, as embeddings do
+SMALLEST_HIDDEN_SIDE = 16  # a shorter matrix (a box head, a LoRA factor) has too few directions to orthogonalize
+COEFFICIENTS = (3.4445, -4.775, 2.0315)  # of the quintic Newton-Schulz iteration: steep at 0, so that five suffice
 ITERATIONS = 5
 MOMENTUM = 0.95
 
@@ -73,8 +67,8 @@ def parameter_groups(model: nn.Module, settings: TrainSettings) -> list[dict]:
 
 
 def orthogonalized(matrices: torch.Tensor) -> torch.Tensor:
-    """The nearest orthogonal ones of matrices (K, rows, columns), rows <= columns, roughly: singular values become 0.7
-    to 1.2; a zero matrix stays zero."""
+    """The nearest orthogonal matrices, roughly, to some of (K, rows, columns), rows <= columns: singular values become
+    0.7 to 1.2; a zero matrix stays zero."""
     a, b, c = COEFFICIENTS
     x = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(ITERATIONS):
@@ -148,19 +142,15 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
 
 
 def gradient_norm(gradients: Iterable[torch.Tensor]) -> torch.Tensor:
-    """The norm of all gradients together, a float64 scalar.
-
-    Sums are taken in float64: on CPUs torch's own norm, and so `clip_grad_norm_`, adds up in float32, which makes it
-    0.3 % too small for a Gaussian matrix of 11008 x 4096 and was seen to lose 17 % of a real gradient.
-    """
+    """The norm of all gradients together, summed in float64: on CPUs torch's own, and so `clip_grad_norm_`, adds up in
+    float32, which is 0.3 % too small for a Gaussian matrix of 11008 x 4096 and was seen to lose 17 % of a gradient."""
     pieces = (piece for gradient in gradients for piece in gradient.detach().reshape(-1).split(1 << 20))
     norms = [torch.linalg.vector_norm(piece, dtype=torch.float64) for piece in pieces]
     return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros((), dtype=torch.float64)
 
 
 def clip_gradients(model: nn.Module, clip: float) -> torch.Tensor:
-    """Scales the gradients of a model on the CPU to a norm of `clip` at most (0: leaves them); returns `gradient_norm`
-    before."""
+    """Scales gradients on the CPU to a norm of `clip` at most (0: leaves them); returns `gradient_norm` before."""
     parameters = [p for p in model.parameters() if p.grad is not None]
     norm = gradient_norm(p.grad for p in parameters)
     torch.nn.utils.clip_grads_with_norm_(parameters, clip or math.inf, norm.float())

@@ -16,17 +16,15 @@ from pathlib import Path
 from typing import Any, TextIO
 
 LAST, MANIFEST, SETTINGS = "last", "checkpoint.json", "settings.json"
-LOCK = "run.lock"
-"""Held while a training writes; it stays when the run ends, as the mark of a folder that a run has made."""
+LOCK = "run.lock"  # held while a training writes; it stays as the mark of a folder that a run has made
 
+# Settings that a resumed run may change: they do not touch what is learned (sharding: beyond the last digits) ...
 FREE_ON_RESUME = frozenset(
     "save_every validate_every log_every workers threads tensorboard cpu shard "
     "gradient_checkpointing timeout_minutes".split()
 )
-"""Settings that a resumed run may change: they do not touch what is learned (sharding: beyond the last digits)."""
-
+# ... and these, as long as their product stays: the same samples make up each step.
 SAMPLES_PER_STEP = ("batch_size", "accumulation", "processes")
-"""May change on resume too, as long as their product stays: the same samples make up each step."""
 
 _LOCKED_BYTE = 1 << 20  # behind the words in the file: Windows lets nobody read what is locked
 _holders: dict[str, int] = {}  # real path -> thread: the system's locks do not tell threads apart
@@ -40,10 +38,8 @@ def check_free(out: Path | str, resume: bool) -> None:
         raise ValueError(f"{out} is a file; a run needs a folder: choose another name")
     held = sorted(path.name for path in out.glob("[!.]*"))
     if held and not (out / LOCK).exists():
-        raise ValueError(
-            f"{out} holds {', '.join(held[:3])}{' ...' if len(held) > 3 else ''}, which no training of ours has "
-            "written: choose a new or an empty folder"
-        )
+        names = ", ".join(held[:3])
+        raise ValueError(f"{out} holds {names}, which no training of ours has written: choose a new or an empty folder")
     if any((out / LAST).glob("*")) and not resume:
         step = "unknown"
         with suppress(ValueError):
@@ -63,9 +59,7 @@ def first_process() -> bool:
 def claimed(out: Path | str, resume: bool) -> Iterator[None]:
     """Inside, no other training can write into `out`, which is made if it is missing; may be nested in one thread.
 
-    The operating system holds the lock, so that it ends with the process, however that ends. Where a file system has
-    no locks, a note says so.
-
+    The operating system holds the lock, which ends with the process. Where a file system has none, a note says so.
     Raises ValueError: another training writes into the folder (it says which), or what `check_free` refuses.
     """
     out = Path(out)
@@ -93,15 +87,14 @@ def claimed(out: Path | str, resume: bool) -> Iterator[None]:
 
 
 def check_same_run(out: Path, wanted: dict[str, Any]) -> None:
-    """Compares what a run is (settings, processes, number of samples, data) with what `out` says that it was.
-
-    Raises ValueError: something differs that changes what is learned; the text names each with both values.
-    """
+    """Compares what a run is (settings, processes, number of samples, data) with what `out` says that it was. Raises
+    ValueError if something differs that changes what is learned; the text names each with both values."""
     path = out / SETTINGS
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot resume: {path} cannot be read ({error})") from None
+    wanted = json.loads(json.dumps(wanted))  # tuples as lists
     products = {math.prod(int(run.get(name, 1)) for name in SAMPLES_PER_STEP) for run in (stored, wanted)}
     free = FREE_ON_RESUME.union(SAMPLES_PER_STEP if len(products) == 1 else ())
     names = sorted((stored.keys() | wanted.keys()) - free)

@@ -117,17 +117,12 @@ class TrainSettings(Table):
         """A copy with `KEY=VALUE` texts applied, such as `["steps=200", "betas=0.9,0.99"]`; see `override`."""
         return override([("", self)], overrides)[0][1]
 
-    def to_dict(self) -> dict[str, Any]:
-        """All settings as JSON-ready values."""
-        return {**dataclasses.asdict(self), "betas": list(self.betas)}
-
 
 def override(tables: Tables, overrides: Sequence[str] | None) -> Tables:
     """The tables with `KEY=VALUE` texts applied; of a key given twice the later value holds. A trainer's setting
     without the beginning of a stage, such as `steps=100`, is meant for every stage.
 
-    Raises ValueError for a key that no table has (it names the nearest), a text without `=`, a value of the wrong type
-    or out of range.
+    Raises ValueError for a key that no table has, a text without `=`, a value of the wrong type or out of range.
     """
     changes: list[dict[str, Any]] = [{} for _ in tables]
     known = [
@@ -155,10 +150,8 @@ def override(tables: Tables, overrides: Sequence[str] | None) -> Tables:
 
 
 def read_table(where: str, kind: type, values: Any) -> Any:
-    """A dataclass from a table of a recipe file.
-
-    Raises ValueError, which begins with `where`, for a key that is unknown or missing and for a value that is wrong.
-    """
+    """A dataclass from a table of a recipe file. Raises ValueError, which begins with `where`, for a key that is
+    unknown or missing and for a value that is wrong."""
     if not isinstance(values, dict):
         raise ValueError(f"{where} is {values!r}; expected a table")
     fields = {f.name: f for f in dataclasses.fields(kind)}

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,21 +22,20 @@ from tqdm import tqdm
 from glamm_mini.checkpoints.save import recover
 from glamm_mini.training import checkpoint
 from glamm_mini.training.data_order import COUNTS, Batches, keyed_seed, micro_batches
-from glamm_mini.training.launch import make_accelerator
 from glamm_mini.training.logs import LossWindow, TrainingLog
 from glamm_mini.training.optimizer import clip_gradients, learning_rate_factor, set_learning_rate
+from glamm_mini.training.processes import check_alike, make_accelerator
 from glamm_mini.training.run_folder import LAST, SETTINGS, check_same_run, claimed, write_whole
 from glamm_mini.training.settings import TrainSettings
-from glamm_mini.training.sharding import check_alike
 
-SMALLEST_LOSS_SCALE = 2.0**-10
-"""fp16: a gradient that overflows even at this scale will not come right."""
+SMALLEST_LOSS_SCALE = 2.0**-10  # fp16: a gradient that overflows even at this scale will not come right
 
 
 class TrainingInterrupted(KeyboardInterrupt):
     """Training was stopped on request; its state is saved and its text says how to resume."""
 
 
+@dataclass(eq=False, repr=False)
 class Trainer:
     """Trains `model` on `data`; killed at any moment, it goes on from `out/last` with the same losses.
 
@@ -47,7 +47,6 @@ class Trainer:
             model then gets `normalizers={"tokens": ..., "masks": ...}`, the totals of the whole optimizer step
             divided by the number of processes (whose gradients are averaged), and losses of micro-batches are summed.
             Without them, the mean over micro-batches is taken.
-        settings: see TrainSettings.
         out: folder for `last/`, `log.jsonl`, `settings.json`.
         validate: model in evaluation mode -> figures; runs on the first process, or, if the model is sharded, on all,
             which must do the same.
@@ -55,18 +54,13 @@ class Trainer:
             must in `len(data)`.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        data: Any,
-        collate: Callable[[list], dict],
-        settings: TrainSettings,
-        out: Path | str,
-        validate: Callable[[nn.Module], dict[str, float]] | None = None,
-        about: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.model, self.data, self.collate, self.settings = model, data, collate, settings
-        self.out, self.validate, self.about = Path(out), validate, dict(about or {})
+    model: nn.Module
+    data: Any
+    collate: Callable[[list], dict]
+    settings: TrainSettings
+    out: Path | str
+    validate: Callable[[nn.Module], dict[str, float]] | None = None
+    about: Mapping[str, Any] | None = None
 
     def fit(self, resume: bool = False) -> dict[str, Any]:
         """Trains to `settings.steps`, from the last checkpoint if `resume` and there is one.
@@ -81,7 +75,7 @@ class Trainer:
             OSError: a checkpoint could not be written.
             TrainingInterrupted: Ctrl-C or SIGTERM; the state was saved.
         """
-        settings = self.settings
+        settings, self.out = self.settings, Path(self.out)
         if settings.threads:
             torch.set_num_threads(settings.threads)
         self.accelerator = make_accelerator(settings)
@@ -103,8 +97,8 @@ class Trainer:
             recover(self.out / LAST)
         accelerator.wait_for_everyone()
         batches = Batches(self.data, self.collate, settings, accelerator.process_index, accelerator.num_processes)
-        described = {**settings.to_dict(), "processes": accelerator.num_processes, "samples": batches.size}
-        described |= self.about
+        described = {**asdict(settings), "processes": accelerator.num_processes, "samples": batches.size}
+        described |= self.about or {}
         found = any((self.out / LAST).glob("[!.]*"))
         if found:
             check_same_run(self.out, described)
@@ -126,8 +120,6 @@ class Trainer:
         often = 0.5 if sys.stderr.isatty() else 30  # seconds; a log file needs fewer lines than a terminal
         look = {"unit": "step", "dynamic_ncols": True, "mininterval": often, "disable": not main}
         self.bar = self.inside.enter_context(tqdm(total=settings.steps, initial=self.step, **look))
-
-    # ---- the loop ----
 
     def _train(self) -> None:
         settings = self.settings
@@ -233,8 +225,6 @@ class Trainer:
         self.bar.set_postfix({name: f"{value:.3g}" for name, value in losses.items()}, refresh=False)
         self.window, self.clock = LossWindow(), time.perf_counter()
 
-    # ---- validation and saving ----
-
     def _validate(self) -> None:
         started, sharded = time.perf_counter(), self.state.sharded
         if self.accelerator.is_main_process or sharded:
@@ -266,9 +256,7 @@ class Trainer:
 def layers_recomputed(model: nn.Module, wanted: bool = True) -> Iterator[None]:
     """Inside, transformers models among the modules of `model` keep only their layers' inputs, if `wanted`, and compute
     layers again in the backward pass. A frozen encoder, through which no gradient flows, keeps nothing anyway.
-
-    Raises:
-        ValueError: there is no model that can.
+    Raises ValueError if there is no model that can.
     """
     found = _outermost(model, "supports_gradient_checkpointing") if wanted else []
     if wanted and not found:

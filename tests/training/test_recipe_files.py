@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,7 @@ def test_the_combined_mixture_is_the_official_one():
 
 
 def json_of(settings) -> dict:
-    return json.loads(json.dumps(settings.to_dict()))
+    return json.loads(json.dumps(asdict(settings)))
 
 
 OPTIONS = {

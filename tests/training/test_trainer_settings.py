@@ -1,6 +1,7 @@
 """Settings and their overrides, the schedule, parameter groups, Muon."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -20,9 +21,9 @@ def one_thread():
 
 
 def test_how_a_run_is_shared_out_may_change_when_it_is_resumed(tmp_path):
-    (tmp_path / "settings.json").write_text(json.dumps({**BASE.to_dict(), "processes": 8}))
+    (tmp_path / "settings.json").write_text(json.dumps({**asdict(BASE), "processes": 8}))
     others = ["shard=full", "gradient_checkpointing=true", "timeout_minutes=90", "batch_size=2"]
-    after = {**BASE.with_overrides(others).to_dict(), "processes": 16}
+    after = {**asdict(BASE.with_overrides(others)), "processes": 16}
     check_same_run(tmp_path, after)
     with pytest.raises(ValueError, match=": batch_size was 4, now 2. Resume"):
         check_same_run(tmp_path, {**after, "processes": 8})
@@ -33,7 +34,7 @@ def test_overrides_read_every_kind():
     settings = BASE.with_overrides(overrides)
     assert (settings.steps, settings.lr, settings.betas, settings.schedule) == (1000, 3e-4, (0.8, 0.9), "linear")
     assert settings.save_frozen is False and settings.lr_scales == {"a": 0.1}
-    assert json.loads(json.dumps(settings.to_dict()))["betas"] == [0.8, 0.9]
+    assert json.loads(json.dumps(asdict(settings)))["betas"] == [0.8, 0.9]
     assert BASE.with_overrides(None) == BASE
 
 

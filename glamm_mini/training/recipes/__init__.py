@@ -1,5 +1,4 @@
-"""Recipes as data: what is trained on what, in which shares, with which settings, read from the TOML files here.
-`glamm-mini train NAME` runs one.
+"""Recipes as data, read from the TOML files here: what is trained on what, in which shares, with which settings.
 
 A file may build on another (`base = "official"`), and a table `size.tiny` holds what differs at that size. Later
 values win: the base's, the recipe's own, the base's for the size, the recipe's own for the size.
@@ -7,7 +6,7 @@ values win: the base's, the recipe's own, the base's for the size, the recipe's 
 
 import json
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import reduce
@@ -20,9 +19,7 @@ from glamm_mini.training.run_folder import claimed, first_process
 from glamm_mini.training.settings import Table, Tables, TrainSettings, check_keys, override, read_table, setting
 
 FOLDER = Path(__file__).parent
-BASE = "official"
-"""What the official recipes share; not a recipe itself."""
-
+BASE = "official"  # what the official recipes share; not a recipe itself
 VALIDATION_SCENES = 24
 
 
@@ -120,10 +117,8 @@ class Recipe(Table):
 
     def mixture(self) -> dict[str, float]:
         """The same in the storybook world: task to share."""
-        shares, mixed = self.shares(), {}
-        for entry in self.data:
-            mixed[entry.storybook] = mixed.get(entry.storybook, 0.0) + shares[entry.name]
-        return mixed
+        shares, tasks = self.shares(), dict.fromkeys(entry.storybook for entry in self.data)
+        return {task: sum(shares[entry.name] for entry in self.data if entry.storybook == task) for task in tasks}
 
     def to_toml(self, tables: Tables) -> str:
         """All values as a run with these tables of settings would use them, in the format of the files; what
@@ -157,13 +152,7 @@ class OwnRecipe(NamedTuple):
 
 
 def run(
-    recipe: str,
-    size: str,
-    data: str,
-    out: Path,
-    resume: bool = False,
-    overrides: list[str] | None = None,
-    start: str | None = None,
+    recipe: str, size: str, data: str, out: Path, resume: bool = False, overrides: Sequence[str] = (), start: str = ""
 ) -> Path:
     """Run a recipe; returns the folder of the trained weights.
 
@@ -193,7 +182,7 @@ def check_data(recipe: Recipe, data: str) -> None:
         )
 
 
-def describe(recipe: str, size: str, overrides: list[str] | None = None, start: str | None = None) -> str:
+def describe(recipe: str, size: str, overrides: Sequence[str] = (), start: str = "") -> str:
     """All values of a recipe as a run would use them, in the format of the files, with what each setting means.
 
     Raises ValueError for an unknown recipe, size or setting, and for a start that a recipe does not take.
@@ -202,14 +191,11 @@ def describe(recipe: str, size: str, overrides: list[str] | None = None, start: 
     return found.to_toml(tables)
 
 
-def chosen(name: str, size: str, overrides: list[str] | None, start: str | None = None) -> tuple[Recipe, Tables]:
-    """The recipe and its tables of settings after `--set` and `--from`.
-
-    Raises ValueError as `describe` does.
-    """
+def chosen(name: str, size: str, overrides: Sequence[str], start: str = "") -> tuple[Recipe, Tables]:
+    """The recipe and its tables of settings after `--set` and `--from`. Raises ValueError as `describe` does."""
     recipe = read_recipe(name, size)
     if not recipe.data:
-        if start is not None:
+        if start:
             raise ValueError(f"recipe {name!r} takes no --from: its models start from nothing, or from the backbones")
         return recipe, override(registry.find("recipe", name).tables(recipe), overrides)
     tables = [("", Options(frozen=recipe.frozen)), ("lora.", Lora(**recipe.lora)), ("", recipe.settings)]
@@ -221,9 +207,8 @@ def chosen(name: str, size: str, overrides: list[str] | None, start: str | None 
 
 def recipe_names() -> list[str]:
     """All recipes that ship with the package: those of the embedded world first, then those of the paper."""
-    own = list(registry.names("recipe"))
     files = sorted(path.stem for path in FOLDER.glob("*.toml") if path.stem != BASE)
-    return own + [name for name in files if name not in own]
+    return list(dict.fromkeys([*registry.names("recipe"), *files]))
 
 
 def read_recipe(name: str, size: str = "tiny", folder: Path = FOLDER) -> Recipe:
@@ -236,7 +221,12 @@ def read_recipe(name: str, size: str = "tiny", folder: Path = FOLDER) -> Recipe:
         raise ValueError(f"size {size!r} is unknown; expected one of {', '.join(SIZES)}")
     if name == BASE:
         raise ValueError(f"{BASE} is what recipes share, not a recipe; expected one of {', '.join(recipe_names())}")
-    table, where = _merged(name, size, folder), f"{name}.toml"
+    own, where = _load(folder / f"{name}.toml"), f"{name}.toml"
+    base = own.pop("base", None)
+    tables = [_load(folder / f"{base}.toml") if base else {}, own]
+    sizes = [table.pop("size", {}) for table in tables]
+    check_keys(f"{where}, [size]", [key for table in sizes for key in table], SIZES)
+    table = reduce(_over, [*tables, *(table.get(size, {}) for table in sizes)])
     for key, kind in (("lora", Lora), ("losses", LossConfig)):
         read_table(f"{where}, [{key}]", kind, table.get(key, {}))
     entries = table.pop("data", ())
@@ -247,15 +237,6 @@ def read_recipe(name: str, size: str = "tiny", folder: Path = FOLDER) -> Recipe:
         table["settings"] = read_table(f"{where}, [settings]", TrainSettings, common)
         stages = {k: read_table(f"{where}, [stages.{k}]", TrainSettings, common | own) for k, own in stages.items()}
     return read_table(where, Recipe, table | {"name": name, "data": data, "stages": stages})
-
-
-def _merged(name: str, size: str, folder: Path) -> dict[str, Any]:
-    own = _load(folder / f"{name}.toml")
-    base = own.pop("base", None)
-    common = _load(folder / f"{base}.toml") if base else {}
-    sizes = [table.pop("size", {}) for table in (common, own)]
-    check_keys(f"{name}.toml, [size]", [key for table in sizes for key in table], SIZES)
-    return reduce(_over, (common, own, *(table.get(size, {}) for table in sizes)))
 
 
 def _over(below: dict, above: dict) -> dict:

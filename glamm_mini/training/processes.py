@@ -1,25 +1,107 @@
-"""Sharding: each process keeps a shard of every parameter, gradient and optimizer state (torch's `fully_shard`).
+"""How a run lies over its processes: device, precision, DeepSpeed's configuration, shards.
 
-A unit is gathered in whole before its forward and backward pass and freed after. Units are the transformer layers of
-the three encoders, which every process runs equally often. All else (embeddings, heads, projectors, region encoder,
-pixel decoder) belongs to the root, gathered for the whole pass: the model reads such weights outside of their module's
+Sharding: each process keeps a shard of every parameter, gradient and optimizer state (torch's `fully_shard`). A unit is
+gathered in whole before its forward and backward pass and freed after. Units are the transformer layers of the three
+encoders, which every process runs equally often. All else (embeddings, heads, projectors, region encoder, pixel
+decoder) belongs to the root, gathered for the whole pass: the model reads such weights outside of their module's
 forward, and whether it runs them depends on the batch, so that processes would wait for each other for ever.
 """
 
 import copy
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-PICTURES = ("global_images", "grounding_images")
-"""What the encoders are given in a batch; other models have neither."""
+from glamm_mini.dtypes import half_type
+from glamm_mini.training.settings import TrainSettings
+
+PICTURES = ("global_images", "grounding_images")  # what encoders are given in a batch; other models have neither
+
+
+def join_processes(settings: TrainSettings) -> PartialState:
+    """This process among those that a launcher started; to be called before anything else asks PartialState."""
+    launched = distributed.get_world_size() if distributed.is_initialized() else 1
+    if PartialState._shared_state.get("num_processes") != launched or launched == 1:
+        PartialState._reset_state()  # made without the right device, or by an earlier stage on another
+    # Left to itself, accelerate joins the processes of a launcher on a CPU only when it is told to stay there.
+    cpu = settings.cpu or not torch.accelerator.is_available() or None
+    return PartialState(cpu=cpu, timeout=timedelta(minutes=settings.timeout_minutes))
+
+
+def make_accelerator(settings: TrainSettings) -> Accelerator:
+    """The Accelerator of one run; what `accelerate launch` or `torchrun` set up is read from the environment.
+
+    Raises ValueError if the launch configuration asks accelerate to shard, or contradicts the settings.
+    """
+    AcceleratorState._reset_state()  # an earlier stage may have used another precision or device
+    processes = join_processes(settings)
+    cpu = processes.device.type == "cpu" or None
+    precision = resolve_precision(settings.precision, processes.device)
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    accelerator = Accelerator(mixed_precision=precision, cpu=cpu, kwargs_handlers=[unused])
+    if accelerator.distributed_type == DistributedType.FSDP or os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        # On a CPU accelerate would ignore its plugin without a word.
+        raise ValueError("accelerate is configured to shard (FSDP): leave that out, and set shard=full for the same")
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        config = accelerator.state.deepspeed_plugin.deepspeed_config
+        accelerator.state.deepspeed_plugin.deepspeed_config = deepspeed_config(config, settings, precision)
+    return accelerator
+
+
+def deepspeed_config(config: dict[str, Any], settings: TrainSettings, precision: str) -> dict[str, Any]:
+    """A DeepSpeed configuration with every `auto` that the settings decide filled in.
+
+    Raises ValueError for ZeRO-3, for another value than the settings have, for an optimizer or schedule of its own.
+    """
+    if settings.shard != "none" or settings.muon_lr:
+        raise ValueError("DeepSpeed divides the state itself: set shard=none and muon_lr=0")
+    if config.get("zero_optimization", {}).get("stage") == 3:
+        raise ValueError(
+            "DeepSpeed's ZeRO-3 leaves the model divided, so that one process could neither validate it nor write it "
+            "at the end; launch without DeepSpeed and set shard=full, which divides as much, or use ZeRO-2"
+        )
+    if own := config.keys() & {"optimizer", "scheduler"}:
+        raise ValueError(f"the DeepSpeed configuration has its own {own.pop()}; leave it out, the settings have one")
+    filled = {
+        **config,
+        "train_micro_batch_size_per_gpu": settings.batch_size,
+        # The trainer says which micro-batch ends a step, and has divided the losses already.
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": settings.clip,
+        "bf16": {**config.get("bf16", {}), "enabled": precision == "bf16"},
+        "fp16": {**config.get("fp16", {}), "enabled": precision == "fp16"},
+    }
+    for name, given in config.items():
+        value = filled[name]
+        if name in ("bf16", "fp16"):
+            given, value = given.get("enabled", "auto"), value["enabled"]
+        if given not in ("auto", value):
+            raise ValueError(f"the DeepSpeed configuration has {name} {given}, the settings {value}; write auto there")
+    return filled
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """What `auto` means on `device`: no, bf16 or fp16; every other `precision` is returned as it is."""
+    if precision != "auto":
+        return precision
+    if device.type == "cpu":
+        # Without instructions of its own for it, a processor computes bf16 many times slower than float32.
+        # Older releases of torch, 2.9 among them, cannot tell: float32 is right everywhere.
+        able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "no"
+    return {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}[half_type(device)]
 
 
 def units(model: nn.Module) -> list[nn.Module]:
@@ -88,10 +170,8 @@ class Sharded:
         hook = module.register_forward_pre_hook(start)
 
     def drop_unused(self) -> None:
-        """Takes away gradients of parameters that no process has used since the last call, as one process has none.
-
-        They are zeros, with which an optimizer would count a step and follow its old moments.
-        """
+        """Takes away gradients of parameters that no process has used since the last call, as one process has none:
+        they are zeros, with which an optimizer would count a step and follow its old moments."""
         flags = torch.tensor([name in self.used for name in self.trained], dtype=torch.int32, device=self.device)
         distributed.all_reduce(flags, distributed.ReduceOp.MAX)
         for parameter, flag in zip(self.trained.values(), flags.tolist(), strict=True):
@@ -107,9 +187,7 @@ class Sharded:
     @contextmanager
     def unsharded(self) -> Iterator[None]:
         """The root's weights are whole inside, so that methods other than `forward` find them (generation does).
-
-        Every process must enter and do the same inside: layers are still gathered one by one.
-        """
+        Every process must enter and do the same inside: layers are still gathered one by one."""
         self.model.unshard()
         try:
             yield
@@ -148,10 +226,8 @@ def check_equal(model: nn.Module, device: str) -> None:
 
 
 def check_alike(batches: list[dict], device: torch.device) -> None:
-    """Encoders must run in all processes or in none: a ValueError if one has pictures where another has not.
-
-    Without it they would wait for each other until the time is out. Boxes and masks may differ.
-    """
+    """A ValueError if one process has pictures where another has not: encoders must run in all processes or in none,
+    or they would wait for each other until the time is out. Boxes and masks may differ."""
     held = [int(batch.get(name) is not None) for batch in batches for name in PICTURES]
     if not _same_everywhere(torch.tensor(held, device=device)):
         raise ValueError(
