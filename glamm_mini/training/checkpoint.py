@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from glamm_mini.checkpoints.save import open_to_all, whole_folder
 from glamm_mini.training.optimizer import build_optimizer
-from glamm_mini.training.processes import Sharded, shard_state
+from glamm_mini.training.parallel import Sharded, shard_state
 from glamm_mini.training.run_folder import LAST, MANIFEST, damaged, read_manifest
 from glamm_mini.training.settings import TrainSettings
 

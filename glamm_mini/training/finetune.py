@@ -22,7 +22,7 @@ from glamm_mini.model.glamm import GlammForConditionalGeneration
 from glamm_mini.processing.processor import GlammProcessor
 from glamm_mini.training.data_order import COUNTS
 from glamm_mini.training.logs import LOG_NAME, read_log
-from glamm_mini.training.processes import join_processes, resolve_precision
+from glamm_mini.training.parallel import join_processes, resolve_precision
 from glamm_mini.training.recipes import Options, Recipe, read_recipe
 from glamm_mini.training.run_folder import SETTINGS
 from glamm_mini.training.settings import Tables

@@ -24,7 +24,7 @@ from glamm_mini.training import checkpoint
 from glamm_mini.training.data_order import COUNTS, Batches, keyed_seed, micro_batches
 from glamm_mini.training.logs import LossWindow, TrainingLog
 from glamm_mini.training.optimizer import clip_gradients, learning_rate_factor, set_learning_rate
-from glamm_mini.training.processes import check_alike, make_accelerator
+from glamm_mini.training.parallel import check_alike, make_accelerator
 from glamm_mini.training.run_folder import LAST, SETTINGS, check_same_run, claimed, write_whole
 from glamm_mini.training.settings import TrainSettings
 

@@ -14,7 +14,7 @@ from torch import nn
 from glamm_mini.storybook.pretrain.joint_stage import JointTraining
 from glamm_mini.training.data_order import Batches
 from glamm_mini.training.logs import read_log
-from glamm_mini.training.processes import policy, units
+from glamm_mini.training.parallel import policy, units
 from glamm_mini.training.trainer import Trainer, layers_recomputed
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
