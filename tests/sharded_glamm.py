@@ -12,8 +12,8 @@ from small_models import answer_labels, box_set, images, padded, row, small_mode
 
 from glamm_mini.checkpoints.lora import add_lora
 from glamm_mini.training.finetune import store_frozen_as
+from glamm_mini.training.parallel import check_alike, check_equal
 from glamm_mini.training.settings import TrainSettings
-from glamm_mini.training.sharding import check_alike, check_equal
 from glamm_mini.training.trainer import Trainer
 
 BASE = TrainSettings(

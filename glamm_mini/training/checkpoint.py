@@ -6,7 +6,6 @@ states, it pickles, and it stores frozen weights.
 
 import json
 import shutil
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,12 @@ from torch.distributed.tensor import DTensor
 
 from glamm_mini.checkpoints.save import open_to_all, whole_folder
 from glamm_mini.training.optimizer import build_optimizer
-from glamm_mini.training.run_folder import LAST, MANIFEST
+from glamm_mini.training.parallel import Sharded, shard_state
+from glamm_mini.training.run_folder import LAST, MANIFEST, damaged, read_manifest
 from glamm_mini.training.settings import TrainSettings
-from glamm_mini.training.sharding import Sharded, shard_state
 
 WEIGHTS, TRAINING = "model.safetensors", "training.pt"
-ENGINE = "deepspeed"
-"""In place of both files, the folder of what DeepSpeed's processes wrote together."""
+ENGINE = "deepspeed"  # in place of both files, the folder of what DeepSpeed's processes wrote together
 
 
 class RunState:
@@ -37,14 +35,14 @@ class RunState:
     that is damaged, of another model, or of DeepSpeed where this run is not.
     """
 
-    def __init__(
-        self, model: nn.Module, settings: TrainSettings, accelerator: Accelerator, out: Path | None = None
-    ) -> None:
-        self.model, self.settings, self.accelerator = model, settings, accelerator
+    def __init__(self, model: nn.Module, settings: TrainSettings, accelerator: Accelerator, out: Path | None = None):
+        self.model, self.accelerator = model, accelerator
         self.engine = accelerator.distributed_type == DistributedType.DEEPSPEED
         shard = settings.shard == "full" and accelerator.num_processes > 1
         if shard and settings.muon_lr:
             raise ValueError("Muon needs whole matrices: set muon_lr=0, or shard=none")
+        frozen = {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
+        self.left_out = set() if settings.save_frozen else frozen
         self.manifest = read_manifest(out) if out else None
         if out and (out / LAST / ENGINE).is_dir() != self.engine:
             held, now = ("a plain one", "with") if self.engine else ("DeepSpeed's", "without")
@@ -73,21 +71,15 @@ class RunState:
             # Of moments that will be cut, a process needs no copy of its own.
             training = torch.load(folder / TRAINING, map_location="cpu", weights_only=True, mmap=shard)
         except Exception as error:
-            raise ValueError(_damaged(folder, f"it cannot be read ({error})")) from error
-        found = {name: tensor.shape for name, tensor in weights.items()}
-        wanted = {name: tensor.shape for name, tensor in self.stored().items()}
-        odd = [name for name in sorted(found.keys() | wanted.keys()) if found.get(name) != wanted.get(name)]
-        if odd:
-            listed = ", ".join(odd[:5])
-            raise ValueError(f"{folder} is of another model: {len(odd)} tensors differ, such as {listed}")
+            raise ValueError(damaged(folder, f"it cannot be read ({error})")) from error
+        found, wanted = ({name: tensor.shape for name, tensor in t.items()} for t in (weights, self._stored()))
+        if odd := sorted({name for name, _ in found.items() ^ wanted.items()}):
+            raise ValueError(f"{folder} is of another model: {len(odd)} tensors differ, such as {', '.join(odd[:5])}")
         self.model.load_state_dict(weights, strict=False)
         return training
 
-    def stored(self) -> dict[str, torch.Tensor]:
-        """The model's tensors in a checkpoint: all, or without frozen parameters if the settings say so."""
-        frozen = {name for name, p in self.model.named_parameters(remove_duplicate=False) if not p.requires_grad}
-        left_out = set() if self.settings.save_frozen else frozen
-        return {name: tensor for name, tensor in self.model.state_dict().items() if name not in left_out}
+    def _stored(self) -> dict[str, torch.Tensor]:
+        return {name: tensor for name, tensor in self.model.state_dict().items() if name not in self.left_out}
 
     def is_finite(self) -> bool:
         """Whether all that is trained, and the optimizer's moments, are finite numbers, in every process."""
@@ -103,8 +95,7 @@ class RunState:
 
     def save(self, out: Path, manifest: dict[str, Any]) -> None:
         """Replaces `out/last`; all processes call it together. manifest: what the checkpoint is (`step`, `metrics`).
-        Raises OSError in every process if one could not write; the earlier checkpoint is untouched then.
-        """
+        Raises OSError in every process if one could not write; the earlier checkpoint is untouched then."""
         main, failure = self.accelerator.is_main_process, None
         if self.engine and main:
             shutil.rmtree(out / ENGINE, ignore_errors=True)  # what a kill while saving left behind
@@ -121,7 +112,7 @@ class RunState:
                     else:
                         write_tensors(new / WEIGHTS, weights)
                         torch.save(training, new / TRAINING)
-                    files = {p.relative_to(new).as_posix(): p.stat().st_size for p in new.rglob("*") if p.is_file()}
+                    files = {p.relative_to(new).as_posix(): p.stat().st_size for p in new.rglob("[!.]*") if p.is_file()}
                     (new / MANIFEST).write_text(json.dumps({**manifest, "files": files}, indent=1), encoding="utf-8")
         except Exception as error:  # torch and safetensors have words of their own for a full disk
             failure = error
@@ -142,11 +133,7 @@ class RunState:
             return tensor.cpu() if self.accelerator.is_main_process else None
 
         training = {"optimizer": self.optimizer.state_dict(), "scaler": scaler.state_dict() if scaler else {}}
-        return recursively_apply(whole, self.stored()), recursively_apply(whole, training)
-
-    def for_validation(self) -> AbstractContextManager:
-        """Inside, the model can be called in every way; shards need all processes for that."""
-        return self.sharded.unsharded() if self.sharded else nullcontext()
+        return recursively_apply(whole, self._stored()), recursively_apply(whole, training)
 
     def finish(self) -> nn.Module:
         """The trained model by itself, in evaluation mode; after sharding another object, on the CPU."""
@@ -172,27 +159,3 @@ def kept(out: Path) -> str:
     if not (out / LAST).exists():
         return "No checkpoint was saved yet"
     return f"The checkpoint of step {read_manifest(out)['step']} is kept in {out / LAST}"
-
-
-def read_manifest(out: Path) -> dict[str, Any]:
-    """The manifest of `out/last`. Raises ValueError for a file that is missing, cut short or unreadable."""
-    folder = out / LAST
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        files = manifest["files"]
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(_damaged(folder, f"{MANIFEST} cannot be read ({error})")) from None
-    for name, size in files.items():
-        path = folder / name
-        if not path.exists():
-            raise ValueError(_damaged(folder, f"{name} is missing"))
-        if path.stat().st_size != size:
-            raise ValueError(_damaged(folder, f"{name} has {path.stat().st_size} bytes, expected {size}"))
-    return manifest
-
-
-def _damaged(folder: Path, what: str) -> str:
-    return (
-        f"the checkpoint {folder} is damaged: {what}. It was changed or cut short after it was saved (an incomplete "
-        "copy?): copy it again in full, or delete the folder and train anew"
-    )

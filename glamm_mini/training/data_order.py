@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from glamm_mini.training.settings import TrainSettings
 
+# What losses are divided by -> the key under which a micro-batch brings its count along.
 COUNTS = {"tokens": "num_tokens", "masks": "num_masks", "images": "num_images"}
-"""What losses are divided by -> the key under which a micro-batch brings its count along."""
 
 
 def keyed_seed(*parts: object) -> int:
@@ -20,42 +20,32 @@ def keyed_seed(*parts: object) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def length(data: Any) -> int | None:
-    """`len(data)`, or None when data is endless. Raises ValueError when it is empty."""
-    try:
-        size = len(data)
-    except TypeError:
-        return None
-    if size == 0:
-        raise ValueError("the training data is empty: no sample was found")
-    return size
-
-
 class Batches(Dataset):
     """Micro-batch k of one process, collated; k counts micro-batches from the start of the run.
 
     One process with batch 2B, two processes with batch B, and two micro-batches of B each see the same samples
-    per step.
+    per step. `size` is `len(data)`, or None when data is endless. Raises ValueError when it is empty.
     """
 
-    def __init__(
-        self, data: Any, collate: Callable[[list], dict], settings: TrainSettings, process: int = 0, processes: int = 1
-    ) -> None:
+    def __init__(self, data: Any, collate: Callable, settings: TrainSettings, process: int = 0, processes: int = 1):
         self.data, self.collate, self.seed = data, collate, settings.seed
         self.batch_size, self.process, self.processes = settings.batch_size, process, processes
-        self.size = length(data)
+        try:
+            self.size = len(data)
+        except TypeError:
+            self.size = None
+        if self.size == 0:
+            raise ValueError("the training data is empty: no sample was found")
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
 
     def indices(self, k: int) -> list[int]:
         """Indices into the data of micro-batch `k`."""
         start = (k * self.processes + self.process) * self.batch_size
-        return [self.index(start + i) for i in range(self.batch_size)]
+        return [self.index(position) for position in range(start, start + self.batch_size)]
 
     def index(self, position: int) -> int:
-        """Index of the sample at `position` of the endless sequence that training reads.
-
-        Every epoch has an order of its own. Data without a length is read straight through.
-        """
+        """Index of the sample at `position` of the endless sequence that training reads: an epoch has an order of its
+        own; data without a length is read straight through."""
         if self.size is None:
             return position
         epoch, place = divmod(position, self.size)

@@ -1,14 +1,14 @@
 """The training log: mean losses between two lines, one JSON line per record, and TensorBoard when installed."""
 
 import json
-import math
-import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from glamm_mini.training.run_folder import write_whole
 
 LOG_NAME = "log.jsonl"
 
@@ -29,8 +29,7 @@ class LossWindow:
         """Adds `scale` times the losses of one micro-batch; `steps` is counted by the caller."""
         for name, value in losses.items():
             value = torch.as_tensor(value).detach()
-            value = value.to(sum_type(value.device)) * scale
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
+            self.sums[name] = value.to(sum_type(value.device)) * scale + self.sums.get(name, 0)
 
     def means(self, reduce: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, float]:
         """Means over the steps; `reduce` averages over processes. Every process must hold the same names."""
@@ -42,8 +41,7 @@ class LossWindow:
 
     def load(self, means: Mapping[str, float], steps: int, device: torch.device) -> None:
         """Takes the state that `means` and `steps` describe."""
-        self.steps = steps
-        kind = sum_type(torch.device(device))
+        kind, self.steps = sum_type(device), steps
         self.sums = {n: torch.tensor(m * steps, dtype=kind, device=device) for n, m in means.items()}
 
 
@@ -55,41 +53,35 @@ class TrainingLog:
     """
 
     def __init__(self, folder: Path, resumed_step: int = 0, enabled: bool = True, tensorboard: bool = True) -> None:
-        self.path = Path(folder) / LOG_NAME
         self.file = self.writer = None
         if not enabled:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [record for record in read_log(self.path) if record["step"] <= resumed_step]
-        text = "".join(json.dumps(record) + "\n" for record in kept)
-        temporary = self.path.with_name(LOG_NAME + ".new")
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, self.path)
-        self.file = open(self.path, "a", encoding="utf-8")
+        path = folder / LOG_NAME
+        kept = [json.dumps(record) + "\n" for record in read_log(path) if record["step"] <= resumed_step]
+        write_whole(path, "".join(kept))
+        self.file = open(path, "a", encoding="utf-8", buffering=1)
         if tensorboard:
             with suppress(ImportError):
                 from torch.utils.tensorboard import SummaryWriter
 
-                self.writer = SummaryWriter(str(self.path.with_name("tensorboard")), purge_step=resumed_step + 1)
+                self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_step + 1)
 
     def write(self, step: int, record: dict[str, Any]) -> None:
         """Appends one record; numbers that are not finite become null."""
         if self.file is not None:
-            self.file.write(json.dumps({"step": step, **_finite(record)}) + "\n")
-            self.file.flush()
+            finite = json.loads(json.dumps({"step": step, **record}), parse_constant=lambda _: None)
+            self.file.write(json.dumps(finite) + "\n")
         if self.writer is not None:
-            flat = {key: value for key, value in record.items() if not isinstance(value, dict)}
-            flat |= {f"{key}/{name}": value for key in record.keys() - flat for name, value in record[key].items()}
-            for name, value in flat.items():
+            figures = {f"validation/{name}": value for name, value in record.get("validation", {}).items()}
+            for name, value in {**record, **figures}.items():
                 if isinstance(value, (int, float)):
                     self.writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Closes the files; later calls of `write` do nothing."""
+        """Closes the files."""
         for output in (self.file, self.writer):
             if output is not None:
                 output.close()
-        self.file = self.writer = None
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
@@ -99,9 +91,3 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
         with suppress(ValueError):
             records.append(json.loads(line))
     return [record for record in records if isinstance(record, dict) and isinstance(record.get("step"), int)]
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value

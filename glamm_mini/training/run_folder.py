@@ -4,6 +4,7 @@ Imports no torch, so that a command can refuse a folder before it starts up.
 """
 
 import json
+import math
 import os
 import shutil
 import socket
@@ -12,17 +13,21 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
-
-from glamm_mini.training.settings import differing
+from typing import Any, TextIO
 
 LAST, MANIFEST, SETTINGS = "last", "checkpoint.json", "settings.json"
-LOCK = "run.lock"
-"""Held while a training writes; it stays when the run ends, as the mark of a folder that a run has made."""
+LOCK = "run.lock"  # held while a training writes; it stays as the mark of a folder that a run has made
+
+# Settings that a resumed run may change: they do not touch what is learned (sharding: beyond the last digits) ...
+FREE_ON_RESUME = frozenset(
+    "save_every validate_every log_every workers threads tensorboard cpu shard "
+    "gradient_checkpointing timeout_minutes".split()
+)
+# ... and these, as long as their product stays: the same samples make up each step.
+SAMPLES_PER_STEP = ("batch_size", "accumulation", "processes")
 
 _LOCKED_BYTE = 1 << 20  # behind the words in the file: Windows lets nobody read what is locked
-_holders: dict[str, list[int]] = {}  # real path -> thread and depth: the system's locks do not tell threads apart
-_guard = threading.Lock()
+_holders: dict[str, int] = {}  # real path -> thread: the system's locks do not tell threads apart
 
 
 def check_free(out: Path | str, resume: bool) -> None:
@@ -33,13 +38,14 @@ def check_free(out: Path | str, resume: bool) -> None:
         raise ValueError(f"{out} is a file; a run needs a folder: choose another name")
     held = sorted(path.name for path in out.glob("[!.]*"))
     if held and not (out / LOCK).exists():
-        raise ValueError(
-            f"{out} holds {', '.join(held[:3])}{' ...' if len(held) > 3 else ''}, which no training of ours has "
-            "written: choose a new or an empty folder"
-        )
+        names = ", ".join(held[:3])
+        raise ValueError(f"{out} holds {names}, which no training of ours has written: choose a new or an empty folder")
     if any((out / LAST).glob("*")) and not resume:
+        step = "unknown"
+        with suppress(ValueError):
+            step = read_manifest(out)["step"]
         raise ValueError(
-            f"{out} already holds a run, saved at step {_saved_step(out)}. "
+            f"{out} already holds a run, saved at step {step}. "
             "Resume it (resume=True, --resume), choose another folder, or delete this one"
         )
 
@@ -53,93 +59,107 @@ def first_process() -> bool:
 def claimed(out: Path | str, resume: bool) -> Iterator[None]:
     """Inside, no other training can write into `out`, which is made if it is missing; may be nested in one thread.
 
-    The operating system holds the lock, so that it ends with the process, however that ends. Where a file system has
-    no locks, a note says so.
-
+    The operating system holds the lock, which ends with the process. Where a file system has none, a note says so.
     Raises ValueError: another training writes into the folder (it says which), or what `check_free` refuses.
     """
     out = Path(out)
     check_free(out, resume)  # before anything is written
     made = not out.exists()
-    out.mkdir(parents=True, exist_ok=True)
     key, me = os.path.realpath(out), threading.get_ident()
-    with _guard:
-        holder = _holders.setdefault(key, [me, 0])
-        if holder[0] != me:
-            raise ValueError(_busy(out, f"process {os.getpid()}, another thread"))
-        holder[1] += 1
-    handle = None
-    try:
-        if holder[1] == 1:
-            handle = os.open(out / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-            _lock(handle, out)
-            check_free(out, resume)  # again: another run may have come and gone in between
+    if _holders.get(key) == me:
         yield
+        return
+    if _holders.setdefault(key, me) != me:
+        raise ValueError(_busy(out, f"process {os.getpid()}, another thread"))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with open(out / LOCK, "a+", encoding="utf-8", errors="replace") as lock:  # closing it ends the lock
+            try:
+                _lock(lock, out)
+                check_free(out, resume)  # again: another run may have come and gone in between
+                yield
+            finally:
+                if made and sorted(path.name for path in out.iterdir()) == [LOCK]:
+                    with suppress(OSError):
+                        shutil.rmtree(out)  # an error came before the run began
     finally:
-        with _guard:
-            holder[1] -= 1
-            if not holder[1]:
-                del _holders[key]
-        if handle is not None:
-            if made and sorted(path.name for path in out.iterdir()) == [LOCK]:
-                with suppress(OSError):
-                    shutil.rmtree(out)  # an error came before the run began
-            os.close(handle)  # and with it the lock
+        del _holders[key]
 
 
 def check_same_run(out: Path, wanted: dict[str, Any]) -> None:
-    """Compares what a run is (settings, processes, number of samples, data) with what `out` says that it was.
-
-    Raises ValueError: something differs that changes what is learned; the text names each with both values.
-    """
+    """Compares what a run is (settings, processes, number of samples, data) with what `out` says that it was. Raises
+    ValueError if something differs that changes what is learned; the text names each with both values."""
     path = out / SETTINGS
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot resume: {path} cannot be read ({error})") from None
-    names = differing(stored, wanted)
-    if names:
-        listed = "; ".join(f"{name} was {stored.get(name)!r}, now {wanted.get(name)!r}" for name in names)
+    wanted = json.loads(json.dumps(wanted))  # tuples as lists
+    products = {math.prod(int(run.get(name, 1)) for name in SAMPLES_PER_STEP) for run in (stored, wanted)}
+    free = FREE_ON_RESUME.union(SAMPLES_PER_STEP if len(products) == 1 else ())
+    names = sorted((stored.keys() | wanted.keys()) - free)
+    differing = [
+        f"{name} was {stored.get(name)!r}, now {wanted.get(name)!r}"
+        for name in names
+        if stored.get(name) != wanted.get(name)
+    ]
+    if differing:
         raise ValueError(
-            f"cannot resume {out} as another run: {listed}. "
+            f"cannot resume {out} as another run: {'; '.join(differing)}. "
             "Resume it as it began, with the same settings and data, or start anew in another folder"
         )
 
 
-def describe_run(out: Path, settings: dict[str, Any]) -> None:
-    """Writes `out/settings.json` as a whole."""
-    temporary = out / (SETTINGS + ".new")
-    temporary.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, out / SETTINGS)
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text file so that a kill leaves the old one or the new one."""
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
 
 
-def _lock(handle: int, out: Path) -> None:
+def read_manifest(out: Path) -> dict[str, Any]:
+    """The manifest of `out/last`. Raises ValueError for a file that is missing, cut short or unreadable."""
+    folder = out / LAST
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        sizes = manifest["files"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(damaged(folder, f"{MANIFEST} cannot be read ({error})")) from None
+    for name, size in sizes.items():
+        if not (folder / name).exists() or (folder / name).stat().st_size != size:
+            raise ValueError(damaged(folder, f"{name} is missing or does not have its {size} bytes"))
+    return manifest
+
+
+def damaged(folder: Path, what: str) -> str:
+    """What an error says of a checkpoint that cannot be used."""
+    return (
+        f"the checkpoint {folder} is damaged: {what}. It was changed or cut short after it was saved (an incomplete "
+        "copy?): copy it again in full, or delete the folder and train anew"
+    )
+
+
+def _lock(file: TextIO, out: Path) -> None:
     try:
         if os.name == "nt":
             import msvcrt
 
-            os.lseek(handle, _LOCKED_BYTE, os.SEEK_SET)
-            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+            os.lseek(file.fileno(), _LOCKED_BYTE, os.SEEK_SET)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         else:
             import fcntl
 
             # Of a process, not of a file handle: workers that prepare batches outlive a killed run for a while.
-            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _LOCKED_BYTE)
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _LOCKED_BYTE)
     except (BlockingIOError, PermissionError):
-        os.lseek(handle, 0, os.SEEK_SET)
-        raise ValueError(_busy(out, os.read(handle, 200).decode(errors="replace").strip())) from None
+        file.seek(0)
+        raise ValueError(_busy(out, file.read().strip())) from None
     except OSError as error:
         print(f"{out} cannot be locked ({error}): start no second training into it meanwhile", file=sys.stderr)
-    os.ftruncate(handle, 0)
-    os.lseek(handle, 0, os.SEEK_SET)
-    os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
 
 
 def _busy(out: Path, who: str) -> str:
     return f"another training writes into {out} ({who or 'it has just begun'}): wait for it, or choose another folder"
-
-
-def _saved_step(out: Path) -> Any:
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        return json.loads((out / LAST / MANIFEST).read_text(encoding="utf-8"))["step"]
-    return "unknown"

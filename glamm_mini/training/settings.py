@@ -1,27 +1,16 @@
 """Settings: each field is a key of a recipe file and of `--set KEY=VALUE`, with its meaning and limits beside it.
 
-A recipe has several tables of them, each a dataclass: those of the trainer (TrainSettings), and its own. One mechanism
-reads, checks and shows them all.
+A recipe has several tables of them, each a dataclass: the trainer's (TrainSettings), and its own.
 """
 
 import dataclasses
 import difflib
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, field
-from typing import Any, TypeVar, get_args
-
-FREE_ON_RESUME = frozenset(
-    "save_every validate_every log_every workers threads tensorboard cpu shard "
-    "gradient_checkpointing timeout_minutes".split()
-)
-"""Settings that a resumed run may change: they do not touch what is learned (sharding: beyond the last digits)."""
-
-SAMPLES_PER_STEP = ("batch_size", "accumulation", "processes")
-"""May change on resume too, as long as their product stays: the same samples make up each step."""
-
-T = TypeVar("T")
+from typing import Any, get_args
 
 EXPECTED = {
     bool: "true or false",
@@ -41,6 +30,7 @@ Tables = list[tuple[str, Any]]
 def setting(default: Any, meaning: str, **limits: Any) -> Any:
     """A field of a table of settings. limits: `choices`, or `least`, `most`, `above`, `below` of a number."""
     made = {"default_factory": lambda: dict(default)} if isinstance(default, dict) else {"default": default}
+    meaning += f"; one of {', '.join(limits['choices'])}" if "choices" in limits else ""
     return field(**made, metadata={"meaning": meaning, **limits})
 
 
@@ -71,7 +61,7 @@ class Table:
 def _fits(value: Any, kind: Any) -> bool:
     inner = get_args(kind)
     if kind in (int, float):
-        return isinstance(value, (int, kind)) and not isinstance(value, bool) and (kind is int or math.isfinite(value))
+        return isinstance(value, (int, kind)) and not isinstance(value, bool) and abs(value) < math.inf
     if not inner:
         return isinstance(value, kind)
     if kind == dict[str, float]:
@@ -127,31 +117,29 @@ class TrainSettings(Table):
         """A copy with `KEY=VALUE` texts applied, such as `["steps=200", "betas=0.9,0.99"]`; see `override`."""
         return override([("", self)], overrides)[0][1]
 
-    def to_dict(self) -> dict[str, Any]:
-        """All settings as JSON-ready values."""
-        return {**dataclasses.asdict(self), "betas": list(self.betas)}
-
 
 def override(tables: Tables, overrides: Sequence[str] | None) -> Tables:
     """The tables with `KEY=VALUE` texts applied; of a key given twice the later value holds. A trainer's setting
     without the beginning of a stage, such as `steps=100`, is meant for every stage.
 
-    Raises ValueError for a key that no table has (it names the nearest), a text without `=`, a value of the wrong type
-    or out of range.
+    Raises ValueError for a key that no table has, a text without `=`, a value of the wrong type or out of range.
     """
-    known: dict[str, list] = {}
-    for i, (prefix, table) in enumerate(tables):
-        for f in dataclasses.fields(table):
-            for key in {prefix + f.name, f.name if isinstance(table, TrainSettings) else prefix + f.name}:
-                known.setdefault(key, []).append((i, f))
     changes: list[dict[str, Any]] = [{} for _ in tables]
+    known = [
+        (key, f, change)
+        for (prefix, table), change in zip(tables, changes, strict=True)
+        for f in dataclasses.fields(table)
+        for key in {prefix + f.name, f.name if isinstance(table, TrainSettings) else prefix + f.name}
+    ]
+    names = [name for name, _, _ in known]
     for text in overrides or ():
         key, equals, value = (part.strip() for part in text.partition("="))
         if not equals:
             raise ValueError(f"cannot read the setting {text!r}; expected KEY=VALUE, such as steps=200")
-        check_keys("--set", [key], known, "`glamm-mini train RECIPE --show` lists all with their meaning")
-        for i, f in known[key]:
-            changes[i][f.name] = _read(key, value, f.type)
+        check_keys("--set", [key], names, "`glamm-mini train RECIPE --show` lists all with their meaning")
+        for name, f, change in known:
+            if name == key:
+                change[f.name] = _read(key, value, f.type)
     changed = []
     for (prefix, table), change in zip(tables, changes, strict=True):
         try:
@@ -161,11 +149,9 @@ def override(tables: Tables, overrides: Sequence[str] | None) -> Tables:
     return changed
 
 
-def read_table(where: str, kind: type[T], values: Any) -> T:
-    """A dataclass from a table of a recipe file.
-
-    Raises ValueError, which begins with `where`, for a key that is unknown or missing and for a value that is wrong.
-    """
+def read_table(where: str, kind: type, values: Any) -> Any:
+    """A dataclass from a table of a recipe file. Raises ValueError, which begins with `where`, for a key that is
+    unknown or missing and for a value that is wrong."""
     if not isinstance(values, dict):
         raise ValueError(f"{where} is {values!r}; expected a table")
     fields = {f.name: f for f in dataclasses.fields(kind)}
@@ -189,50 +175,18 @@ def check_keys(where: str, keys: Iterable[str], known: Iterable[str], more: str 
 
 def _read(key: str, text: str, kind: Any) -> Any:
     """`text` as a value of the field's type."""
-    parts = [part.strip(" '\"") for part in text.strip("()[] ").split(",")]
-    truth = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-    readers: dict[Any, Callable[[], Any]] = {
-        bool: lambda: truth[text.lower()],
-        int: lambda: int(text.replace("_", "")),
-        float: lambda: float(text),
-        str: lambda: text,
-        tuple[float, float]: lambda: tuple(float(part) for part in parts),
-        tuple[str, ...]: lambda: tuple(parts),
-        dict[str, float]: lambda: json.loads(text),
-    }
-    try:
-        value = readers[kind]()
-        if not _fits(value, kind) or "" in parts and kind is not str:
-            raise ValueError
-    except (ValueError, KeyError):
-        raise ValueError(f"{key} is {text!r}; expected {EXPECTED[kind]}") from None
+    value = None
+    with suppress(ValueError):
+        if kind is bool:
+            words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+            value = words.get(text.lower())
+        elif kind == dict[str, float]:
+            value = json.loads(text)
+        elif inner := get_args(kind):
+            parts = [part.strip(" '\"") for part in text.strip("()[] ").split(",")]
+            value = tuple(inner[0](part) for part in parts) if all(parts) else None
+        else:
+            value = kind(text)
+    if not _fits(value, kind):
+        raise ValueError(f"{key} is {text!r}; expected {EXPECTED[kind]}")
     return value
-
-
-def toml_table(table: Any) -> str:
-    """A table in the format of the recipe files, each value under its meaning."""
-    lines = []
-    for f in dataclasses.fields(table):
-        words = [f.metadata["meaning"]]
-        words += [f"one of {', '.join(f.metadata['choices'])}"] if "choices" in f.metadata else []
-        lines += [f"# {'; '.join(words)}", *toml_lines({f.name: getattr(table, f.name)})]
-    return "\n".join(lines)
-
-
-def toml_lines(values: dict[str, Any]) -> list[str]:
-    """Values as TOML writes them; for strings, numbers, truth values and lists that is how JSON does."""
-
-    def text(value: Any) -> str:
-        if isinstance(value, dict):
-            return f"{{{', '.join(f'{json.dumps(key)} = {text(item)}' for key, item in value.items())}}}"
-        return json.dumps(value)
-
-    return [f"{key} = {text(value)}" for key, value in values.items()]
-
-
-def differing(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    """Names of settings that keep a run from being resumed; both are as `settings.json` holds them."""
-    products = [math.prod(int(settings.get(name, 1)) for name in SAMPLES_PER_STEP) for settings in (stored, wanted)]
-    free = FREE_ON_RESUME.union(SAMPLES_PER_STEP) if products[0] == products[1] else FREE_ON_RESUME
-    names = sorted((stored.keys() | wanted.keys()) - free)
-    return [name for name in names if stored.get(name) != wanted.get(name)]

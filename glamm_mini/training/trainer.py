@@ -1,12 +1,14 @@
 """One trainer for all sizes: a tiny model on two CPU cores and a 7B model on many GPUs run the same loop."""
 
+import json
 import math
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,22 +21,21 @@ from tqdm import tqdm
 
 from glamm_mini.checkpoints.save import recover
 from glamm_mini.training import checkpoint
-from glamm_mini.training.data_order import COUNTS, Batches, keyed_seed, length, micro_batches
-from glamm_mini.training.launch import make_accelerator
+from glamm_mini.training.data_order import COUNTS, Batches, keyed_seed, micro_batches
 from glamm_mini.training.logs import LossWindow, TrainingLog
 from glamm_mini.training.optimizer import clip_gradients, learning_rate_factor, set_learning_rate
-from glamm_mini.training.run_folder import LAST, check_same_run, claimed, describe_run
+from glamm_mini.training.parallel import check_alike, make_accelerator
+from glamm_mini.training.run_folder import LAST, SETTINGS, check_same_run, claimed, write_whole
 from glamm_mini.training.settings import TrainSettings
-from glamm_mini.training.sharding import check_alike
 
-SMALLEST_LOSS_SCALE = 2.0**-10
-"""fp16: a gradient that overflows even at this scale will not come right."""
+SMALLEST_LOSS_SCALE = 2.0**-10  # fp16: a gradient that overflows even at this scale will not come right
 
 
 class TrainingInterrupted(KeyboardInterrupt):
     """Training was stopped on request; its state is saved and its text says how to resume."""
 
 
+@dataclass(eq=False, repr=False)
 class Trainer:
     """Trains `model` on `data`; killed at any moment, it goes on from `out/last` with the same losses.
 
@@ -46,7 +47,6 @@ class Trainer:
             model then gets `normalizers={"tokens": ..., "masks": ...}`, the totals of the whole optimizer step
             divided by the number of processes (whose gradients are averaged), and losses of micro-batches are summed.
             Without them, the mean over micro-batches is taken.
-        settings: see TrainSettings.
         out: folder for `last/`, `log.jsonl`, `settings.json`.
         validate: model in evaluation mode -> figures; runs on the first process, or, if the model is sharded, on all,
             which must do the same.
@@ -54,18 +54,13 @@ class Trainer:
             must in `len(data)`.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        data: Any,
-        collate: Callable[[list], dict],
-        settings: TrainSettings,
-        out: Path | str,
-        validate: Callable[[nn.Module], dict[str, float]] | None = None,
-        about: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.model, self.data, self.collate, self.settings = model, data, collate, settings
-        self.out, self.validate, self.about = Path(out), validate, dict(about or {})
+    model: nn.Module
+    data: Any
+    collate: Callable[[list], dict]
+    settings: TrainSettings
+    out: Path | str
+    validate: Callable[[nn.Module], dict[str, float]] | None = None
+    about: Mapping[str, Any] | None = None
 
     def fit(self, resume: bool = False) -> dict[str, Any]:
         """Trains to `settings.steps`, from the last checkpoint if `resume` and there is one.
@@ -80,26 +75,20 @@ class Trainer:
             OSError: a checkpoint could not be written.
             TrainingInterrupted: Ctrl-C or SIGTERM; the state was saved.
         """
-        settings = self.settings
+        settings, self.out = self.settings, Path(self.out)
         if settings.threads:
             torch.set_num_threads(settings.threads)
         self.accelerator = make_accelerator(settings)
-        self.log = self.bar = None
-        try:
-            with claimed(self.out, resume) if self.accelerator.is_main_process else nullcontext():
-                self._start(resume)
-                recomputed = layers_recomputed(self.model, settings.gradient_checkpointing)
-                with recomputed, stop_request(announce=self.accelerator.is_main_process) as self.stop:
-                    self._train()
-        finally:
-            for output in (self.log, self.bar):
-                if output is not None:
-                    output.close()
-            self.batches = None
+        main = self.accelerator.is_main_process
+        with ExitStack() as self.inside:
+            if main:
+                self.inside.enter_context(claimed(self.out, resume))
+            self._start(resume)
+            self.inside.enter_context(layers_recomputed(self.model, settings.gradient_checkpointing))
+            self.stop = self.inside.enter_context(stop_request(announce=main))
+            self._train()
         self.model = self.state.finish()
         return self.metrics
-
-    # ---- start ----
 
     def _start(self, resume: bool) -> None:
         accelerator, settings = self.accelerator, self.settings
@@ -107,14 +96,15 @@ class Trainer:
         if main:
             recover(self.out / LAST)
         accelerator.wait_for_everyone()
+        batches = Batches(self.data, self.collate, settings, accelerator.process_index, accelerator.num_processes)
+        described = {**asdict(settings), "processes": accelerator.num_processes, "samples": batches.size}
+        described |= self.about or {}
         found = any((self.out / LAST).glob("[!.]*"))
-        described = {**settings.to_dict(), "processes": accelerator.num_processes, "samples": length(self.data)}
-        described |= self.about
         if found:
             check_same_run(self.out, described)
         accelerator.wait_for_everyone()
         if main and not found:
-            describe_run(self.out, described)
+            write_whole(self.out / SETTINGS, json.dumps(described, indent=1) + "\n")
             if resume:
                 print(f"no checkpoint in {self.out} yet: starting from the first step", file=sys.stderr)
         self.step, self.metrics, self.window = 0, {}, LossWindow()
@@ -123,14 +113,13 @@ class Trainer:
         if manifest := self.state.manifest:
             self.step, self.metrics = manifest["step"], manifest["metrics"]
             self.window.load(manifest["window"], manifest["window_steps"], accelerator.device)
-        batches = Batches(self.data, self.collate, settings, accelerator.process_index, accelerator.num_processes)
         self.batches = micro_batches(batches, settings, self.step, pin=accelerator.device.type == "cuda")
+        self.inside.callback(delattr, self, "batches")  # and with them the processes that prepare them
         self.log = TrainingLog(self.out, self.step, enabled=main, tensorboard=settings.tensorboard)
+        self.inside.callback(self.log.close)
         often = 0.5 if sys.stderr.isatty() else 30  # seconds; a log file needs fewer lines than a terminal
-        look = {"unit": "step", "dynamic_ncols": True, "mininterval": often}
-        self.bar = tqdm(total=settings.steps, initial=self.step, disable=not main, **look)
-
-    # ---- the loop ----
+        look = {"unit": "step", "dynamic_ncols": True, "mininterval": often, "disable": not main}
+        self.bar = self.inside.enter_context(tqdm(total=settings.steps, initial=self.step, **look))
 
     def _train(self) -> None:
         settings = self.settings
@@ -165,14 +154,13 @@ class Trainer:
         if self.state.sharded:
             check_alike(batches, self.accelerator.device)
         counts = {name: [batch.pop(key, None) for batch in batches] for name, key in COUNTS.items()}
-        counts = {name: values for name, values in counts.items() if None not in values}
-        totals = [sum(int(v) for v in values) for values in counts.values()] + [int(self.stop.is_set())]
-        processes = self.accelerator.num_processes
+        counts = {name: sum(map(int, values)) for name, values in counts.items() if None not in values}
+        totals, processes = [*counts.values(), int(self.stop.is_set())], self.accelerator.num_processes
         if processes > 1:
-            vector = torch.tensor(totals, dtype=torch.int64, device=self.accelerator.device)
-            totals = self.accelerator.reduce(vector, "sum").tolist()
-        normalizers = {name: max(1, total) / processes for name, total in zip(counts, totals[:-1], strict=True)}
-        return normalizers or None, bool(totals[-1])
+            totals = self.accelerator.reduce(torch.tensor(totals, device=self.accelerator.device), "sum").tolist()
+        *totals, stopping = totals
+        normalizers = {name: max(1, total) / processes for name, total in zip(counts, totals, strict=True)}
+        return normalizers or None, bool(stopping)
 
     def _optimize(self, batches: list[dict], normalizers: dict[str, float] | None) -> tuple[Any, float]:
         """One optimizer step; returns the norm of the gradient before clipping, and the learning rate."""
@@ -237,14 +225,14 @@ class Trainer:
         self.bar.set_postfix({name: f"{value:.3g}" for name, value in losses.items()}, refresh=False)
         self.window, self.clock = LossWindow(), time.perf_counter()
 
-    # ---- validation and saving ----
-
     def _validate(self) -> None:
-        started = time.perf_counter()
-        if self.accelerator.is_main_process or self.state.sharded:
-            model = self.accelerator.unwrap_model(self.wrapped)
-            model.eval()
-            with torch.no_grad(), self._precision_of(model), self.state.for_validation():
+        started, sharded = time.perf_counter(), self.state.sharded
+        if self.accelerator.is_main_process or sharded:
+            model = self.accelerator.unwrap_model(self.wrapped).eval()
+            # A model of several types (frozen parts in half precision, or gathered so) computes under autocast alone.
+            several = sharded or len({parameter.dtype for parameter in model.parameters()}) > 1
+            autocast = self.accelerator.autocast() if several else nullcontext()
+            with torch.no_grad(), autocast, sharded.unsharded() if sharded else nullcontext():
                 figures = self.metrics["validation"] = dict(self.validate(model))
             self.log.write(self.step, {"validation": figures})
             odd = [name for name, figure in figures.items() if isinstance(figure, float) and not math.isfinite(figure)]
@@ -254,11 +242,6 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         self.wrapped.train()
         self.clock += time.perf_counter() - started
-
-    def _precision_of(self, model: nn.Module) -> AbstractContextManager:
-        """A model of several types (frozen parts in half precision, or gathered so) computes under autocast alone."""
-        several = self.state.sharded or len({parameter.dtype for parameter in model.parameters()}) > 1
-        return self.accelerator.autocast() if several else nullcontext()
 
     def _save(self) -> None:
         window, steps = self._finite_means(), self.window.steps
@@ -273,15 +256,11 @@ class Trainer:
 def layers_recomputed(model: nn.Module, wanted: bool = True) -> Iterator[None]:
     """Inside, transformers models among the modules of `model` keep only their layers' inputs, if `wanted`, and compute
     layers again in the backward pass. A frozen encoder, through which no gradient flows, keeps nothing anyway.
-
-    Raises:
-        ValueError: there is no model that can.
+    Raises ValueError if there is no model that can.
     """
-    able = [m for m in model.modules() if wanted and getattr(m, "supports_gradient_checkpointing", False)]
-    if wanted and not able:
+    found = _outermost(model, "supports_gradient_checkpointing") if wanted else []
+    if wanted and not found:
         raise ValueError("gradient_checkpointing needs a transformers model with supports_gradient_checkpointing")
-    inside = {id(inner) for outer in able for inner in outer.modules() if inner is not outer}
-    found = [m for m in able if id(m) not in inside]  # each reaches those inside
     # transformers renames these methods; floors have the old names alone.
     kind = "activation" if all(hasattr(m, "activation_checkpointing_enable") for m in found) else "gradient"
     for module in found:
@@ -293,6 +272,11 @@ def layers_recomputed(model: nn.Module, wanted: bool = True) -> Iterator[None]:
     finally:
         for module in found:
             getattr(module, f"{kind}_checkpointing_disable")()
+
+
+def _outermost(module: nn.Module, flag: str) -> list[nn.Module]:
+    """Modules that have the flag, without those inside of one."""
+    return [module] if getattr(module, flag, False) else [m for c in module.children() for m in _outermost(c, flag)]
 
 
 @contextmanager

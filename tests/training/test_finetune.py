@@ -135,8 +135,8 @@ def test_from_parts_the_projector_is_trained_as_well(monkeypatch, capsys):
     monkeypatch.setattr("glamm_mini.checkpoints.parts.from_parts", from_parts)
     model, processor = finetune.load_start(recipe, "colab")
     assert asked == {"size": "colab", "dtype": "bfloat16"} and "where the parts" in capsys.readouterr().err
-    count = finetune.prepare(model, processor, recipe, "colab")
-    assert has_lora(model) and count == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    finetune.prepare(model, processor, recipe, "colab")
+    assert has_lora(model)
     assert all(p.requires_grad and p.dtype == torch.float32 for p in model.vl_projector.parameters())
     assert not any(p.requires_grad for p in model.global_encoder.parameters())
     assert model.config.losses.mask_dice == 0.5 and processor.config.prompt.max_length == 512

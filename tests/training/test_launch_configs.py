@@ -17,8 +17,8 @@ from glamm_mini import training
 from glamm_mini.cli.evaluate import check_arguments
 from glamm_mini.cli.main import build_app
 from glamm_mini.training import recipes
-from glamm_mini.training.launch import deepspeed_config
 from glamm_mini.training.optimizer import build_optimizer
+from glamm_mini.training.parallel import deepspeed_config
 from glamm_mini.training.recipes import read_recipe, recipe_names
 from glamm_mini.training.settings import TrainSettings
 

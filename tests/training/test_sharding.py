@@ -14,7 +14,7 @@ from torch import nn
 from glamm_mini.storybook.pretrain.joint_stage import JointTraining
 from glamm_mini.training.data_order import Batches
 from glamm_mini.training.logs import read_log
-from glamm_mini.training.sharding import policy, units
+from glamm_mini.training.parallel import policy, units
 from glamm_mini.training.trainer import Trainer, layers_recomputed
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
@@ -122,9 +122,8 @@ def test_units_are_the_layers_of_the_three_transformers():
 
 def test_the_policy_gathers_in_the_precision_and_averages_in_float32():
     how = policy("bf16")
-    assert (how["mp_policy"].param_dtype, how["mp_policy"].reduce_dtype) == (torch.bfloat16, torch.float32)
-    assert how["reshard_after_forward"] and not how["mp_policy"].cast_forward_inputs
-    assert policy("no")["mp_policy"].param_dtype is None
+    assert (how.param_dtype, how.reduce_dtype) == (torch.bfloat16, torch.float32) and not how.cast_forward_inputs
+    assert policy("no").param_dtype is None
     with pytest.raises(ValueError, match="precision fp16 cannot be sharded"):
         policy("fp16")
 

@@ -10,8 +10,8 @@ from training_toy import BASE, Toy, ToyData, losses, trainer, weights_of
 
 from glamm_mini.training import checkpoint
 from glamm_mini.training.data_order import Batches
-from glamm_mini.training.launch import resolve_precision
 from glamm_mini.training.logs import TrainingLog, read_log
+from glamm_mini.training.parallel import resolve_precision
 from glamm_mini.training.settings import TrainSettings
 from glamm_mini.training.trainer import Trainer
 

@@ -21,8 +21,8 @@ from training_toy import BASE, Toy, ToyData, trainer, weights_of
 
 from glamm_mini.training import checkpoint
 from glamm_mini.training.checkpoint import RunState
-from glamm_mini.training.launch import make_accelerator
 from glamm_mini.training.logs import read_log
+from glamm_mini.training.parallel import make_accelerator
 from glamm_mini.training.trainer import TrainingInterrupted
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")

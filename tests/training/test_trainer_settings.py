@@ -1,6 +1,7 @@
 """Settings and their overrides, the schedule, parameter groups, Muon."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from training_toy import BASE, Toy, ToyData, weights_of
 
 from glamm_mini.training import optimizer as optimizers
 from glamm_mini.training.optimizer import MuonAdamW, clip_gradients, gradient_norm, orthogonalized
-from glamm_mini.training.settings import TrainSettings, differing
+from glamm_mini.training.run_folder import check_same_run
+from glamm_mini.training.settings import TrainSettings
 
 
 @pytest.fixture(autouse=True)
@@ -18,12 +20,13 @@ def one_thread():
     torch.set_num_threads(1)
 
 
-def test_how_a_run_is_shared_out_may_change_when_it_is_resumed():
-    before = {**BASE.to_dict(), "processes": 8}
+def test_how_a_run_is_shared_out_may_change_when_it_is_resumed(tmp_path):
+    (tmp_path / "settings.json").write_text(json.dumps({**asdict(BASE), "processes": 8}))
     others = ["shard=full", "gradient_checkpointing=true", "timeout_minutes=90", "batch_size=2"]
-    after = {**BASE.with_overrides(others).to_dict(), "processes": 16}
-    assert differing(before, after) == []
-    assert differing(before, {**after, "processes": 8}) == ["batch_size"]
+    after = {**asdict(BASE.with_overrides(others)), "processes": 16}
+    check_same_run(tmp_path, after)
+    with pytest.raises(ValueError, match=": batch_size was 4, now 2. Resume"):
+        check_same_run(tmp_path, {**after, "processes": 8})
 
 
 def test_overrides_read_every_kind():
@@ -31,7 +34,7 @@ def test_overrides_read_every_kind():
     settings = BASE.with_overrides(overrides)
     assert (settings.steps, settings.lr, settings.betas, settings.schedule) == (1000, 3e-4, (0.8, 0.9), "linear")
     assert settings.save_frozen is False and settings.lr_scales == {"a": 0.1}
-    assert json.loads(json.dumps(settings.to_dict()))["betas"] == [0.8, 0.9]
+    assert json.loads(json.dumps(asdict(settings)))["betas"] == [0.8, 0.9]
     assert BASE.with_overrides(None) == BASE
 
 
@@ -98,10 +101,10 @@ def test_only_hidden_matrices_go_to_muon():
         }
     )
     model["tied"].weight = model["embed"].weight
-    assert optimizers.hidden_matrices(model) == {"qkv.weight"}
     settings = TrainSettings(lr=1e-3, muon_lr=1e-2, weight_decay=0.1, lr_scales={"patch": 0.1, "norm": 0.5})
     groups = optimizers.parameter_groups(model, settings)
     found = {name: (g["kind"], g["lr"], g["weight_decay"]) for g in groups for name, _ in g["params"]}
+    assert [name for name, (kind, _, _) in found.items() if kind == "muon"] == ["qkv.weight"]
     assert found["qkv.weight"] == ("muon", 1e-2, 0.1) and found["qkv.bias"] == ("adamw", 1e-3, 0.0)
     assert found["patch.weight"] == ("adamw", pytest.approx(1e-4), 0.1) and found["norm.weight"][1] == 5e-4
     assert found["embed.weight"] == ("adamw", 1e-3, 0.0) and found["position.table"][0] == "adamw"

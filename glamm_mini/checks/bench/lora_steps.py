@@ -7,8 +7,8 @@ from glamm_mini.dtypes import AUTOCAST
 from glamm_mini.model.glamm import GlammForConditionalGeneration
 from glamm_mini.model.tokens import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from glamm_mini.training.finetune import store_frozen_as, unfreeze_only
-from glamm_mini.training.launch import resolve_precision
 from glamm_mini.training.optimizer import build_optimizer
+from glamm_mini.training.parallel import resolve_precision
 from glamm_mini.training.recipes import read_recipe
 from glamm_mini.training.trainer import layers_recomputed
 

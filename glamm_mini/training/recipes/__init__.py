@@ -1,36 +1,25 @@
-"""Recipes as data: what is trained on what, in which shares, with which settings, read from the TOML files here.
-`glamm-mini train NAME` runs one.
+"""Recipes as data, read from the TOML files here: what is trained on what, in which shares, with which settings.
 
 A file may build on another (`base = "official"`), and a table `size.tiny` holds what differs at that size. Later
 values win: the base's, the recipe's own, the base's for the size, the recipe's own for the size.
 """
 
+import json
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from glamm_mini import registry
 from glamm_mini.model.config import SIZES, LossConfig
 from glamm_mini.training.run_folder import claimed, first_process
-from glamm_mini.training.settings import (
-    Table,
-    Tables,
-    TrainSettings,
-    check_keys,
-    override,
-    read_table,
-    setting,
-    toml_lines,
-    toml_table,
-)
+from glamm_mini.training.settings import Table, Tables, TrainSettings, check_keys, override, read_table, setting
 
 FOLDER = Path(__file__).parent
-BASE = "official"
-"""What the official recipes share; not a recipe itself."""
-
+BASE = "official"  # what the official recipes share; not a recipe itself
 VALIDATION_SCENES = 24
 
 
@@ -128,26 +117,30 @@ class Recipe(Table):
 
     def mixture(self) -> dict[str, float]:
         """The same in the storybook world: task to share."""
-        shares, mixed = self.shares(), {}
-        for entry in self.data:
-            mixed[entry.storybook] = mixed.get(entry.storybook, 0.0) + shares[entry.name]
-        return mixed
+        shares, tasks = self.shares(), dict.fromkeys(entry.storybook for entry in self.data)
+        return {task: sum(shares[entry.name] for entry in self.data if entry.storybook == task) for task in tasks}
 
     def to_toml(self, tables: Tables) -> str:
         """All values as a run with these tables of settings would use them, in the format of the files; what
         `--set` changes stands under its meaning."""
-        values = {key: value for key, value in asdict(self).items() if value not in ("", (), 0, {})}
-        for name in {"settings", "stages", "lora", "frozen"} & values.keys():  # are in the tables
-            del values[name]
+        in_tables = ("settings", "stages", "lora", "frozen")
+        values = {k: v for k, v in asdict(self).items() if k not in in_tables and v not in ("", (), 0, {})}
         below = [(f"[{key}]", values.pop(key)) for key in ("losses", "weights") if key in values]
         below += [("[[data]]", entry) for entry in values.pop("data", ())]
-        blocks = ["\n".join(toml_lines(values))]
+        blocks = [_toml(values)]
         for prefix, table in tables:
             trainers = isinstance(table, TrainSettings)
             own = prefix.rstrip(".") or ("settings" if trainers else "options")
             head = f"[stages.{own}]" if prefix and trainers else f"[{own}]"
-            blocks.append(f"# --set {prefix}KEY=VALUE\n{head}\n{toml_table(table)}")
-        return "\n\n".join([*blocks, *("\n".join([head, *toml_lines(table)]) for head, table in below)])
+            meanings = {f.name: f.metadata["meaning"] for f in fields(table)}
+            blocks.append(f"# --set {prefix}KEY=VALUE\n{head}\n{_toml(vars(table), meanings)}")
+        return "\n\n".join([*blocks, *(f"{head}\n{_toml(table)}" for head, table in below)])
+
+
+def _toml(values: dict[str, Any], meanings: dict[str, str] | None = None) -> str:
+    # JSON and TOML write a value alike, but for the sign between the names and the values of a table.
+    lines = {key: f"{key} = {json.dumps(value, separators=(', ', ' = '))}" for key, value in values.items()}
+    return "\n".join(f"# {meanings[key]}\n{line}" if meanings else line for key, line in lines.items())
 
 
 class OwnRecipe(NamedTuple):
@@ -159,13 +152,7 @@ class OwnRecipe(NamedTuple):
 
 
 def run(
-    recipe: str,
-    size: str,
-    data: str,
-    out: Path,
-    resume: bool = False,
-    overrides: list[str] | None = None,
-    start: str | None = None,
+    recipe: str, size: str, data: str, out: Path, resume: bool = False, overrides: Sequence[str] = (), start: str = ""
 ) -> Path:
     """Run a recipe; returns the folder of the trained weights.
 
@@ -195,7 +182,7 @@ def check_data(recipe: Recipe, data: str) -> None:
         )
 
 
-def describe(recipe: str, size: str, overrides: list[str] | None = None, start: str | None = None) -> str:
+def describe(recipe: str, size: str, overrides: Sequence[str] = (), start: str = "") -> str:
     """All values of a recipe as a run would use them, in the format of the files, with what each setting means.
 
     Raises ValueError for an unknown recipe, size or setting, and for a start that a recipe does not take.
@@ -204,14 +191,11 @@ def describe(recipe: str, size: str, overrides: list[str] | None = None, start: 
     return found.to_toml(tables)
 
 
-def chosen(name: str, size: str, overrides: list[str] | None, start: str | None = None) -> tuple[Recipe, Tables]:
-    """The recipe and its tables of settings after `--set` and `--from`.
-
-    Raises ValueError as `describe` does.
-    """
+def chosen(name: str, size: str, overrides: Sequence[str], start: str = "") -> tuple[Recipe, Tables]:
+    """The recipe and its tables of settings after `--set` and `--from`. Raises ValueError as `describe` does."""
     recipe = read_recipe(name, size)
     if not recipe.data:
-        if start is not None:
+        if start:
             raise ValueError(f"recipe {name!r} takes no --from: its models start from nothing, or from the backbones")
         return recipe, override(registry.find("recipe", name).tables(recipe), overrides)
     tables = [("", Options(frozen=recipe.frozen)), ("lora.", Lora(**recipe.lora)), ("", recipe.settings)]
@@ -223,9 +207,8 @@ def chosen(name: str, size: str, overrides: list[str] | None, start: str | None 
 
 def recipe_names() -> list[str]:
     """All recipes that ship with the package: those of the embedded world first, then those of the paper."""
-    own = list(registry.names("recipe"))
     files = sorted(path.stem for path in FOLDER.glob("*.toml") if path.stem != BASE)
-    return own + [name for name in files if name not in own]
+    return list(dict.fromkeys([*registry.names("recipe"), *files]))
 
 
 def read_recipe(name: str, size: str = "tiny", folder: Path = FOLDER) -> Recipe:
@@ -238,7 +221,12 @@ def read_recipe(name: str, size: str = "tiny", folder: Path = FOLDER) -> Recipe:
         raise ValueError(f"size {size!r} is unknown; expected one of {', '.join(SIZES)}")
     if name == BASE:
         raise ValueError(f"{BASE} is what recipes share, not a recipe; expected one of {', '.join(recipe_names())}")
-    table, where = _merged(name, size, folder), f"{name}.toml"
+    own, where = _load(folder / f"{name}.toml"), f"{name}.toml"
+    base = own.pop("base", None)
+    tables = [_load(folder / f"{base}.toml") if base else {}, own]
+    sizes = [table.pop("size", {}) for table in tables]
+    check_keys(f"{where}, [size]", [key for table in sizes for key in table], SIZES)
+    table = reduce(_over, [*tables, *(table.get(size, {}) for table in sizes)])
     for key, kind in (("lora", Lora), ("losses", LossConfig)):
         read_table(f"{where}, [{key}]", kind, table.get(key, {}))
     entries = table.pop("data", ())
@@ -249,19 +237,6 @@ def read_recipe(name: str, size: str = "tiny", folder: Path = FOLDER) -> Recipe:
         table["settings"] = read_table(f"{where}, [settings]", TrainSettings, common)
         stages = {k: read_table(f"{where}, [stages.{k}]", TrainSettings, common | own) for k, own in stages.items()}
     return read_table(where, Recipe, table | {"name": name, "data": data, "stages": stages})
-
-
-def _merged(name: str, size: str, folder: Path) -> dict[str, Any]:
-    own = _load(folder / f"{name}.toml")
-    base = own.pop("base", None)
-    common = _load(folder / f"{base}.toml") if base else {}
-    sizes = [table.pop("size", {}) for table in (common, own)]
-    for table in sizes:
-        check_keys(f"{name}.toml, [size]", table, SIZES)
-    merged: dict[str, Any] = {}
-    for table in (common, own, *(table.get(size, {}) for table in sizes)):
-        merged = _over(merged, table)
-    return merged
 
 
 def _over(below: dict, above: dict) -> dict:
