@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from glamm_mini.cli.loading import Drop, VisionTower, working
+from glamm_mini.cli.options import Drop, VisionTower, check_place, working
 
 
 def convert(
@@ -31,20 +31,20 @@ def convert(
 
     The target is written whole or not at all: after Ctrl-C, run the command again.
     """
-    from glamm_mini.checkpoints.convert import prepare
-
     if target is None and not check:
         raise ValueError("name the folder to write: glamm-mini convert SOURCE TARGET; or add --check")
-    need_tower = (vision_tower is not None) if check else None
-    screen = Console(stderr=True)
+    if not check:
+        check_place(target, "TARGET", folder=True)
+    from glamm_mini.checkpoints.convert import prepare
+
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     with working(f"reading the names in {source}"):
-        given = None if check else lora, need_tower, drop or (), "names" if check else "all"
-        conversion = prepare(source, to, vision_tower, dtype, *given)
+        how = {"need_tower": vision_tower is not None, "weights": "names"} if check else {"lora": lora}
+        conversion = prepare(source, to, vision_tower, dtype, drop=drop or (), **how)
     if not check:
         columns = TextColumn("writing"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
-        with Progress(*columns, console=screen) as progress:
+        with Progress(*columns, console=Console(stderr=True)) as progress:
             task = progress.add_task("", total=conversion.bytes)
             conversion.write(target, max_shard_size, torch_files, lambda size: progress.advance(task, size))
-    console = Console(highlight=False)
-    console.print(str(conversion.report), soft_wrap=True, markup=False)
-    console.print(f"to write: {conversion.bytes / 1e9:.2f} GB" if check else str(target), markup=False)
+    console.print(str(conversion.report))
+    console.print(f"to write: {conversion.bytes / 1e9:.2f} GB" if check else str(target))

@@ -1,8 +1,10 @@
-"""`glamm-mini demo`: ask about pictures and draw the answers."""
+"""`glamm-mini demo`: ask about pictures and draw the answers; replaces no file that it did not write itself."""
 
+import hashlib
 import json
-from collections.abc import Sequence
-from io import BytesIO
+import math
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -10,15 +12,19 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from glamm_mini.cli.loading import Loading, with_options, working
-from glamm_mini.cli.outputs import Outputs
+from glamm_mini.cli.options import Loading, check_place, replace_file, with_options, working
 
 CARD = 1000
 """Width in pixels of each answer's picture."""
 
-OVERVIEW = "overview.png"
+OVERVIEW = "overview"
+"""Name of the sheet with all answers."""
+
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 """Files of a folder that are taken for pictures."""
+
+RECORD = ".glamm-mini.json"
+"""In each folder of answers: what was written there, name to SHA-256."""
 
 
 @with_options
@@ -47,49 +53,41 @@ def demo(
     """
     if ask is not None and not ask.strip():
         raise ValueError("the question of --ask is empty; leave --ask out to have the pictures described")
-    paths = pictures_to_ask(images)
-    boxes = check_boxes(box)
+    paths, boxes = pictures_to_ask(images), check_boxes(box)
     if boxes and (not ask or coco):
         raise ValueError("--box needs a question, add --ask 'What is this?', and pictures that are drawn, not --coco")
     if coco is not None:
-        print(_to_coco(paths, ask, coco, batch_size, loading))
-        return
-    _check_readable(paths)
-    names, outputs = names_of(paths), Outputs(out)
-    outputs.check([f"{name}.{ending}" for name in names for ending in ("png", "html", "json")])
-    outputs.check([OVERVIEW] if len(names) > 1 else [])
+        from glamm_mini.cli.coco import write_coco
+
+        print(write_coco(paths, ask, coco, batch_size, loading))
+    else:
+        print(_draw(paths, ask, boxes, Outputs(out), loading), flush=True)
+
+
+def _draw(paths: Sequence[Path], ask: str | None, boxes: list | None, outputs: "Outputs", loading: Loading) -> Path:
+    """Write the answers; returns the picture to look at. What cannot work is refused before the model is loaded."""
+    from glamm_mini.processing.images import load_image
+    from glamm_mini.visuals.answer_png import compose
+    from glamm_mini.visuals.encode import png_bytes
+
+    for path in paths:
+        load_image(path)
+    names = names_of(paths)
+    outputs.check(f"{name}.{ending}" for name in names for ending in ("png", "html", "json"))
+    outputs.check([f"{OVERVIEW}.png"] * (len(names) > 1))
     with working(f"loading the model {loading.model!r}"):
         assistant = loading.load()
-    console, cards = Console(highlight=False), []
+    console, cards = Console(highlight=False, soft_wrap=True), []
     for number, (name, path) in enumerate(zip(names, paths, strict=True), start=1):
         with working(f"picture {number} of {len(paths)}: {path.name}"):
             answer = assistant.ask(str(path), ask, boxes=boxes) if ask else assistant.describe(str(path))
             cards.append(write_answer(answer, outputs, name))
-        console.print(Text(f"{path.name}  ", style="dim") + colored(answer), soft_wrap=True)
+        console.print(Text(f"{path.name}  ", style="dim") + colored(answer))
         for note in answer.notes:
-            console.print(Text(f"  note: {note}", style="dim"), soft_wrap=True)
-    picture = out / f"{names[0]}.png"
+            console.print(Text(f"  note: {note}", style="dim"))
     if len(cards) > 1:
-        from glamm_mini.visuals.answer_png import compose
-
-        picture = outputs.write(OVERVIEW, _png(compose(cards)))
-    print(picture, flush=True)
-
-
-def _to_coco(paths: Sequence[Path], ask: str | None, file: Path, batch_size: int, loading: Loading) -> Path:
-    from glamm_mini.cli.coco import answer_pictures, check_target
-    from glamm_mini.evaluation.predict import fingerprint
-
-    check_target(file)
-    with working(f"loading the model {loading.model!r}"):
-        assistant = loading.load()
-    settings = {"description": "made by glamm-mini demo --coco", "ask": ask, **loading.settings()}
-    settings["weights"] = fingerprint(assistant)
-    made = answer_pictures(assistant, paths, ask, file, settings, batch_size)
-    print(f"{len(made['images'])} pictures, {len(made['annotations'])} masks, {len(made['categories'])} categories")
-    if len(made["images"]) < len(paths):
-        print(f"{len(paths) - len(made['images'])} pictures could not be read and are left out")
-    return file
+        return outputs.write(f"{OVERVIEW}.png", png_bytes(compose(cards), limit=math.inf))
+    return outputs.folder / f"{names[0]}.png"
 
 
 def pictures_to_ask(images: Sequence[Path] | None) -> list[Path]:
@@ -103,15 +101,14 @@ def pictures_to_ask(images: Sequence[Path] | None) -> list[Path]:
         images = [samples_folder()]
     found: list[Path] = []
     for path in images:
+        own = [path]
         if path.is_dir():
             own = sorted(p for p in path.iterdir() if p.suffix.lower() in ENDINGS and p.is_file())
-            if not own:
-                raise FileNotFoundError(f"the folder {path} holds no picture; expected files such as *.png or *.jpg")
-            found += own
-        elif path.is_file():
-            found.append(path)
-        else:
+        elif not path.is_file():
             raise FileNotFoundError(f"no picture at {path}; name an image file, or none to use the bundled ones")
+        if not own:
+            raise FileNotFoundError(f"the folder {path} holds no picture; expected files such as *.png or *.jpg")
+        found += own
     return list(dict.fromkeys(found))
 
 
@@ -120,21 +117,20 @@ def check_boxes(boxes: Sequence[str] | None) -> list[tuple[float, ...]] | None:
     numbers = []
     for text in boxes or []:
         try:
-            x0, y0, x1, y1 = (float(word) for word in text.replace(",", " ").split())
+            x0, y0, x1, y1 = box = tuple(float(word) for word in text.replace(",", " ").split())
+            if not (x0 < x1 < math.inf and y0 < y1 < math.inf and min(box) > -math.inf):
+                raise ValueError
         except ValueError:
-            x0 = y0 = x1 = y1 = 0.0
-        if not (x0 < x1 and y0 < y1):
-            raise ValueError(
-                f"--box {text} is no box; expected four numbers X0 Y0 X1 Y1 in pixels with X0 < X1 and Y0 < Y1"
-            )
-        numbers.append((x0, y0, x1, y1))
+            expected = "four numbers X0 Y0 X1 Y1 in pixels with X0 < X1 and Y0 < Y1"
+            raise ValueError(f"--box {text} is no box; expected {expected}") from None
+        numbers.append(box)
     return numbers or None
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:
     """One file name without ending for each picture; pictures of the same name get a number."""
     names: list[str] = []
-    taken = {"overview"}  # the name of the sheet with all answers
+    taken = {OVERVIEW}
     for path in paths:
         name, number = path.stem, 2
         while name.casefold() in taken:  # Windows and macOS take "A" and "a" for one file
@@ -144,23 +140,18 @@ def names_of(paths: Sequence[Path]) -> list[str]:
     return names
 
 
-def write_answer(answer, outputs: Outputs, name: str):
+def write_answer(answer, outputs: "Outputs", name: str):
     """Write an answer as picture, page and record; returns the picture."""
     from glamm_mini.visuals.answer_html import answer_page
     from glamm_mini.visuals.answer_png import answer_png
+    from glamm_mini.visuals.encode import png_bytes
 
     card = answer_png(answer, width=CARD)
-    outputs.write(f"{name}.png", _png(card))
-    outputs.write(f"{name}.html", answer_page([answer], title=f"GLaMM: {name}").encode("utf-8", "replace"))
     record = json.dumps(answer.to_dict(image_id=name), ensure_ascii=False, indent=1)
+    outputs.write(f"{name}.png", png_bytes(card, limit=math.inf))
+    outputs.write(f"{name}.html", answer_page([answer], title=f"GLaMM: {name}").encode("utf-8", "replace"))
     outputs.write(f"{name}.json", (record + "\n").encode("utf-8", "backslashreplace"))
     return card
-
-
-def _png(picture) -> bytes:
-    buffer = BytesIO()
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def colored(answer) -> Text:
@@ -168,22 +159,47 @@ def colored(answer) -> Text:
     from glamm_mini.visuals.palette import color, hex_color, ink_on
     from glamm_mini.visuals.sentence import loose_phrases, sentence_runs
 
+    runs = sentence_runs(answer)
+    for loose in loose_phrases(answer):
+        runs += [(" ", None), loose]
     line = Text()
-    loose = [run for one in loose_phrases(answer) for run in (" ", one)]
-    for run in [*sentence_runs(answer), *loose]:
-        if run == " ":
-            line.append(" ")
-        elif run.phrase is None:
-            line.append(run.text)
-        else:
-            rgb = color(run.phrase)
-            line.append(run.text, style=f"{hex_color(ink_on(rgb))} on {hex_color(rgb)}")
+    for text, phrase in runs:
+        shade = None if phrase is None else color(phrase)
+        line.append(text, shade and f"{hex_color(ink_on(shade))} on {hex_color(shade)}")
     return line if line.plain.strip() else Text("(no words)", style="dim")
 
 
-def _check_readable(paths: Sequence[Path]) -> None:
-    """Fail before the model is loaded when a picture cannot be read."""
-    from glamm_mini.processing.images import load_image
+class Outputs:
+    """The files of one folder of the user: nothing is replaced but what we wrote, as it still is.
 
-    for path in paths:
-        load_image(path)
+    Raises ValueError for what is no folder, and if its record is not one of ours.
+    """
+
+    def __init__(self, folder: Path):
+        check_place(folder, "--out", folder=True)
+        self.folder, self.written, record = folder, {}, folder / RECORD
+        if os.path.lexists(record):
+            try:
+                found = json.loads(record.read_text("utf-8")).items()
+                self.written = {str(name): str(digest) for name, digest in found}
+            except (ValueError, AttributeError) as error:
+                raise ValueError(f"{record} is damaged; delete it, or choose another folder") from error
+
+    def check(self, names: Iterable[str]) -> None:
+        """Raises ValueError that names the first file that is there already and was not written by us as it is now."""
+        for path in map(self.folder.joinpath, names):
+            whole = path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest()
+            if os.path.lexists(path) and (not whole or whole != self.written.get(path.name)):
+                raise ValueError(
+                    f"{path} is there already, and glamm-mini has not written it, or it was changed since; name "
+                    "another folder with --out, or move the file away"
+                )
+
+    def write(self, name: str, content: bytes) -> Path:
+        """Write one file, whole or not at all; returns its path. Raises ValueError as `check`."""
+        self.check([name])
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # The record comes first: a kill in between leaves no file that a second run would take for the user's.
+        self.written[name] = hashlib.sha256(content).hexdigest()
+        replace_file(self.folder / RECORD, (json.dumps(self.written, indent=1) + "\n").encode())
+        return replace_file(self.folder / name, content)

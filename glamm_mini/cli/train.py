@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
+
+from glamm_mini.cli.options import check_place
 
 
 def train(
@@ -19,7 +21,7 @@ def train(
     ] = "storybook",
     out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/RECIPE-SIZE if left out.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the folder.")] = False,
-    set: Annotated[  # noqa: A002  the option is called --set
+    overrides: Annotated[
         list[str] | None,
         typer.Option(
             "--set", metavar="KEY=VALUE", help="Change a setting; may be repeated. RECIPE --show lists all of them."
@@ -44,10 +46,11 @@ def train(
     from glamm_mini.training.run_folder import check_free, first_process
 
     folder = out or Path("runs") / f"{recipe}-{size}"
-    if resume and not show and not folder.exists():
-        raise ValueError(f"there is no run in {folder} to resume; check --out, or leave --resume out")
-    if not show and first_process():
-        check_free(folder, resume)  # torch and the model take long to load
+    if not show and first_process():  # torch and the model take long to load
+        if resume and not folder.exists():
+            raise ValueError(f"there is no run in {folder} to resume; check --out, or leave --resume out")
+        check_place(folder, "--out", folder=True)
+        check_free(folder, resume)
 
     from accelerate import PartialState
 
@@ -55,11 +58,9 @@ def train(
     from glamm_mini.training.trainer import TrainingInterrupted
 
     if show:
-        typer.echo(recipes.describe(recipe, size, list(set or ()), start))
-        return
-    more = {"start": start} if start else {}
+        return typer.echo(recipes.describe(recipe, size, overrides, start))
     try:
-        made = recipes.run(recipe, size=size, data=data, out=folder, resume=resume, overrides=[*(set or ())], **more)
+        made = recipes.run(recipe, size, data, folder, resume, overrides, start)
         if first_process():
             typer.echo(how_to_go_on(made))
     except TrainingInterrupted as stopped:
@@ -76,7 +77,7 @@ def how_to_go_on(made: Path) -> str:
     if (made / "config.json").is_file():
         return f"The model lies in {made}. Ask it:\n  glamm-mini demo picture.png --model {quoted}"
     if made.name == "lora":
-        base = json.loads((made / "training.json").read_text("utf-8"))["start"]
+        base = shlex.quote(json.loads((made / "training.json").read_text("utf-8"))["start"])
         merged = shlex.quote(str(made.parent / "merged"))
         return f"LoRA lies in {made}. Put it into its model:\n  glamm-mini convert {base} {merged} --lora {quoted}"
     return f"The backbones lie in {made}. Train GLaMM from them:\n  glamm-mini train storybook --set backbones={quoted}"
@@ -86,19 +87,15 @@ def _list(size: str) -> None:
     """A table of all recipes at one size."""
     from glamm_mini.training.recipes import read_recipe, recipe_names
 
-    table = Table(title=f"Recipes at size {size}", title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("recipe", no_wrap=True)
-    table.add_column("what is trained")
-    table.add_column("from", no_wrap=True)
-    table.add_column("steps", justify="right")
-    table.add_column("samples\na step", justify="right")
-    for name in recipe_names():
-        recipe = read_recipe(name, size)
+    numbers = [Column(name, justify="right") for name in ("steps", "samples\na step")]
+    columns = Column("recipe", no_wrap=True), "what is trained", Column("from", no_wrap=True), *numbers
+    table = Table(*columns, title=f"Recipes at size {size}", title_justify="left", box=box.SIMPLE_HEAD)
+    for recipe in (read_recipe(name, size) for name in recipe_names()):
         if size != "tiny" and not recipe.data:
             continue  # makes the tiny model alone
         stages = recipe.stages.values() or [recipe.settings]
         steps = " + ".join(str(stage.steps) for stage in stages)
         samples = " ".join(str(s.batch_size * s.accumulation * recipe.processes) for s in stages)
         start = (recipe.start or "nothing").replace("/", "/\n", 1)  # a hub id is too long for a narrow terminal
-        table.add_row(name, recipe.title, start, steps, samples)
+        table.add_row(recipe.name, recipe.title, start, steps, samples)
     Console().print(table)

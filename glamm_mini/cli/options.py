@@ -1,0 +1,150 @@
+"""What commands share: options, how they load their model, what they show while they work, where they write.
+
+What is shown goes to standard error, and names in it are never read as markup.
+"""
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
+from inspect import Signature, signature
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
+from rich.text import Text
+
+VisionTower = Annotated[
+    str | None, typer.Option(help="Folder or hub id of CLIP, which official checkpoints leave out.")
+]
+Drop = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PREFIX", help="Leave out official names that begin so; may be repeated."),
+]
+JsonFile = Annotated[
+    str | None, typer.Option("--json", help="Write the figures as one line of JSON to this file, or -.")
+]
+
+
+@dataclass(frozen=True)
+class Loading:
+    """What a user said about loading, see `glamm_mini.load` for each field, and about the length of answers."""
+
+    model: Annotated[str, typer.Option(help="A bundled model, a folder or a hub id; official or ours.")] = "tiny"
+    device: Annotated[
+        str | None,
+        typer.Option(help="Such as cuda:0; auto: GPUs, then memory, then disk. A GPU if left out, where there is one."),
+    ] = None
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, or stored: each weight's own.")] = "float32"
+    quantize: Annotated[str | None, typer.Option(help="4bit or 8bit for the language model's weights.")] = None
+    vision_tower: VisionTower = None
+    offload_folder: Annotated[
+        Path | None, typer.Option(help="Folder for weights that find no memory, with --device auto.")
+    ] = None
+    drop: Drop = None
+    lora: Annotated[Path | None, typer.Option(help="An adapter's folder, put beside the weights and not merged.")] = (
+        None
+    )
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Where answers are cut; 256 tokens, or 512 of an official model.")
+    ] = None
+
+    def load(self):
+        """The assistant. Raises as `glamm_mini.load` does."""
+        import glamm_mini
+
+        how = vars(self) | {"drop": tuple(self.drop or ())}
+        model, max_new_tokens = how.pop("model"), how.pop("max_new_tokens")
+        assistant = glamm_mini.load(model, **how)
+        assistant.max_new_tokens = max_new_tokens
+        return assistant
+
+    def settings(self) -> dict:
+        """What answers depend on, for the settings beside results; where the weights lie changes none."""
+        own = vars(self) | {"drop": list(self.drop or ()), "lora": str(self.lora)}
+        left_out = {"device", "offload_folder"} | (set() if self.lora else {"lora"})
+        return {name: value for name, value in own.items() if name not in left_out}
+
+
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with an option for each field of the dataclasses among its parameters; it takes keywords alone."""
+    own = signature(command, eval_str=True).parameters.values()
+    groups = {one.name: one.annotation for one in own if is_dataclass(one.annotation)}
+    each = [signature(groups[one.name]).parameters.values() if one.name in groups else [one] for one in own]
+
+    @wraps(command)
+    def run(**given) -> None:
+        made = {
+            name: group(**{one.name: given.pop(one.name) for one in fields(group) if one.name in given})
+            for name, group in groups.items()
+        }
+        command(**given, **made)
+
+    run.__signature__ = Signature([one.replace(kind=one.KEYWORD_ONLY) for part in each for one in part])
+    return run
+
+
+def check_place(place: Path, option: str, folder: bool) -> None:
+    """Refuse a place where a file or a folder cannot be written, before hours are spent on what goes there.
+
+    Raises ValueError, which names the option, for a file in the place of a folder or the other way round, for a place
+    below a file, and for one that may not be written.
+    """
+    there = next(path for path in (place.absolute(), *place.absolute().parents) if os.path.lexists(path))
+    if there == place.absolute() and there.is_dir() != folder:
+        found, wanted = ("a file", "a folder") if folder else ("a folder", "a file")
+        raise ValueError(f"{option} {place} is {found}; expected the name of {wanted}")
+    if there != place.absolute() and not there.is_dir():
+        raise ValueError(f"{option} {place} lies below {there}, which is no folder; name another place")
+    if not os.access(there, os.W_OK):
+        raise ValueError(f"{option} {place} cannot be written: there is no right to write in {there}")
+
+
+def replace_file(path: Path, content: bytes) -> Path:
+    """Write a file, whole or not at all."""
+    fresh = path.with_name(f".{path.name}.writing")
+    fresh.write_bytes(content)
+    os.replace(fresh, path)
+    return path
+
+
+@contextlib.contextmanager
+def figures_to(json_file: str | None) -> Iterator[dict]:
+    """Gives a dict of figures to fill, which is written as one line of JSON to a file or, for "-", to standard output.
+
+    That holds the line alone: all that is printed inside goes to standard error. A dict that stays empty is not
+    written. Raises ValueError for a place where no file can be.
+    """
+    figures: dict = {}
+    if json_file not in (None, "-"):
+        check_place(Path(json_file), "--json", folder=False)
+    with contextlib.redirect_stdout(sys.stderr if json_file == "-" else sys.stdout):
+        yield figures
+    if not figures or json_file is None:
+        return
+    line = json.dumps(figures, allow_nan=False)
+    if json_file == "-":
+        print(line)
+    else:
+        Path(json_file).parent.mkdir(parents=True, exist_ok=True)
+        Path(json_file).write_text(line + "\n", "utf-8")
+
+
+def working(text: str):
+    """A context that shows `text` while something is done whose length is not known."""
+    return Console(stderr=True).status(Text(text))
+
+
+@contextlib.contextmanager
+def progress(title: str, total: int, show: bool = True) -> Iterator[Callable[[int], None]]:
+    """A bar; gives a function that moves it on."""
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not show) as bar:
+        work = bar.add_task(escape(title), total=total)
+        yield lambda count: bar.advance(work, count)
