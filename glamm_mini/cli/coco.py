@@ -6,10 +6,9 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.text import Text
+from typer import echo
 
-from glamm_mini.cli.options import Loading, check_place, progress, replace_file, working
+from glamm_mini.cli.options import Loading, check_place, progress, replace_file
 from glamm_mini.evaluation.predict import fingerprint
 from glamm_mini.processing.images import encode_mask, load_image
 
@@ -27,17 +26,33 @@ def write_coco(pictures: Sequence[Path], ask: str | None, file: Path, batch_size
     if os.path.lexists(file):
         raise ValueError(f"{file} is there already; name another file with --coco, or move it away")
     check_place(file, "--coco", folder=False)
-    with working(f"loading the model {loading.model!r}"):
-        assistant = loading.load()
+    assistant, part = loading.load(), file.with_name(f"{file.name}.part")
     settings = {"description": "made by glamm-mini demo --coco", "ask": ask, **loading.settings()}
     settings["weights"] = fingerprint(assistant)
-    part = file.with_name(f"{file.name}.part")
-    made = coco(_answer(assistant, pictures, ask, part, settings, batch_size), settings)
+    known, alone = _read_part(part, settings), [path.name for path in pictures]
+    names = {path: path.name if alone.count(path.name) == 1 else path.as_posix() for path in pictures}
+    stamps = {path: [path.stat().st_size, path.stat().st_mtime_ns] for path in pictures}
+    unasked = [path for path in pictures if known.get(names[path], {}).get("stamp") != stamps[path]]
+    part.parent.mkdir(parents=True, exist_ok=True)
+    with part.open("a", encoding="utf-8") as log, progress("asking", len(pictures)) as advance:
+        if log.tell() == 0:
+            log.write(json.dumps({"made with": settings}) + "\n")
+        advance(len(pictures) - len(unasked))
+        for start in range(0, len(unasked), batch_size):
+            batch = unasked[start : start + batch_size]
+            for path, record in _answered(assistant, batch, ask):
+                record["image"]["file_name"] = name = names[path]
+                known[name] = record | {"stamp": stamps[path]}
+                log.write(json.dumps(known[name]) + "\n")
+                log.flush()
+            advance(len(batch))
+    made = coco([known[names[path]] for path in pictures if names[path] in known], settings)
     replace_file(file, (json.dumps(made) + "\n").encode())
     part.unlink()
-    print(f"{len(made['images'])} pictures, {len(made['annotations'])} masks, {len(made['categories'])} categories")
-    if len(made["images"]) < len(pictures):
-        print(f"{len(pictures) - len(made['images'])} pictures could not be read and are left out")
+    images, masks, categories = (len(made[kind]) for kind in ("images", "annotations", "categories"))
+    echo(f"{images} pictures, {masks} masks, {categories} categories")
+    if images < len(pictures):
+        echo(f"{len(pictures) - images} pictures could not be read and are left out")
     return file
 
 
@@ -68,46 +83,22 @@ def _category(phrase: str) -> str:
     return " ".join(words).strip(" .,;:!?") or NAMELESS
 
 
-def _answer(
-    assistant, pictures: Sequence[Path], ask: str | None, part: Path, settings: dict, batch_size: int
-) -> list[dict]:
-    """A record of each picture that can be read; those that are in `part` already come from there."""
-    known = _read_part(part, settings)
-    alone = [path.name for path in pictures]
-    names = {path: path.name if alone.count(path.name) == 1 else path.as_posix() for path in pictures}
-    unasked = [path for path in pictures if known.get(names[path], {}).get("stamp") != _stamp(path)]
-    part.parent.mkdir(parents=True, exist_ok=True)
-    with part.open("a", encoding="utf-8") as log, progress("asking", len(pictures)) as advance:
-        if log.tell() == 0:
-            log.write(json.dumps({"made with": settings}) + "\n")
-        advance(len(pictures) - len(unasked))
-        for start in range(0, len(unasked), batch_size):
-            batch = unasked[start : start + batch_size]
-            for record in _answered(assistant, batch, names, ask):
-                log.write(json.dumps(record) + "\n")
-                log.flush()
-                known[record["image"]["file_name"]] = record
-            advance(len(batch))
-    return [known[names[path]] for path in pictures if names[path] in known]
-
-
-def _answered(assistant, paths: Sequence[Path], names: dict[Path, str], ask: str | None) -> Iterator[dict]:
+def _answered(assistant, paths: Sequence[Path], ask: str | None) -> Iterator[tuple[Path, dict]]:
     pictures = {}
     for path in paths:
         try:
             pictures[path] = load_image(path)
         except (ValueError, OSError) as error:
-            Console(stderr=True).print(Text(f"left out: {error}"), soft_wrap=True)
+            echo(f"left out: {error}", err=True)
     if not pictures:
         return
     asked = list(pictures.values())
     answers = assistant.ask(asked, ask) if ask else assistant.describe(asked)
     for path, answer in zip(pictures, answers, strict=True):
         height, width = answer.image.shape[:2]
-        image = {"file_name": names[path], "width": width, "height": height}
-        image |= {"caption": answer.caption, "notes": answer.notes}
+        image = {"width": width, "height": height, "caption": answer.caption, "notes": answer.notes}
         seen = [_annotation(phrase) for phrase in answer.phrases if phrase.box is not None]  # COCO has no empty masks
-        yield {"image": image, "stamp": _stamp(path), "annotations": seen}
+        yield path, {"image": image, "annotations": seen}
 
 
 def _annotation(phrase) -> dict:
@@ -120,11 +111,6 @@ def _annotation(phrase) -> dict:
         "score": round(phrase.score, 4),
         "phrase": phrase.text,
     }
-
-
-def _stamp(path: Path) -> list[int]:
-    found = path.stat()
-    return [found.st_size, found.st_mtime_ns]
 
 
 def _read_part(part: Path, settings: dict) -> dict[str, dict]:

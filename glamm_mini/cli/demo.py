@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from rich.console import Console
 from rich.text import Text
+from typer import Argument, Option, echo
 
 from glamm_mini.cli.options import Loading, check_place, replace_file, with_options, working
 
@@ -20,9 +20,6 @@ CARD = 1000
 OVERVIEW = "overview"
 """Name of the sheet with all answers."""
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-"""Files of a folder that are taken for pictures."""
-
 RECORD = ".glamm-mini.json"
 """In each folder of answers: what was written there, name to SHA-256."""
 
@@ -30,19 +27,18 @@ RECORD = ".glamm-mini.json"
 @with_options
 def demo(
     images: Annotated[
-        list[Path] | None,
-        typer.Argument(help="Pictures, or folders of them, to ask about; the bundled ones if left out."),
+        list[Path] | None, Argument(help="Pictures, or folders of them, to ask about; the bundled ones if left out.")
     ] = None,
-    ask: Annotated[str | None, typer.Option(help="A question; without one, the picture is described.")] = None,
+    ask: Annotated[str | None, Option(help="A question; without one, the picture is described.")] = None,
     box: Annotated[
         list[str] | None,
-        typer.Option(metavar="X0 Y0 X1 Y1", help="A box in pixels that the question is about; may be repeated."),
+        Option(metavar="X0 Y0 X1 Y1", help="A box in pixels that the question is about; may be repeated."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the answers.")] = Path("outputs/demo"),
+    out: Annotated[Path, Option(help="Folder for the answers.")] = Path("outputs/demo"),
     coco: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write one COCO JSON file, in place of pictures and pages.")
+        Path | None, Option(metavar="FILE", help="Write one COCO JSON file, in place of pictures and pages.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="With --coco, how many pictures to ask about at once.")] = 8,
+    batch_size: Annotated[int, Option(min=1, help="With --coco, how many pictures to ask about at once.")] = 8,
     loading: Loading = Loading(),  # noqa: B008  frozen, and never seen: its fields are the options
 ) -> None:
     """Ask about pictures; draw the answers, or write them as one COCO file.
@@ -59,29 +55,33 @@ def demo(
     if coco is not None:
         from glamm_mini.cli.coco import write_coco
 
-        print(write_coco(paths, ask, coco, batch_size, loading))
+        echo(write_coco(paths, ask, coco, batch_size, loading))
     else:
-        print(_draw(paths, ask, boxes, Outputs(out), loading), flush=True)
+        echo(_draw(paths, ask, boxes, Outputs(out), loading))
 
 
 def _draw(paths: Sequence[Path], ask: str | None, boxes: list | None, outputs: "Outputs", loading: Loading) -> Path:
     """Write the answers; returns the picture to look at. What cannot work is refused before the model is loaded."""
     from glamm_mini.processing.images import load_image
-    from glamm_mini.visuals.answer_png import compose
+    from glamm_mini.visuals.answer_html import answer_page
+    from glamm_mini.visuals.answer_png import answer_png, compose
     from glamm_mini.visuals.encode import png_bytes
 
     for path in paths:
         load_image(path)
     names = names_of(paths)
-    outputs.check(f"{name}.{ending}" for name in names for ending in ("png", "html", "json"))
-    outputs.check([f"{OVERVIEW}.png"] * (len(names) > 1))
-    with working(f"loading the model {loading.model!r}"):
-        assistant = loading.load()
+    files = [f"{name}.{ending}" for name in names for ending in ("png", "html", "json")]
+    outputs.check(files + [f"{OVERVIEW}.png"] * (len(names) > 1))
+    assistant = loading.load()
     console, cards = Console(highlight=False, soft_wrap=True), []
     for number, (name, path) in enumerate(zip(names, paths, strict=True), start=1):
         with working(f"picture {number} of {len(paths)}: {path.name}"):
             answer = assistant.ask(str(path), ask, boxes=boxes) if ask else assistant.describe(str(path))
-            cards.append(write_answer(answer, outputs, name))
+            cards.append(answer_png(answer, width=CARD))
+            record = json.dumps(answer.to_dict(image_id=name), ensure_ascii=False, indent=1)
+            outputs.write(f"{name}.png", png_bytes(cards[-1], limit=math.inf))
+            outputs.write(f"{name}.html", answer_page([answer], title=f"GLaMM: {name}").encode("utf-8", "replace"))
+            outputs.write(f"{name}.json", (record + "\n").encode("utf-8", "backslashreplace"))
         console.print(Text(f"{path.name}  ", style="dim") + colored(answer))
         for note in answer.notes:
             console.print(Text(f"  note: {note}", style="dim"))
@@ -103,7 +103,9 @@ def pictures_to_ask(images: Sequence[Path] | None) -> list[Path]:
     for path in images:
         own = [path]
         if path.is_dir():
-            own = sorted(p for p in path.iterdir() if p.suffix.lower() in ENDINGS and p.is_file())
+            from glamm_mini.assistant.answer import WRITTEN
+
+            own = sorted(p for p in path.iterdir() if p.suffix.lower() in WRITTEN and p.is_file())
         elif not path.is_file():
             raise FileNotFoundError(f"no picture at {path}; name an image file, or none to use the bundled ones")
         if not own:
@@ -138,20 +140,6 @@ def names_of(paths: Sequence[Path]) -> list[str]:
         names.append(name)
         taken.add(name.casefold())
     return names
-
-
-def write_answer(answer, outputs: "Outputs", name: str):
-    """Write an answer as picture, page and record; returns the picture."""
-    from glamm_mini.visuals.answer_html import answer_page
-    from glamm_mini.visuals.answer_png import answer_png
-    from glamm_mini.visuals.encode import png_bytes
-
-    card = answer_png(answer, width=CARD)
-    record = json.dumps(answer.to_dict(image_id=name), ensure_ascii=False, indent=1)
-    outputs.write(f"{name}.png", png_bytes(card, limit=math.inf))
-    outputs.write(f"{name}.html", answer_page([answer], title=f"GLaMM: {name}").encode("utf-8", "replace"))
-    outputs.write(f"{name}.json", (record + "\n").encode("utf-8", "backslashreplace"))
-    return card
 
 
 def colored(answer) -> Text:

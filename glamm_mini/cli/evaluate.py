@@ -1,64 +1,63 @@
 """`glamm-mini predict`, `score` and `evaluate`: ask a model about a whole split, and measure the answers."""
 
-import tempfile
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
-import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Column, Table
+from typer import Argument, Option, echo
 
 from glamm_mini import registry
-from glamm_mini.cli.options import JsonFile, Loading, check_place, figures_to, progress, with_options
+from glamm_mini.cli.options import JsonFile, Loading, check_place, figures_to, progress, screen, with_options
 from glamm_mini.evaluation import SIMILARITIES, TASKS, predict_samples, score_folder
-from glamm_mini.evaluation.predict import fingerprint
-from glamm_mini.evaluation.records import check_task
+from glamm_mini.evaluation.predict import compare_settings, fingerprint
+from glamm_mini.evaluation.records import SETTINGS, check_task
 from glamm_mini.evaluation.score import PROTOCOLS
 
-Task = Annotated[str, typer.Argument(help=f"One of: {', '.join(TASKS)}.")]
-Split = Annotated[str, typer.Option(help="The split, such as val, test or compositional.")]
+Task = Annotated[str, Argument(help=f"One of: {', '.join(TASKS)}.")]
+Split = Annotated[str, Option(help="The split, such as val, test or compositional.")]
 
 
 @dataclass(frozen=True)
 class Questions:
     """Which questions are asked, and how many at once."""
 
-    data: Annotated[str, typer.Option(help="The data set: storybook.")] = "storybook"
+    data: Annotated[str, Option(help="The data set: storybook.")] = "storybook"
     split: Split = "test"
     seed: Annotated[
-        int, typer.Option(min=0, help="Seed of the pictures, and of the expressions drawn by official refseg.")
+        int, Option(min=0, help="Seed of the pictures, and of the expressions drawn by official refseg.")
     ] = 0
-    limit: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 100
-    long_side: Annotated[int, typer.Option(min=32, help="Longer side of the pictures, in pixels.")] = 256
-    batch_size: Annotated[int, typer.Option(min=1, help="How many questions to ask at once.")] = 16
+    limit: Annotated[int, Option(min=1, help="How many pictures.")] = 100
+    long_side: Annotated[int, Option(min=32, help="Longer side of the pictures, in pixels.")] = 256
+    batch_size: Annotated[int, Option(min=1, help="How many questions to ask at once.")] = 16
 
 
 @dataclass(frozen=True)
 class Scoring:
     """How answers are scored, and where the figures go."""
 
-    protocol: Annotated[str, typer.Option(help=f"One of: {', '.join(PROTOCOLS)}.")] = "both"
+    protocol: Annotated[str, Option(help=f"One of: {', '.join(PROTOCOLS)}.")] = "both"
     similarity: Annotated[
         str | None,
-        typer.Option(
+        Option(
             help=f"When two phrases mean the same, one of: {', '.join(SIMILARITIES)}. By default storybook for "
-            "storybook, else bert.",
+            "storybook, else bert."
         ),
     ] = None
     json_file: JsonFile = None
-    no_meteor: Annotated[
-        bool, typer.Option("--no-meteor", help="Leave METEOR out: its Java start takes ten seconds.")
-    ] = False
+    no_meteor: Annotated[bool, Option("--no-meteor", help="Leave METEOR out: its Java start takes ten seconds.")] = (
+        False
+    )
 
 
 @with_options
 def predict(
     task: Task,
-    out: Annotated[Path, typer.Option(help="Folder for the predictions; run again to go on.")],
+    out: Annotated[Path, Option(help="Folder for the predictions; run again to go on.")],
     questions: Questions,
     loading: Loading,
 ) -> None:
@@ -67,20 +66,17 @@ def predict(
     Several processes, each with a GPU of its own: torchrun --nproc-per-node N -m glamm_mini.cli.main predict ...
     """
     check_arguments(task, questions.data, questions.split)
-    check_place(out, "--out", folder=True)
-    from glamm_mini.evaluation.processes import find_processes
-
-    _predict(find_processes(), task, out, questions, loading)
+    _predict(task, out, questions, loading)
 
 
 @with_options
 def score(
     task: Task,
-    predictions: Annotated[Path, typer.Option(help="Folder that `predict` wrote, or predictions in its formats.")],
+    predictions: Annotated[Path, Option(help="Folder that `predict` wrote, or predictions in its formats.")],
     split: Split,
     scoring: Scoring,
     ground_truth: Annotated[
-        Path | None, typer.Option(help="Folder of the ground truth; by default PREDICTIONS/ground_truth.")
+        Path | None, Option(help="Folder of the ground truth; by default PREDICTIONS/ground_truth.")
     ] = None,
 ) -> None:
     """Score written predictions by the official and the fixed protocol, side by side."""
@@ -94,23 +90,13 @@ def evaluate(
     questions: Questions,
     loading: Loading,
     scoring: Scoring,
-    out: Annotated[Path | None, typer.Option(help="Keep the predictions in this folder.")] = None,
+    out: Annotated[Path | None, Option(help="Keep the predictions in this folder.")] = None,
 ) -> None:
     """Predict and score in one go."""
     check_arguments(task, questions.data, questions.split, scoring.protocol, scoring.similarity)
-    with figures_to(scoring.json_file) as figures, ExitStack() as stack:
-        if out is not None:
-            check_place(out, "--out", folder=True)
-        from accelerate.utils import broadcast_object_list
-
-        from glamm_mini.evaluation.processes import find_processes
-
-        processes = find_processes()
-        if out is None and processes.is_main_process:
-            out = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="glamm-mini-")))
-        [out] = broadcast_object_list([out])
-        _predict(processes, task, out, questions, loading)
-        if processes.is_main_process:
+    with figures_to(scoring.json_file) as figures, TemporaryDirectory(prefix="glamm-mini-") as passing:
+        out = out or Path(passing)
+        if _predict(task, out, questions, loading):
             figures |= _score(task, out, out / "ground_truth", questions.split, scoring)
 
 
@@ -128,33 +114,39 @@ def check_arguments(task: str, data: str, split: str, protocol: str = "both", si
             raise ValueError(f"Unknown {name} {given!r}; choose one of: {', '.join(filter(None, choices))}.")
 
 
-def _predict(processes, task: str, out: Path, questions: Questions, loading: Loading) -> None:
-    from glamm_mini.evaluation.processes import choose_device
+def _predict(task: str, out: Path, questions: Questions, loading: Loading) -> bool:
+    """Write predictions, in all processes to the folder of the first; returns whether this is the first."""
+    check_place(out, "--out", folder=True)
+    if not (out / SETTINGS).is_file():
+        compare_settings(out, {})
+    from accelerate.utils import broadcast_object_list
 
+    from glamm_mini.evaluation.processes import choose_device, find_processes
+
+    processes = find_processes()
+    [out] = broadcast_object_list([out])
     q, source = questions, registry.find("data", questions.data)
     settings = {"task": task, **loading.settings(), "data": q.data, "world": source.VERSION, "split": q.split}
     settings |= {"seed": q.seed, "limit": q.limit, "long_side": q.long_side}
     glamm = replace(loading, device=choose_device(loading.device, processes)).load()
     settings["weights"] = fingerprint(glamm)
     rank, world = processes.process_index, processes.num_processes
-    own = len(range(rank, q.limit, world))
-    with progress(f"predict {task}", own, processes.is_main_process) as advance:
+    with progress(f"predict {task}", len(range(rank, q.limit, world))) as advance:
         samples = source.evaluation_samples(task, q.split, q.seed, q.limit, long_side=q.long_side)
         predict_samples(
             task, glamm, samples, out, q.split, settings, seed=q.seed, batch_size=q.batch_size,
             rank=rank, world=world, wait=processes.wait_for_everyone, advance=advance,
         )  # fmt: skip
+    return processes.is_main_process
 
 
 def _score(task: str, predictions: Path, ground_truth: Path, split: str, scoring: Scoring) -> dict:
     """The figures, which are shown too."""
-    shown = partial(track, description=f"score {task}", console=Console(stderr=True))
+    shown = partial(track, description=f"score {task}", console=screen())
     how = scoring.protocol, scoring.similarity, not scoring.no_meteor, shown
     figures = score_folder(task, predictions, ground_truth, split, *how)
-    console = Console()
-    console.print(result_table(task, figures[task]))
-    for line in (counted(figures[task]), *(f"note: {note}" for note in figures[task]["notes"])):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    Console().print(result_table(task, figures[task]))
+    echo("\n".join([counted(figures[task]), *(f"note: {note}" for note in figures[task]["notes"])]))
     return figures
 
 

@@ -6,15 +6,16 @@ that needs no extra.
 """
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pkgutil import resolve_name
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.text import Text
+from typer import Option
 
 from glamm_mini import __version__
 
@@ -52,7 +53,7 @@ def build_app(wanted: str | None) -> typer.Typer:
     @app.callback()
     def _group(
         version: Annotated[
-            bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version, and stop.")
+            bool, Option("--version", callback=_print_version, is_eager=True, help="Print the version, and stop.")
         ] = False,
     ) -> None:
         pass
@@ -78,14 +79,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if hasattr(stream, "reconfigure"):  # a terminal that lacks a letter shows another one, and no error
             stream.reconfigure(errors="backslashreplace")
     try:
+        check_given(arguments)
         build_app(wanted)(args=arguments, prog_name="glamm-mini")
     except (Exception, KeyboardInterrupt) as error:
         if os.environ.get(TRACEBACK):
             raise
-        message, *hint = map(_printable, explain(error, arguments, wanted))
-        console = Console(stderr=True, highlight=False, soft_wrap=True)
-        console.print(Text("error: ", style="bold red") + Text(message), *map(Text, hint), sep="\n")
+        typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
+        typer.echo("\n".join(map(_printable, explain(error, arguments, wanted))), err=True)
         raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else 1) from None
+
+
+def check_given(arguments: Sequence[str]) -> None:
+    """Raises ValueError for an empty value, which as a path would mean the folder that we are in."""
+    for before, word in pairwise(("glamm-mini", *arguments)):
+        if not word or re.fullmatch(r"--[\w-]+=", word):
+            raise ValueError(f"an empty value follows {word or before}; give a value, or leave it out")
 
 
 def join_boxes(arguments: Sequence[str]) -> list[str]:
@@ -124,7 +132,7 @@ def explain(error: BaseException, arguments: Sequence[str], command: str | None)
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"glamm-mini {__version__}")
+        typer.echo(f"glamm-mini {__version__}")
         raise typer.Exit()
 
 

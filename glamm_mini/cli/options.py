@@ -17,42 +17,38 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
+from rich.progress import MofNCompleteColumn, Progress
 from rich.text import Text
+from typer import Option
 
-VisionTower = Annotated[
-    str | None, typer.Option(help="Folder or hub id of CLIP, which official checkpoints leave out.")
-]
+from glamm_mini.training.run_folder import first_process
+
+VisionTower = Annotated[str | None, Option(help="Folder or hub id of CLIP, which official checkpoints leave out.")]
 Drop = Annotated[
-    list[str] | None,
-    typer.Option(metavar="PREFIX", help="Leave out official names that begin so; may be repeated."),
+    list[str] | None, Option(metavar="PREFIX", help="Leave out official names that begin so; may be repeated.")
 ]
-JsonFile = Annotated[
-    str | None, typer.Option("--json", help="Write the figures as one line of JSON to this file, or -.")
-]
+JsonFile = Annotated[str | None, Option("--json", help="Write the figures as one line of JSON to this file, or -.")]
 
 
 @dataclass(frozen=True)
 class Loading:
     """What a user said about loading, see `glamm_mini.load` for each field, and about the length of answers."""
 
-    model: Annotated[str, typer.Option(help="A bundled model, a folder or a hub id; official or ours.")] = "tiny"
+    model: Annotated[str, Option(help="A bundled model, a folder or a hub id; official or ours.")] = "tiny"
     device: Annotated[
         str | None,
-        typer.Option(help="Such as cuda:0; auto: GPUs, then memory, then disk. A GPU if left out, where there is one."),
+        Option(help="Such as cuda:0; auto: GPUs, then memory, then disk. A GPU if left out, where there is one."),
     ] = None
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, or stored: each weight's own.")] = "float32"
-    quantize: Annotated[str | None, typer.Option(help="4bit or 8bit for the language model's weights.")] = None
+    dtype: Annotated[str, Option(help="float32, bfloat16, float16, or stored: each weight's own.")] = "float32"
+    quantize: Annotated[str | None, Option(help="4bit or 8bit for the language model's weights.")] = None
     vision_tower: VisionTower = None
     offload_folder: Annotated[
-        Path | None, typer.Option(help="Folder for weights that find no memory, with --device auto.")
+        Path | None, Option(help="Folder for weights that find no memory, with --device auto.")
     ] = None
     drop: Drop = None
-    lora: Annotated[Path | None, typer.Option(help="An adapter's folder, put beside the weights and not merged.")] = (
-        None
-    )
+    lora: Annotated[Path | None, Option(help="An adapter's folder, put beside the weights and not merged.")] = None
     max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Where answers are cut; 256 tokens, or 512 of an official model.")
+        int | None, Option(min=1, help="Where answers are cut; 256 tokens, or 512 of an official model.")
     ] = None
 
     def load(self):
@@ -61,7 +57,8 @@ class Loading:
 
         how = vars(self) | {"drop": tuple(self.drop or ())}
         model, max_new_tokens = how.pop("model"), how.pop("max_new_tokens")
-        assistant = glamm_mini.load(model, **how)
+        with working(f"loading the model {model!r}"):
+            assistant = glamm_mini.load(model, **how)
         assistant.max_new_tokens = max_new_tokens
         return assistant
 
@@ -97,13 +94,15 @@ def check_place(place: Path, option: str, folder: bool) -> None:
     below a file, and for one that may not be written.
     """
     there = next(path for path in (place.absolute(), *place.absolute().parents) if os.path.lexists(path))
-    if there == place.absolute() and there.is_dir() != folder:
-        found, wanted = ("a file", "a folder") if folder else ("a folder", "a file")
-        raise ValueError(f"{option} {place} is {found}; expected the name of {wanted}")
-    if there != place.absolute() and not there.is_dir():
-        raise ValueError(f"{option} {place} lies below {there}, which is no folder; name another place")
-    if not os.access(there, os.W_OK):
-        raise ValueError(f"{option} {place} cannot be written: there is no right to write in {there}")
+    itself, wanted = there == place.absolute(), "folder" if folder else "file"
+    faults = {
+        f"is there already and is no {wanted}": itself and there.is_dir() != folder,
+        f"lies below {there}, which is no folder": not itself and not there.is_dir(),
+        f"cannot be written: there is no right to write in {there}": not os.access(there, os.W_OK),
+    }
+    for fault, found in faults.items():
+        if found:
+            raise ValueError(f"{option} {place} {fault}; name another {wanted}")
 
 
 def replace_file(path: Path, content: bytes) -> Path:
@@ -130,21 +129,25 @@ def figures_to(json_file: str | None) -> Iterator[dict]:
         return
     line = json.dumps(figures, allow_nan=False)
     if json_file == "-":
-        print(line)
+        typer.echo(line)
     else:
         Path(json_file).parent.mkdir(parents=True, exist_ok=True)
         Path(json_file).write_text(line + "\n", "utf-8")
 
 
+def screen() -> Console:
+    """Where work is shown: standard error, of the first process alone."""
+    return Console(stderr=True, quiet=not first_process())
+
+
 def working(text: str):
     """A context that shows `text` while something is done whose length is not known."""
-    return Console(stderr=True).status(Text(text))
+    return screen().status(Text(text))
 
 
 @contextlib.contextmanager
-def progress(title: str, total: int, show: bool = True) -> Iterator[Callable[[int], None]]:
+def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar; gives a function that moves it on."""
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not show) as bar:
+    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=screen()) as bar:
         work = bar.add_task(escape(title), total=total)
         yield lambda count: bar.advance(work, count)

@@ -5,33 +5,33 @@ import shlex
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from rich import box
 from rich.console import Console
 from rich.table import Column, Table
+from typer import Argument, Exit, Option, echo
 
 from glamm_mini.cli.options import check_place
 
 
 def train(
-    recipe: Annotated[str | None, typer.Argument(help="What to train: storybook, gcg, ...; --list names all.")] = None,
-    size: Annotated[str, typer.Option(help="Size of the model: tiny, colab or 7b.")] = "tiny",
+    recipe: Annotated[str | None, Argument(help="What to train: storybook, gcg, ...; --list names all.")] = None,
+    size: Annotated[str, Option(help="Size of the model: tiny, colab or 7b.")] = "tiny",
     data: Annotated[
-        str, typer.Option(help="storybook, the embedded world; readers of public data sets are to come.")
+        str, Option(help="storybook, the embedded world; readers of public data sets are to come.")
     ] = "storybook",
-    out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/RECIPE-SIZE if left out.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the folder.")] = False,
+    out: Annotated[Path | None, Option(help="Folder of the run; runs/RECIPE-SIZE if left out.")] = None,
+    resume: Annotated[bool, Option("--resume", help="Go on from the last checkpoint in the folder.")] = False,
     overrides: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             "--set", metavar="KEY=VALUE", help="Change a setting; may be repeated. RECIPE --show lists all of them."
         ),
     ] = None,
     start: Annotated[
-        str | None, typer.Option("--from", metavar="MODEL", help="Fine-tune a folder, a hub id, or `parts`.")
+        str | None, Option("--from", metavar="MODEL", help="Fine-tune a folder, a hub id, or `parts`.")
     ] = None,
-    list_recipes: Annotated[bool, typer.Option("--list", help="List the recipes, and stop.")] = False,
-    show: Annotated[bool, typer.Option("--show", help="Print all settings of the recipe and what they mean.")] = False,
+    list_recipes: Annotated[bool, Option("--list", help="List the recipes, and stop.")] = False,
+    show: Annotated[bool, Option("--show", help="Print all settings of the recipe and what they mean.")] = False,
 ) -> None:
     """Train a model by a recipe.
 
@@ -58,14 +58,14 @@ def train(
     from glamm_mini.training.trainer import TrainingInterrupted
 
     if show:
-        return typer.echo(recipes.describe(recipe, size, overrides, start))
+        return echo(recipes.describe(recipe, size, overrides, start))
     try:
         made = recipes.run(recipe, size, data, folder, resume, overrides, start)
         if first_process():
-            typer.echo(how_to_go_on(made))
+            echo(how_to_go_on(made))
     except TrainingInterrupted as stopped:
-        typer.echo(str(stopped), err=True)
-        raise typer.Exit(130) from None
+        echo(str(stopped), err=True)
+        raise Exit(130) from None
     finally:
         if PartialState._shared_state:
             PartialState().destroy_process_group()
