@@ -12,10 +12,6 @@ from glamm_mini.cli.options import Loading, check_place, progress, replace_file
 from glamm_mini.evaluation.predict import fingerprint
 from glamm_mini.processing.images import encode_mask, load_image
 
-ARTICLES = ("a", "an", "the")
-NAMELESS = "unnamed"
-"""The category of a mask that has no phrase."""
-
 
 def write_coco(pictures: Sequence[Path], ask: str | None, file: Path, batch_size: int, loading: Loading) -> Path:
     """Ask about pictures and write `file`; what a stopped run has answered lies in FILE.part and is not asked again.
@@ -41,9 +37,9 @@ def write_coco(pictures: Sequence[Path], ask: str | None, file: Path, batch_size
         for start in range(0, len(unasked), batch_size):
             batch = unasked[start : start + batch_size]
             for path, record in _answered(assistant, batch, ask):
-                record["image"]["file_name"] = name = names[path]
-                known[name] = record | {"stamp": stamps[path]}
-                log.write(json.dumps(known[name]) + "\n")
+                record["image"]["file_name"] = names[path]
+                known[names[path]] = record | {"stamp": stamps[path]}
+                log.write(json.dumps(known[names[path]]) + "\n")
                 log.flush()
             advance(len(batch))
     made = coco([known[names[path]] for path in pictures if names[path] in known], settings)
@@ -78,9 +74,10 @@ def coco(records: Sequence[dict], info: dict) -> dict:
 
 
 def _category(phrase: str) -> str:
+    """In small letters without the article; "unnamed" for a mask that has no phrase."""
     words = phrase.casefold().split()
-    words = words[1:] if len(words) > 1 and words[0] in ARTICLES else words
-    return " ".join(words).strip(" .,;:!?") or NAMELESS
+    words = words[1:] if len(words) > 1 and words[0] in ("a", "an", "the") else words
+    return " ".join(words).strip(" .,;:!?") or "unnamed"
 
 
 def _answered(assistant, paths: Sequence[Path], ask: str | None) -> Iterator[tuple[Path, dict]]:

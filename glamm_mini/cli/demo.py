@@ -13,15 +13,10 @@ from rich.text import Text
 from typer import Argument, Option, echo
 
 from glamm_mini.cli.options import Loading, check_place, replace_file, with_options, working
+from glamm_mini.paths import samples_folder
 
-CARD = 1000
-"""Width in pixels of each answer's picture."""
-
-OVERVIEW = "overview"
-"""Name of the sheet with all answers."""
-
-RECORD = ".glamm-mini.json"
-"""In each folder of answers: what was written there, name to SHA-256."""
+OVERVIEW = "overview"  # name of the sheet with all answers
+RECORD = ".glamm-mini.json"  # in each folder of answers: what was written there, name to SHA-256
 
 
 @with_options
@@ -77,7 +72,7 @@ def _draw(paths: Sequence[Path], ask: str | None, boxes: list | None, outputs: "
     for number, (name, path) in enumerate(zip(names, paths, strict=True), start=1):
         with working(f"picture {number} of {len(paths)}: {path.name}"):
             answer = assistant.ask(str(path), ask, boxes=boxes) if ask else assistant.describe(str(path))
-            cards.append(answer_png(answer, width=CARD))
+            cards.append(answer_png(answer, width=1000))
             record = json.dumps(answer.to_dict(image_id=name), ensure_ascii=False, indent=1)
             outputs.write(f"{name}.png", png_bytes(cards[-1], limit=math.inf))
             outputs.write(f"{name}.html", answer_page([answer], title=f"GLaMM: {name}").encode("utf-8", "replace"))
@@ -95,12 +90,8 @@ def pictures_to_ask(images: Sequence[Path] | None) -> list[Path]:
 
     FileNotFoundError names the first that does not exist, and a folder without pictures.
     """
-    if not images:
-        from glamm_mini.paths import samples_folder
-
-        images = [samples_folder()]
     found: list[Path] = []
-    for path in images:
+    for path in images or [samples_folder()]:
         own = [path]
         if path.is_dir():
             from glamm_mini.assistant.answer import WRITTEN
@@ -131,15 +122,13 @@ def check_boxes(boxes: Sequence[str] | None) -> list[tuple[float, ...]] | None:
 
 def names_of(paths: Sequence[Path]) -> list[str]:
     """One file name without ending for each picture; pictures of the same name get a number."""
-    names: list[str] = []
-    taken = {OVERVIEW}
+    names = {OVERVIEW: OVERVIEW}  # by their small letters: Windows and macOS take "A" and "a" for one file
     for path in paths:
         name, number = path.stem, 2
-        while name.casefold() in taken:  # Windows and macOS take "A" and "a" for one file
+        while name.casefold() in names:
             name, number = f"{path.stem}-{number}", number + 1
-        names.append(name)
-        taken.add(name.casefold())
-    return names
+        names[name.casefold()] = name
+    return list(names.values())[1:]
 
 
 def colored(answer) -> Text:

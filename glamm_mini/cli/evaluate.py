@@ -31,8 +31,8 @@ class Questions:
     seed: Annotated[
         int, Option(min=0, help="Seed of the pictures, and of the expressions drawn by official refseg.")
     ] = 0
-    limit: Annotated[int, Option(min=1, help="How many pictures.")] = 100
-    long_side: Annotated[int, Option(min=32, help="Longer side of the pictures, in pixels.")] = 256
+    limit: Annotated[int, Option(min=1, max=10**6, help="How many pictures.")] = 100
+    long_side: Annotated[int, Option(min=32, max=8192, help="Longer side of the pictures, in pixels.")] = 256
     batch_size: Annotated[int, Option(min=1, help="How many questions to ask at once.")] = 16
 
 

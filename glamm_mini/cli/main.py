@@ -25,7 +25,6 @@ TRACEBACK = "GLAMM_MINI_TRACEBACK"
 MODULES_OF_EXTRAS = {"tensorboard": "train", "peft": "train", "pycocoevalcap": "eval", "bitsandbytes": "quantize"}
 """Which extra brings a module that the base install lacks."""
 
-
 COMMANDS = {
     "demo": ("glamm_mini.cli.demo", "Ask about pictures; draw the answers."),
     "train": ("glamm_mini.cli.train", "Train a model by a recipe."),
@@ -42,13 +41,7 @@ COMMANDS = {
 
 def build_app(wanted: str | None) -> typer.Typer:
     """The Typer application with the real `wanted` command; every other command is only a line of help."""
-    app = typer.Typer(
-        name="glamm-mini",
-        help="GLaMM in small: ask about a picture, get words and pixels.",
-        no_args_is_help=True,
-        add_completion=False,
-        pretty_exceptions_enable=False,
-    )
+    app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
     @app.callback()
     def _group(
@@ -56,7 +49,7 @@ def build_app(wanted: str | None) -> typer.Typer:
             bool, Option("--version", callback=_print_version, is_eager=True, help="Print the version, and stop.")
         ] = False,
     ) -> None:
-        pass
+        """GLaMM in small: ask about a picture, get words and pixels."""
 
     for name, (_, line) in COMMANDS.items():
         if name == wanted:

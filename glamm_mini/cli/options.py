@@ -14,12 +14,11 @@ from inspect import Signature, signature
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import MofNCompleteColumn, Progress
 from rich.text import Text
-from typer import Option
+from typer import Option, echo
 
 from glamm_mini.training.run_folder import first_process
 
@@ -48,7 +47,7 @@ class Loading:
     drop: Drop = None
     lora: Annotated[Path | None, Option(help="An adapter's folder, put beside the weights and not merged.")] = None
     max_new_tokens: Annotated[
-        int | None, Option(min=1, help="Where answers are cut; 256 tokens, or 512 of an official model.")
+        int | None, Option(min=1, max=10**6, help="Where answers are cut; 256 tokens, or 512 of an official model.")
     ] = None
 
     def load(self):
@@ -56,10 +55,10 @@ class Loading:
         import glamm_mini
 
         how = vars(self) | {"drop": tuple(self.drop or ())}
-        model, max_new_tokens = how.pop("model"), how.pop("max_new_tokens")
-        with working(f"loading the model {model!r}"):
-            assistant = glamm_mini.load(model, **how)
-        assistant.max_new_tokens = max_new_tokens
+        del how["model"], how["max_new_tokens"]
+        with working(f"loading the model {self.model!r}"):
+            assistant = glamm_mini.load(self.model, **how)
+        assistant.max_new_tokens = self.max_new_tokens
         return assistant
 
     def settings(self) -> dict:
@@ -77,11 +76,9 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def run(**given) -> None:
-        made = {
-            name: group(**{one.name: given.pop(one.name) for one in fields(group) if one.name in given})
-            for name, group in groups.items()
-        }
-        command(**given, **made)
+        for name, group in groups.items():
+            given[name] = group(**{one.name: given.pop(one.name) for one in fields(group) if one.name in given})
+        command(**given)
 
     run.__signature__ = Signature([one.replace(kind=one.KEYWORD_ONLY) for part in each for one in part])
     return run
@@ -93,6 +90,8 @@ def check_place(place: Path, option: str, folder: bool) -> None:
     Raises ValueError, which names the option, for a file in the place of a folder or the other way round, for a place
     below a file, and for one that may not be written.
     """
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        place.lstat()  # a name that is too long is an error of its own
     there = next(path for path in (place.absolute(), *place.absolute().parents) if os.path.lexists(path))
     itself, wanted = there == place.absolute(), "folder" if folder else "file"
     faults = {
@@ -125,14 +124,11 @@ def figures_to(json_file: str | None) -> Iterator[dict]:
         check_place(Path(json_file), "--json", folder=False)
     with contextlib.redirect_stdout(sys.stderr if json_file == "-" else sys.stdout):
         yield figures
-    if not figures or json_file is None:
-        return
-    line = json.dumps(figures, allow_nan=False)
-    if json_file == "-":
-        typer.echo(line)
-    else:
+    if figures and json_file == "-":
+        echo(json.dumps(figures, allow_nan=False))
+    elif figures and json_file is not None:
         Path(json_file).parent.mkdir(parents=True, exist_ok=True)
-        Path(json_file).write_text(line + "\n", "utf-8")
+        Path(json_file).write_text(json.dumps(figures, allow_nan=False) + "\n", "utf-8")
 
 
 def screen() -> Console:

@@ -17,7 +17,7 @@ def bench(
     name: Annotated[str, typer.Argument(help=f"One of: {', '.join(BENCHMARKS)}.")],
     repeats: Annotated[int, typer.Option(min=1, help="How often each way is measured, in turns.")] = 3,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads on the CPU; torch's own choice if left out.")
+        int | None, typer.Option(min=1, max=1024, help="Threads on the CPU; torch's own choice if left out.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:0; a GPU if there is one.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; 7b: bfloat16, else float32.")] = None,
