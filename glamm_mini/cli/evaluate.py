@@ -126,8 +126,8 @@ def _predict(task: str, out: Path, questions: Questions, loading: Loading) -> bo
     processes = find_processes()
     [out] = broadcast_object_list([out])
     q, source = questions, registry.find("data", questions.data)
-    settings = {"task": task, **loading.settings(), "data": q.data, "world": source.VERSION, "split": q.split}
-    settings |= {"seed": q.seed, "limit": q.limit, "long_side": q.long_side}
+    settings = {"task": task, "world": source.VERSION, **loading.settings(), **vars(q)}
+    del settings["batch_size"]  # changes no answer
     glamm = replace(loading, device=choose_device(loading.device, processes)).load()
     settings["weights"] = fingerprint(glamm)
     rank, world = processes.process_index, processes.num_processes
@@ -143,8 +143,8 @@ def _predict(task: str, out: Path, questions: Questions, loading: Loading) -> bo
 def _score(task: str, predictions: Path, ground_truth: Path, split: str, scoring: Scoring) -> dict:
     """The figures, which are shown too."""
     shown = partial(track, description=f"score {task}", console=screen())
-    how = scoring.protocol, scoring.similarity, not scoring.no_meteor, shown
-    figures = score_folder(task, predictions, ground_truth, split, *how)
+    how = {"protocol": scoring.protocol, "similarity": scoring.similarity, "meteor": not scoring.no_meteor}
+    figures = score_folder(task, predictions, ground_truth, split, **how, progress=shown)
     Console().print(result_table(task, figures[task]))
     echo("\n".join([counted(figures[task]), *(f"note: {note}" for note in figures[task]["notes"])]))
     return figures

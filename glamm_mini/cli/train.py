@@ -58,9 +58,9 @@ def train(
     from glamm_mini.training.trainer import TrainingInterrupted
 
     if show:
-        return echo(recipes.describe(recipe, size, overrides, start))
+        return echo(recipes.describe(recipe, size, overrides or [], start))
     try:
-        made = recipes.run(recipe, size, data, folder, resume, overrides, start)
+        made = recipes.run(recipe, size, data, folder, resume, overrides or [], start)
         if first_process():
             echo(how_to_go_on(made))
     except TrainingInterrupted as stopped:

@@ -236,10 +236,10 @@ def read_recipe(name: str, size: str = "tiny", folder: Path = FOLDER) -> Recipe:
     """
     if size not in SIZES:
         raise ValueError(f"size {size!r} is unknown; expected one of {', '.join(SIZES)}")
+    if folder == FOLDER and name != BASE:
+        check_keys("recipe", [name], recipe_names())
     if name == BASE:
         raise ValueError(f"{BASE} is what recipes share, not a recipe; expected one of {', '.join(recipe_names())}")
-    if folder == FOLDER:
-        check_keys("recipe", [name], recipe_names())
     table, where = _merged(name, size, folder), f"{name}.toml"
     for key, kind in (("lora", Lora), ("losses", LossConfig)):
         read_table(f"{where}, [{key}]", kind, table.get(key, {}))
