@@ -15,7 +15,7 @@ from glamm_mini import registry
 from glamm_mini.cli.options import JsonFile, Loading, check_place, figures_to, progress, screen, with_options
 from glamm_mini.evaluation import SIMILARITIES, TASKS, predict_samples, score_folder
 from glamm_mini.evaluation.predict import compare_settings, fingerprint
-from glamm_mini.evaluation.records import SETTINGS, check_task
+from glamm_mini.evaluation.records import SETTINGS
 from glamm_mini.evaluation.score import PROTOCOLS
 
 Task = Annotated[str, Argument(help=f"One of: {', '.join(TASKS)}.")]
@@ -102,16 +102,14 @@ def evaluate(
 
 def check_arguments(task: str, data: str, split: str, protocol: str = "both", similarity: str | None = None) -> None:
     """Raises ValueError for what can be known to be wrong before a model is loaded."""
-    check_task(task)
-    if data not in registry.names("data"):
-        raise ValueError(
-            f"Unknown data {data!r}: predictions can be made on {', '.join(registry.names('data'))}. For predictions "
-            "and ground truth that you already have as files, use `glamm-mini score`."
-        )
-    known = {"split": registry.find("data", data).SPLITS, "protocol": PROTOCOLS, "similarity": (None, *SIMILARITIES)}
-    for (name, choices), given in zip(known.items(), (split, protocol, similarity), strict=True):
+    known = {"task": TASKS, "data": registry.names("data")}
+    known["split"] = registry.find("data", data).SPLITS if data in known["data"] else ()
+    known |= {"protocol": PROTOCOLS, "similarity": (None, *SIMILARITIES)}
+    for (name, choices), given in zip(known.items(), (task, data, split, protocol, similarity), strict=True):
         if given not in choices:
-            raise ValueError(f"Unknown {name} {given!r}; choose one of: {', '.join(filter(None, choices))}.")
+            listed = ", ".join(filter(None, choices))
+            more = " For predictions that you have as files, use `glamm-mini score`." if name == "data" else ""
+            raise ValueError(f"Unknown {name} {given!r}; choose one of: {listed}.{more}")
 
 
 def _predict(task: str, out: Path, questions: Questions, loading: Loading) -> bool:
