@@ -50,7 +50,7 @@ def predict_all(folder: Path, options: argparse.Namespace, show: bool) -> None:
             print(f"{number} of {len(asked)}: {split}, {task}", flush=True)
         place = folder / split / task
         evaluate.predict(
-            task, place, model=options.model, split=split, seed=options.seed, limit=options.limit, device="cpu"
+            task=task, out=place, model=options.model, split=split, seed=options.seed, limit=options.limit, device="cpu"
         )
 
 

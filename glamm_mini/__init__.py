@@ -9,7 +9,7 @@
 The public names below are imported when first used, so that `import glamm_mini` itself takes no time.
 """
 
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -35,24 +35,15 @@ _HOMES = {
 }
 
 __all__ = [
-    "Assistant",
-    "Chat",
-    "GlammConfig",
-    "GlammForConditionalGeneration",
-    "GlammProcessor",
-    "GroundedAnswer",
-    "GroundedPhrase",
-    "Request",
-    "__version__",
-    "load",
-]
+    "Assistant", "Chat", "GlammConfig", "GlammForConditionalGeneration", "GlammProcessor", "GroundedAnswer",
+    "GroundedPhrase", "Request", "__version__", "load",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"glamm_mini has no name {name!r}; it offers {', '.join(sorted(_HOMES))}")
-    value = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value
+    globals()[name] = value = resolve_name(f"{_HOMES[name]}:{name}")
     return value
 
 

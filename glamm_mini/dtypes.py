@@ -42,7 +42,7 @@ def across_types(language_model: nn.Module) -> AbstractContextManager:
     types = {p.dtype for name, p in named if p.is_floating_point() and ".lora_" not in name}
     half = types - {torch.float32}
     kind = next(language_model.parameters()).device.type
-    if len(types) != 2 or len(half) != 1 or _autocast_on(kind) or not torch.amp.is_autocast_available(kind):
+    if (len(types), len(half)) != (2, 1) or _autocast_on(kind) or not torch.amp.is_autocast_available(kind):
         return nullcontext()
     return torch.autocast(kind, dtype=half.pop())
 

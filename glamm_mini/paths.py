@@ -14,13 +14,12 @@ def data_folder() -> Path:
 
     Raises FileNotFoundError when neither the clone's nor the wheel's folder exists.
     """
-    candidates = (_PACKAGE / "_data", _PACKAGE.parent / "data")
-    for folder in candidates:
+    wheel, clone = _PACKAGE / "_data", _PACKAGE.parent / "data"
+    for folder in (wheel, clone):
         if (folder / "checkpoints").is_dir() or (folder / "samples").is_dir():
             return folder
-    looked = " and ".join(str(folder) for folder in candidates)
     raise FileNotFoundError(
-        f"glamm-mini's bundled data is missing: looked in {looked}. "
+        f"glamm-mini's bundled data is missing: looked in {wheel} and {clone}. "
         "Reinstall the package, or run it from a clone (pip install -e .)."
     )
 
@@ -30,25 +29,23 @@ def checkpoint_folder(name: str) -> Path:
 
     Raises FileNotFoundError that lists the bundled checkpoints when there is none of that name.
     """
-    return _child(data_folder() / "checkpoints", name, "checkpoint", "train it with `make backbones` and `make tiny`")
+    return _bundled(data_folder() / "checkpoints", name, "checkpoint", "train it with `make backbones` and `make tiny`")
 
 
 def samples_folder() -> Path:
     """The folder of the bundled pictures, `*.png`. Raises FileNotFoundError when it is missing."""
-    return _child(data_folder(), "samples", "folder", "render the pictures with `make samples`")
+    return _bundled(data_folder(), "samples", "folder", "render the pictures with `make samples`")
 
 
 def parity_folder() -> Path:
     """The folder of the official model's expected numbers. Raises FileNotFoundError when it is missing."""
-    return _child(data_folder(), "parity", "folder", "reinstall the package")
+    return _bundled(data_folder(), "parity", "folder", "reinstall the package")
 
 
-def _child(parent: Path, name: str, what: str, fix: str) -> Path:
-    folder = parent / name
-    plain = name not in ("", ".", "..") and Path(name).name == name
-    if plain and folder.is_dir():
-        return folder
-    there = sorted(p.name for p in parent.iterdir() if p.is_dir()) if parent.is_dir() else []
+def _bundled(parent: Path, name: str, what: str, fix: str) -> Path:
+    there = sorted(path.name for path in parent.glob("*") if path.is_dir())
+    if name in there:
+        return parent / name
     raise FileNotFoundError(
         f"there is no bundled {what} {name!r} in {parent}; it holds {', '.join(there) or 'none yet'}. "
         f"Check the name, or {fix}."

@@ -4,7 +4,7 @@ The rooms of the library import nothing of the annexes (storybook, checks, cours
 chosen, such as `--data storybook`, the library looks it up here; `register` adds names of your own.
 """
 
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import Any
 
 _PLACES: dict[str, dict[str, Any]] = {
@@ -48,8 +48,4 @@ def find(kind: str, name: str) -> Any:
     if name not in _PLACES[kind]:
         raise ValueError(f"{kind} {name!r} is unknown; expected one of {', '.join(_PLACES[kind])}")
     value = _PLACES[kind][name]
-    if not isinstance(value, str):
-        return value
-    module, _, attribute = value.partition(":")
-    found = import_module(module)
-    return getattr(found, attribute) if attribute else found
+    return resolve_name(value if ":" in value else f"{value}:") if isinstance(value, str) else value

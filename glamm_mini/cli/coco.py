@@ -1,58 +1,55 @@
 """A folder of pictures to one COCO file: images with captions, and a mask, a box and a category for each phrase."""
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.text import Text
+from typer import echo
 
-from glamm_mini.cli.loading import progress
+from glamm_mini.cli.options import Loading, check_place, progress, replace_file
+from glamm_mini.evaluation.predict import fingerprint
 from glamm_mini.processing.images import encode_mask, load_image
 
-ARTICLES = ("a", "an", "the")
-NAMELESS = "unnamed"
-"""The category of a mask that has no phrase."""
 
-
-def answer_pictures(assistant, pictures: Sequence[Path], ask: str | None, file: Path, settings: dict, batch: int):
+def write_coco(pictures: Sequence[Path], ask: str | None, file: Path, batch_size: int, loading: Loading) -> Path:
     """Ask about pictures and write `file`; what a stopped run has answered lies in FILE.part and is not asked again.
 
-    Raises ValueError if FILE.part was made with other settings. A picture that cannot be read is named and left out.
+    A picture that cannot be read is named and left out. Raises ValueError for a file that is there already, and if
+    FILE.part was made with other settings.
     """
-    part = part_of(file)
-    done = _read_part(part, settings)
-    names = _file_names(pictures)
-    todo = [path for path in pictures if done.get(names[path], {}).get("stamp") != _stamp(path)]
-    part.parent.mkdir(parents=True, exist_ok=True)
-    with part.open("a", encoding="utf-8") as log, progress("asking", len(pictures)) as advance:
-        if not done and part.stat().st_size == 0:
-            log.write(json.dumps({"settings": settings}) + "\n")
-        advance(len(pictures) - len(todo))
-        for start in range(0, len(todo), batch):
-            for record in _answered(assistant, todo[start : start + batch], names, ask):
-                log.write(json.dumps(record) + "\n")
-                log.flush()
-                done[record["file_name"]] = record
-            advance(len(todo[start : start + batch]))
-    content = coco([done[names[path]] for path in pictures if names[path] in done], settings)
-    fresh = file.with_name(f".{file.name}.writing")
-    fresh.write_text(json.dumps(content) + "\n", "utf-8")
-    os.replace(fresh, file)
-    part.unlink()
-    return content
-
-
-def part_of(file: Path) -> Path:
-    """Where the answers lie until all are there."""
-    return file.with_name(f"{file.name}.part")
-
-
-def check_target(file: Path) -> None:
-    """Raises ValueError for a file that is there already."""
     if os.path.lexists(file):
         raise ValueError(f"{file} is there already; name another file with --coco, or move it away")
+    check_place(file, "--coco", folder=False)
+    assistant, part = loading.load(), file.with_name(f"{file.name}.part")
+    settings = {"description": "made by glamm-mini demo --coco", "ask": ask, **loading.settings()}
+    settings["weights"] = fingerprint(assistant)
+    known, alone = _read_part(part, settings), [path.name for path in pictures]
+    names = {path: path.name if alone.count(path.name) == 1 else path.as_posix() for path in pictures}
+    stamps = {path: [path.stat().st_size, path.stat().st_mtime_ns] for path in pictures}
+    unasked = [path for path in pictures if known.get(names[path], {}).get("stamp") != stamps[path]]
+    part.parent.mkdir(parents=True, exist_ok=True)
+    with part.open("a", encoding="utf-8") as log, progress("asking", len(pictures)) as advance:
+        if log.tell() == 0:
+            log.write(json.dumps({"made with": settings}) + "\n")
+        advance(len(pictures) - len(unasked))
+        for start in range(0, len(unasked), batch_size):
+            batch = unasked[start : start + batch_size]
+            for path, record in _answered(assistant, batch, ask):
+                record["image"]["file_name"] = names[path]
+                known[names[path]] = record | {"stamp": stamps[path]}
+                log.write(json.dumps(known[names[path]]) + "\n")
+                log.flush()
+            advance(len(batch))
+    made = coco([known[names[path]] for path in pictures if names[path] in known], settings)
+    replace_file(file, (json.dumps(made) + "\n").encode())
+    part.unlink()
+    images, masks, categories = (len(made[kind]) for kind in ("images", "annotations", "categories"))
+    echo(f"{images} pictures, {masks} masks, {categories} categories")
+    if images < len(pictures):
+        echo(f"{len(pictures) - images} pictures could not be read and are left out")
+    return file
 
 
 def coco(records: Sequence[dict], info: dict) -> dict:
@@ -61,93 +58,69 @@ def coco(records: Sequence[dict], info: dict) -> dict:
     Numbers begin with 1. Categories are the phrases in small letters without their article. Each annotation also
     holds its `score` and its `phrase`, each image its `caption` and what there is to note.
     """
-    categories = sorted({_category(phrase) for record in records for phrase in record["phrases"]})
-    numbers = {name: k for k, name in enumerate(categories, start=1)}
-    images, annotations = [], []
-    for record in records:
-        own = {name: record[name] for name in ("file_name", "width", "height", "caption", "notes")}
-        images.append({"id": len(images) + 1, **own})
-        columns = (record[name] for name in ("phrases", "masks", "boxes", "areas", "scores"))
-        for phrase, mask, box, area, score in zip(*columns, strict=True):
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": images[-1]["id"],
-                    "category_id": numbers[_category(phrase)],
-                    "segmentation": mask,
-                    "bbox": box,
-                    "area": area,
-                    "iscrowd": 0,
-                    "score": score,
-                    "phrase": phrase,
-                }
-            )
-    named = [{"id": number, "name": name, "supercategory": ""} for name, number in numbers.items()]
-    return {"info": info, "licenses": [], "images": images, "annotations": annotations, "categories": named}
+    found = [(number, own) for number, record in enumerate(records, start=1) for own in record["annotations"]]
+    names = sorted({_category(own["phrase"]) for _, own in found})
+    numbers = {name: number for number, name in enumerate(names, start=1)}
+    return {
+        "info": info,
+        "licenses": [],
+        "images": [{"id": number, **record["image"]} for number, record in enumerate(records, start=1)],
+        "annotations": [
+            {"id": number, "image_id": image, "category_id": numbers[_category(own["phrase"])], **own}
+            for number, (image, own) in enumerate(found, start=1)
+        ],
+        "categories": [{"id": number, "name": name, "supercategory": ""} for name, number in numbers.items()],
+    }
 
 
 def _category(phrase: str) -> str:
+    """In small letters without the article; "unnamed" for a mask that has no phrase."""
     words = phrase.casefold().split()
-    words = words[1:] if len(words) > 1 and words[0] in ARTICLES else words
-    return " ".join(words).strip(" .,;:!?") or NAMELESS
+    words = words[1:] if len(words) > 1 and words[0] in ("a", "an", "the") else words
+    return " ".join(words).strip(" .,;:!?") or "unnamed"
 
 
-def _answered(assistant, paths: Sequence[Path], names: dict[Path, str], ask: str | None) -> Iterator[dict]:
-    readable, pictures = [], []
+def _answered(assistant, paths: Sequence[Path], ask: str | None) -> Iterator[tuple[Path, dict]]:
+    pictures = {}
     for path in paths:
         try:
-            pictures.append(load_image(path))
-            readable.append(path)
+            pictures[path] = load_image(path)
         except (ValueError, OSError) as error:
-            Console(stderr=True).print(Text(f"left out: {error}"), soft_wrap=True)
+            echo(f"left out: {error}", err=True)
     if not pictures:
         return
-    answers = assistant.ask(pictures, ask) if ask else assistant.describe(pictures)
-    for path, answer in zip(readable, answers, strict=True):
-        h, w = answer.image.shape[:2]
-        phrases = [phrase for phrase in answer.phrases if phrase.box is not None]  # COCO has no empty masks
-        yield {
-            "file_name": names[path],
-            "stamp": _stamp(path),
-            "width": w,
-            "height": h,
-            "caption": answer.caption,
-            "notes": answer.notes,
-            "phrases": [phrase.text for phrase in phrases],
-            "masks": [encode_mask(phrase.mask) for phrase in phrases],
-            "boxes": [[p.box[0], p.box[1], p.box[2] - p.box[0], p.box[3] - p.box[1]] for p in phrases],
-            "areas": [int(phrase.mask.sum()) for phrase in phrases],
-            "scores": [round(phrase.score, 4) for phrase in phrases],
-        }
+    asked = list(pictures.values())
+    answers = assistant.ask(asked, ask) if ask else assistant.describe(asked)
+    for path, answer in zip(pictures, answers, strict=True):
+        height, width = answer.image.shape[:2]
+        image = {"width": width, "height": height, "caption": answer.caption, "notes": answer.notes}
+        seen = [_annotation(phrase) for phrase in answer.phrases if phrase.box is not None]  # COCO has no empty masks
+        yield path, {"image": image, "annotations": seen}
 
 
-def _file_names(pictures: Sequence[Path]) -> dict[Path, str]:
-    """The name of each picture alone; its path where two have the same name."""
-    alone = [path.name for path in pictures]
-    return {path: path.name if alone.count(path.name) == 1 else path.as_posix() for path in pictures}
-
-
-def _stamp(path: Path) -> list[int]:
-    found = path.stat()
-    return [found.st_size, found.st_mtime_ns]
+def _annotation(phrase) -> dict:
+    x0, y0, x1, y1 = phrase.box
+    return {
+        "segmentation": encode_mask(phrase.mask),
+        "bbox": [x0, y0, x1 - x0, y1 - y0],
+        "area": int(phrase.mask.sum()),
+        "iscrowd": 0,
+        "score": round(phrase.score, 4),
+        "phrase": phrase.text,
+    }
 
 
 def _read_part(part: Path, settings: dict) -> dict[str, dict]:
     """What a stopped run has written, by file name; a last line that a kill has cut is taken away."""
-    if not part.is_file():
-        return {}
-    lines, whole = part.read_bytes().splitlines(keepends=True), []
-    for line in lines:
-        try:
+    lines, whole = part.read_bytes().splitlines(keepends=True) if part.is_file() else [], []
+    with contextlib.suppress(ValueError):
+        for line in lines:
             whole.append(json.loads(line if line.endswith(b"\n") else b"cut"))
-        except ValueError:
-            break
-    if not lines:
-        return {}
-    if not whole or whole[0] != {"settings": json.loads(json.dumps(settings))}:
+    if lines and whole[:1] != [{"made with": json.loads(json.dumps(settings))}]:
         raise ValueError(
             f"{part} holds answers that were made with other settings; give the same, delete it to start anew, or name "
             "another file with --coco"
         )
-    part.write_bytes(b"".join(lines[: len(whole)]))
-    return {record["file_name"]: record for record in whole[1:]}
+    if lines:
+        part.write_bytes(b"".join(lines[: len(whole)]))
+    return {record["image"]["file_name"]: record for record in whole[1:]}

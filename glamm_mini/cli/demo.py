@@ -1,42 +1,39 @@
-"""`glamm-mini demo`: ask about pictures and draw the answers."""
+"""`glamm-mini demo`: ask about pictures and draw the answers; replaces no file that it did not write itself."""
 
+import hashlib
 import json
-from collections.abc import Sequence
-from io import BytesIO
+import math
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from rich.console import Console
 from rich.text import Text
+from typer import Argument, Option, echo
 
-from glamm_mini.cli.loading import Loading, with_options, working
-from glamm_mini.cli.outputs import Outputs
+from glamm_mini.cli.options import Loading, check_place, replace_file, with_options, working
+from glamm_mini.paths import samples_folder
 
-CARD = 1000
-"""Width in pixels of each answer's picture."""
-
-OVERVIEW = "overview.png"
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-"""Files of a folder that are taken for pictures."""
+OVERVIEW = "overview"  # name of the sheet with all answers
+RECORD = ".glamm-mini.json"  # in each folder of answers: what was written there, name to SHA-256
 
 
 @with_options
 def demo(
     images: Annotated[
-        list[Path] | None,
-        typer.Argument(help="Pictures, or folders of them, to ask about; the bundled ones if left out."),
+        list[Path] | None, Argument(help="Pictures, or folders of them, to ask about; the bundled ones if left out.")
     ] = None,
-    ask: Annotated[str | None, typer.Option(help="A question; without one, the picture is described.")] = None,
+    ask: Annotated[str | None, Option(help="A question; without one, the picture is described.")] = None,
     box: Annotated[
         list[str] | None,
-        typer.Option(metavar="X0 Y0 X1 Y1", help="A box in pixels that the question is about; may be repeated."),
+        Option(metavar="X0 Y0 X1 Y1", help="A box in pixels that the question is about; may be repeated."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the answers.")] = Path("outputs/demo"),
+    out: Annotated[Path, Option(help="Folder for the answers.")] = Path("outputs/demo"),
     coco: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write one COCO JSON file, in place of pictures and pages.")
+        Path | None, Option(metavar="FILE", help="Write one COCO JSON file, in place of pictures and pages.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="With --coco, how many pictures to ask about at once.")] = 8,
+    batch_size: Annotated[int, Option(min=1, help="With --coco, how many pictures to ask about at once.")] = 8,
     loading: Loading = Loading(),  # noqa: B008  frozen, and never seen: its fields are the options
 ) -> None:
     """Ask about pictures; draw the answers, or write them as one COCO file.
@@ -47,49 +44,45 @@ def demo(
     """
     if ask is not None and not ask.strip():
         raise ValueError("the question of --ask is empty; leave --ask out to have the pictures described")
-    paths = pictures_to_ask(images)
-    boxes = check_boxes(box)
+    paths, boxes = pictures_to_ask(images), check_boxes(box)
     if boxes and (not ask or coco):
         raise ValueError("--box needs a question, add --ask 'What is this?', and pictures that are drawn, not --coco")
     if coco is not None:
-        print(_to_coco(paths, ask, coco, batch_size, loading))
-        return
-    _check_readable(paths)
-    names, outputs = names_of(paths), Outputs(out)
-    outputs.check([f"{name}.{ending}" for name in names for ending in ("png", "html", "json")])
-    outputs.check([OVERVIEW] if len(names) > 1 else [])
-    with working(f"loading the model {loading.model!r}"):
-        assistant = loading.load()
-    console, cards = Console(highlight=False), []
+        from glamm_mini.cli.coco import write_coco
+
+        echo(write_coco(paths, ask, coco, batch_size, loading))
+    else:
+        echo(_draw(paths, ask, boxes, Outputs(out), loading))
+
+
+def _draw(paths: Sequence[Path], ask: str | None, boxes: list | None, outputs: "Outputs", loading: Loading) -> Path:
+    """Write the answers; returns the picture to look at. What cannot work is refused before the model is loaded."""
+    from glamm_mini.processing.images import load_image
+    from glamm_mini.visuals.answer_html import answer_page
+    from glamm_mini.visuals.answer_png import answer_png, compose
+    from glamm_mini.visuals.encode import png_bytes
+
+    for path in paths:
+        load_image(path)
+    names = names_of(paths)
+    files = [f"{name}.{ending}" for name in names for ending in ("png", "html", "json")]
+    outputs.check(files + [f"{OVERVIEW}.png"] * (len(names) > 1))
+    assistant = loading.load()
+    console, cards = Console(highlight=False, soft_wrap=True), []
     for number, (name, path) in enumerate(zip(names, paths, strict=True), start=1):
         with working(f"picture {number} of {len(paths)}: {path.name}"):
             answer = assistant.ask(str(path), ask, boxes=boxes) if ask else assistant.describe(str(path))
-            cards.append(write_answer(answer, outputs, name))
-        console.print(Text(f"{path.name}  ", style="dim") + colored(answer), soft_wrap=True)
+            cards.append(answer_png(answer, width=1000))
+            record = json.dumps(answer.to_dict(image_id=name), ensure_ascii=False, indent=1)
+            outputs.write(f"{name}.png", png_bytes(cards[-1], limit=math.inf))
+            outputs.write(f"{name}.html", answer_page([answer], title=f"GLaMM: {name}").encode("utf-8", "replace"))
+            outputs.write(f"{name}.json", (record + "\n").encode("utf-8", "backslashreplace"))
+        console.print(Text(f"{path.name}  ", style="dim") + colored(answer))
         for note in answer.notes:
-            console.print(Text(f"  note: {note}", style="dim"), soft_wrap=True)
-    picture = out / f"{names[0]}.png"
+            console.print(Text(f"  note: {note}", style="dim"))
     if len(cards) > 1:
-        from glamm_mini.visuals.answer_png import compose
-
-        picture = outputs.write(OVERVIEW, _png(compose(cards)))
-    print(picture, flush=True)
-
-
-def _to_coco(paths: Sequence[Path], ask: str | None, file: Path, batch_size: int, loading: Loading) -> Path:
-    from glamm_mini.cli.coco import answer_pictures, check_target
-    from glamm_mini.evaluation.predict import fingerprint
-
-    check_target(file)
-    with working(f"loading the model {loading.model!r}"):
-        assistant = loading.load()
-    settings = {"description": "made by glamm-mini demo --coco", "ask": ask, **loading.settings()}
-    settings["weights"] = fingerprint(assistant)
-    made = answer_pictures(assistant, paths, ask, file, settings, batch_size)
-    print(f"{len(made['images'])} pictures, {len(made['annotations'])} masks, {len(made['categories'])} categories")
-    if len(made["images"]) < len(paths):
-        print(f"{len(paths) - len(made['images'])} pictures could not be read and are left out")
-    return file
+        return outputs.write(f"{OVERVIEW}.png", png_bytes(compose(cards), limit=math.inf))
+    return outputs.folder / f"{names[0]}.png"
 
 
 def pictures_to_ask(images: Sequence[Path] | None) -> list[Path]:
@@ -97,21 +90,18 @@ def pictures_to_ask(images: Sequence[Path] | None) -> list[Path]:
 
     FileNotFoundError names the first that does not exist, and a folder without pictures.
     """
-    if not images:
-        from glamm_mini.paths import samples_folder
-
-        images = [samples_folder()]
     found: list[Path] = []
-    for path in images:
+    for path in images or [samples_folder()]:
+        own = [path]
         if path.is_dir():
-            own = sorted(p for p in path.iterdir() if p.suffix.lower() in ENDINGS and p.is_file())
-            if not own:
-                raise FileNotFoundError(f"the folder {path} holds no picture; expected files such as *.png or *.jpg")
-            found += own
-        elif path.is_file():
-            found.append(path)
-        else:
+            from glamm_mini.assistant.answer import WRITTEN
+
+            own = sorted(p for p in path.iterdir() if p.suffix.lower() in WRITTEN and p.is_file())
+        elif not path.is_file():
             raise FileNotFoundError(f"no picture at {path}; name an image file, or none to use the bundled ones")
+        if not own:
+            raise FileNotFoundError(f"the folder {path} holds no picture; expected files such as *.png or *.jpg")
+        found += own
     return list(dict.fromkeys(found))
 
 
@@ -120,47 +110,25 @@ def check_boxes(boxes: Sequence[str] | None) -> list[tuple[float, ...]] | None:
     numbers = []
     for text in boxes or []:
         try:
-            x0, y0, x1, y1 = (float(word) for word in text.replace(",", " ").split())
+            x0, y0, x1, y1 = box = tuple(float(word) for word in text.replace(",", " ").split())
+            if not (x0 < x1 < math.inf and y0 < y1 < math.inf and min(box) > -math.inf):
+                raise ValueError
         except ValueError:
-            x0 = y0 = x1 = y1 = 0.0
-        if not (x0 < x1 and y0 < y1):
-            raise ValueError(
-                f"--box {text} is no box; expected four numbers X0 Y0 X1 Y1 in pixels with X0 < X1 and Y0 < Y1"
-            )
-        numbers.append((x0, y0, x1, y1))
+            expected = "four numbers X0 Y0 X1 Y1 in pixels with X0 < X1 and Y0 < Y1"
+            raise ValueError(f"--box {text} is no box; expected {expected}") from None
+        numbers.append(box)
     return numbers or None
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:
     """One file name without ending for each picture; pictures of the same name get a number."""
-    names: list[str] = []
-    taken = {"overview"}  # the name of the sheet with all answers
+    names = {OVERVIEW: OVERVIEW}  # by their small letters: Windows and macOS take "A" and "a" for one file
     for path in paths:
         name, number = path.stem, 2
-        while name.casefold() in taken:  # Windows and macOS take "A" and "a" for one file
+        while name.casefold() in names:
             name, number = f"{path.stem}-{number}", number + 1
-        names.append(name)
-        taken.add(name.casefold())
-    return names
-
-
-def write_answer(answer, outputs: Outputs, name: str):
-    """Write an answer as picture, page and record; returns the picture."""
-    from glamm_mini.visuals.answer_html import answer_page
-    from glamm_mini.visuals.answer_png import answer_png
-
-    card = answer_png(answer, width=CARD)
-    outputs.write(f"{name}.png", _png(card))
-    outputs.write(f"{name}.html", answer_page([answer], title=f"GLaMM: {name}").encode("utf-8", "replace"))
-    record = json.dumps(answer.to_dict(image_id=name), ensure_ascii=False, indent=1)
-    outputs.write(f"{name}.json", (record + "\n").encode("utf-8", "backslashreplace"))
-    return card
-
-
-def _png(picture) -> bytes:
-    buffer = BytesIO()
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()
+        names[name.casefold()] = name
+    return list(names.values())[1:]
 
 
 def colored(answer) -> Text:
@@ -168,22 +136,47 @@ def colored(answer) -> Text:
     from glamm_mini.visuals.palette import color, hex_color, ink_on
     from glamm_mini.visuals.sentence import loose_phrases, sentence_runs
 
+    runs = sentence_runs(answer)
+    for loose in loose_phrases(answer):
+        runs += [(" ", None), loose]
     line = Text()
-    loose = [run for one in loose_phrases(answer) for run in (" ", one)]
-    for run in [*sentence_runs(answer), *loose]:
-        if run == " ":
-            line.append(" ")
-        elif run.phrase is None:
-            line.append(run.text)
-        else:
-            rgb = color(run.phrase)
-            line.append(run.text, style=f"{hex_color(ink_on(rgb))} on {hex_color(rgb)}")
+    for text, phrase in runs:
+        shade = None if phrase is None else color(phrase)
+        line.append(text, shade and f"{hex_color(ink_on(shade))} on {hex_color(shade)}")
     return line if line.plain.strip() else Text("(no words)", style="dim")
 
 
-def _check_readable(paths: Sequence[Path]) -> None:
-    """Fail before the model is loaded when a picture cannot be read."""
-    from glamm_mini.processing.images import load_image
+class Outputs:
+    """The files of one folder of the user: nothing is replaced but what we wrote, as it still is.
 
-    for path in paths:
-        load_image(path)
+    Raises ValueError for what is no folder, and if its record is not one of ours.
+    """
+
+    def __init__(self, folder: Path):
+        check_place(folder, "--out", folder=True)
+        self.folder, self.written, record = folder, {}, folder / RECORD
+        if os.path.lexists(record):
+            try:
+                found = json.loads(record.read_text("utf-8")).items()
+                self.written = {str(name): str(digest) for name, digest in found}
+            except (ValueError, AttributeError) as error:
+                raise ValueError(f"{record} is damaged; delete it, or choose another folder") from error
+
+    def check(self, names: Iterable[str]) -> None:
+        """Raises ValueError that names the first file that is there already and was not written by us as it is now."""
+        for path in map(self.folder.joinpath, names):
+            whole = path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest()
+            if os.path.lexists(path) and (not whole or whole != self.written.get(path.name)):
+                raise ValueError(
+                    f"{path} is there already, and glamm-mini has not written it, or it was changed since; name "
+                    "another folder with --out, or move the file away"
+                )
+
+    def write(self, name: str, content: bytes) -> Path:
+        """Write one file, whole or not at all; returns its path. Raises ValueError as `check`."""
+        self.check([name])
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # The record comes first: a kill in between leaves no file that a second run would take for the user's.
+        self.written[name] = hashlib.sha256(content).hexdigest()
+        replace_file(self.folder / RECORD, (json.dumps(self.written, indent=1) + "\n").encode())
+        return replace_file(self.folder / name, content)

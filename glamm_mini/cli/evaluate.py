@@ -1,70 +1,63 @@
 """`glamm-mini predict`, `score` and `evaluate`: ask a model about a whole split, and measure the answers."""
 
-import contextlib
-import json
-import sys
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from tempfile import TemporaryDirectory
+from typing import Annotated
 
-import typer
 from rich.console import Console
-from rich.table import Table
+from rich.progress import track
+from rich.table import Column, Table
+from typer import Argument, Option, echo
 
 from glamm_mini import registry
-from glamm_mini.cli.loading import Loading, progress, with_options
+from glamm_mini.cli.options import JsonFile, Loading, check_place, figures_to, progress, screen, with_options
 from glamm_mini.evaluation import SIMILARITIES, TASKS, predict_samples, score_folder
-from glamm_mini.evaluation.fields import check_choice
-from glamm_mini.evaluation.predict import fingerprint
+from glamm_mini.evaluation.predict import compare_settings, fingerprint
+from glamm_mini.evaluation.records import SETTINGS
 from glamm_mini.evaluation.score import PROTOCOLS
 
-if TYPE_CHECKING:
-    from accelerate import PartialState
-
-Task = Annotated[str, typer.Argument(help=f"One of: {', '.join(TASKS)}.")]
-Split = Annotated[str, typer.Option(help="The split, such as val, test or compositional.")]
+Task = Annotated[str, Argument(help=f"One of: {', '.join(TASKS)}.")]
+Split = Annotated[str, Option(help="The split, such as val, test or compositional.")]
 
 
 @dataclass(frozen=True)
 class Questions:
     """Which questions are asked, and how many at once."""
 
-    data: Annotated[str, typer.Option(help="The data set: storybook.")] = "storybook"
+    data: Annotated[str, Option(help="The data set: storybook.")] = "storybook"
     split: Split = "test"
     seed: Annotated[
-        int, typer.Option(help="Seed of the pictures, and of the expressions drawn by official refseg.")
+        int, Option(min=0, help="Seed of the pictures, and of the expressions drawn by official refseg.")
     ] = 0
-    limit: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 100
-    long_side: Annotated[int, typer.Option(min=32, help="Longer side of the pictures, in pixels.")] = 256
-    batch_size: Annotated[int, typer.Option(min=1, help="How many questions to ask at once.")] = 16
+    limit: Annotated[int, Option(min=1, max=10**6, help="How many pictures.")] = 100
+    long_side: Annotated[int, Option(min=32, max=8192, help="Longer side of the pictures, in pixels.")] = 256
+    batch_size: Annotated[int, Option(min=1, help="How many questions to ask at once.")] = 16
 
 
 @dataclass(frozen=True)
 class Scoring:
     """How answers are scored, and where the figures go."""
 
-    protocol: Annotated[str, typer.Option(help=f"One of: {', '.join(PROTOCOLS)}.")] = "both"
+    protocol: Annotated[str, Option(help=f"One of: {', '.join(PROTOCOLS)}.")] = "both"
     similarity: Annotated[
         str | None,
-        typer.Option(
+        Option(
             help=f"When two phrases mean the same, one of: {', '.join(SIMILARITIES)}. By default storybook for "
-            "storybook, else bert.",
+            "storybook, else bert."
         ),
     ] = None
-    json_file: Annotated[
-        str | None, typer.Option("--json", help="Write the figures as one line of JSON to this file, or -.")
-    ] = None
-    no_meteor: Annotated[
-        bool, typer.Option("--no-meteor", help="Leave METEOR out: its Java start takes ten seconds.")
-    ] = False
+    json_file: JsonFile = None
+    no_meteor: Annotated[bool, Option("--no-meteor", help="Leave METEOR out: its Java start takes ten seconds.")] = (
+        False
+    )
 
 
 @with_options
 def predict(
     task: Task,
-    out: Annotated[Path, typer.Option(help="Folder for the predictions; run again to go on.")],
+    out: Annotated[Path, Option(help="Folder for the predictions; run again to go on.")],
     questions: Questions,
     loading: Loading,
 ) -> None:
@@ -73,26 +66,22 @@ def predict(
     Several processes, each with a GPU of its own: torchrun --nproc-per-node N -m glamm_mini.cli.main predict ...
     """
     check_arguments(task, questions.data, questions.split)
-    from glamm_mini.evaluation.processes import find_processes
-
-    _predict(find_processes(), task, out, questions, loading)
+    _predict(task, out, questions, loading)
 
 
 @with_options
 def score(
     task: Task,
-    predictions: Annotated[Path, typer.Option(help="Folder that `predict` wrote, or predictions in its formats.")],
+    predictions: Annotated[Path, Option(help="Folder that `predict` wrote, or predictions in its formats.")],
     split: Split,
     scoring: Scoring,
     ground_truth: Annotated[
-        Path | None, typer.Option(help="Folder of the ground truth; by default PREDICTIONS/ground_truth.")
+        Path | None, Option(help="Folder of the ground truth; by default PREDICTIONS/ground_truth.")
     ] = None,
 ) -> None:
     """Score written predictions by the official and the fixed protocol, side by side."""
-    check_json(scoring.json_file)
-    with _clean_stdout(scoring.json_file):
-        figures = _score(task, predictions, ground_truth or predictions / "ground_truth", split, scoring)
-    report(figures, scoring.json_file)
+    with figures_to(scoring.json_file) as figures:
+        figures |= _score(task, predictions, ground_truth or predictions / "ground_truth", split, scoring)
 
 
 @with_options
@@ -101,103 +90,62 @@ def evaluate(
     questions: Questions,
     loading: Loading,
     scoring: Scoring,
-    out: Annotated[Path | None, typer.Option(help="Keep the predictions in this folder.")] = None,
+    out: Annotated[Path | None, Option(help="Keep the predictions in this folder.")] = None,
 ) -> None:
     """Predict and score in one go."""
-    check_json(scoring.json_file)
     check_arguments(task, questions.data, questions.split, scoring.protocol, scoring.similarity)
-    from accelerate.utils import broadcast_object_list
-
-    from glamm_mini.evaluation.processes import find_processes
-
-    processes = find_processes()
-    figures = None
-    with _clean_stdout(scoring.json_file), contextlib.ExitStack() as stack:
-        if out is None and processes.is_main_process:
-            out = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="glamm-mini-")))
-        [out] = broadcast_object_list([out])
-        _predict(processes, task, out, questions, loading)
-        if processes.is_main_process:
-            figures = _score(task, out, out / "ground_truth", questions.split, scoring)
-    if figures is not None:
-        report(figures, scoring.json_file)
-
-
-def check_json(json_file: str | None) -> None:
-    """Raises ValueError for a place where no file can be written, before hours are spent on what goes there."""
-    if json_file not in (None, "-") and (Path(json_file).is_dir() or any(p.is_file() for p in Path(json_file).parents)):
-        raise ValueError(f"--json {json_file} is a folder, or lies below a file; name a file")
+    with figures_to(scoring.json_file) as figures, TemporaryDirectory(prefix="glamm-mini-") as passing:
+        out = out or Path(passing)
+        if _predict(task, out, questions, loading):
+            figures |= _score(task, out, out / "ground_truth", questions.split, scoring)
 
 
 def check_arguments(task: str, data: str, split: str, protocol: str = "both", similarity: str | None = None) -> None:
     """Raises ValueError for what can be known to be wrong before a model is loaded."""
-    check_choice("task", task, TASKS)
-    if data not in registry.names("data"):
-        raise ValueError(
-            f"Unknown data {data!r}: predictions can be made on {', '.join(registry.names('data'))}. For predictions "
-            "and ground truth that you already have as files, use `glamm-mini score`."
-        )
-    splits = registry.find("data", data).SPLITS
-    if split not in splits:
-        raise ValueError(f"Unknown split {split!r} of {data}; choose one of: {', '.join(splits)}.")
-    if protocol not in PROTOCOLS:
-        raise ValueError(f"Unknown protocol {protocol!r}; choose one of: {', '.join(PROTOCOLS)}.")
-    if similarity is not None and similarity not in SIMILARITIES:
-        raise ValueError(f"Unknown similarity {similarity!r}; choose one of: {', '.join(SIMILARITIES)}.")
+    known = {"task": TASKS, "data": registry.names("data")}
+    known["split"] = registry.find("data", data).SPLITS if data in known["data"] else ()
+    known |= {"protocol": PROTOCOLS, "similarity": (None, *SIMILARITIES)}
+    for (name, choices), given in zip(known.items(), (task, data, split, protocol, similarity), strict=True):
+        if given not in choices:
+            listed = ", ".join(filter(None, choices))
+            more = " For predictions that you have as files, use `glamm-mini score`." if name == "data" else ""
+            raise ValueError(f"Unknown {name} {given!r}; choose one of: {listed}.{more}")
 
 
-def _predict(processes: "PartialState", task: str, out: Path, questions: Questions, loading: Loading) -> None:
-    from glamm_mini.evaluation.processes import choose_device
+def _predict(task: str, out: Path, questions: Questions, loading: Loading) -> bool:
+    """Write predictions, in all processes to the folder of the first; returns whether this is the first."""
+    check_place(out, "--out", folder=True)
+    if not (out / SETTINGS).is_file():
+        compare_settings(out, {})
+    from accelerate.utils import broadcast_object_list
 
+    from glamm_mini.evaluation.processes import choose_device, find_processes
+
+    processes = find_processes()
+    [out] = broadcast_object_list([out])
     q, source = questions, registry.find("data", questions.data)
-    settings = {"task": task, **loading.settings(), "data": q.data, "world": source.VERSION, "split": q.split}
-    settings |= {"seed": q.seed, "limit": q.limit, "long_side": q.long_side}
+    settings = {"task": task, "world": source.VERSION, **loading.settings(), **vars(q)}
+    del settings["batch_size"]  # changes no answer
     glamm = replace(loading, device=choose_device(loading.device, processes)).load()
     settings["weights"] = fingerprint(glamm)
     rank, world = processes.process_index, processes.num_processes
-    own = len(range(rank, q.limit, world))
-    with progress(f"predict {task}", own, processes.is_main_process) as advance:
+    with progress(f"predict {task}", len(range(rank, q.limit, world))) as advance:
         samples = source.evaluation_samples(task, q.split, q.seed, q.limit, long_side=q.long_side)
         predict_samples(
             task, glamm, samples, out, q.split, settings, seed=q.seed, batch_size=q.batch_size,
             rank=rank, world=world, wait=processes.wait_for_everyone, advance=advance,
         )  # fmt: skip
+    return processes.is_main_process
 
 
 def _score(task: str, predictions: Path, ground_truth: Path, split: str, scoring: Scoring) -> dict:
-    def shown(items: list) -> Iterator:
-        with progress(f"score {task}", len(items)) as advance:
-            for item in items:
-                yield item
-                advance(1)
-
-    how = scoring.protocol, scoring.similarity
-    return score_folder(task, predictions, ground_truth, split, *how, meteor=not scoring.no_meteor, progress=shown)
-
-
-@contextlib.contextmanager
-def _clean_stdout(json_file: str | None):
-    """With `--json -` standard output holds the JSON line alone; all that libraries print goes to standard error."""
-    with contextlib.redirect_stdout(sys.stderr) if json_file == "-" else contextlib.nullcontext():
-        yield
-
-
-def report(figures: dict, json_file: str | None) -> None:
-    """Show a table (on standard error where standard output is for the JSON line) and write the JSON line."""
-    console = Console(stderr=json_file == "-")
-    for task, values in figures.items():
-        console.print(result_table(task, values))
-        console.print(counted(values), markup=False, highlight=False, soft_wrap=True)
-        for note in values["notes"]:
-            console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
-    if json_file is None:
-        return
-    line = json.dumps(figures, allow_nan=False)
-    if json_file == "-":
-        print(line)
-    else:
-        Path(json_file).parent.mkdir(parents=True, exist_ok=True)
-        Path(json_file).write_text(line + "\n", "utf-8")
+    """The figures, which are shown too."""
+    shown = partial(track, description=f"score {task}", console=screen())
+    how = {"protocol": scoring.protocol, "similarity": scoring.similarity, "meteor": not scoring.no_meteor}
+    figures = score_folder(task, predictions, ground_truth, split, **how, progress=shown)
+    Console().print(result_table(task, figures[task]))
+    echo("\n".join([counted(figures[task]), *(f"note: {note}" for note in figures[task]["notes"])]))
+    return figures
 
 
 COUNTS = ("images", "regions", "expressions", "questions", "missing_predictions")
@@ -211,22 +159,15 @@ def counted(values: dict) -> str:
 
 def result_table(task: str, values: dict) -> Table:
     """The figures of a task: a row a figure; official, fixed and, where there are any, unseen things side by side."""
-    official = values.get("official") or {}
     others = (*COUNTS, "notes", "similarity", "official", "fixed", "unseen")
     fixed = values.get("fixed") or {name: value for name, value in values.items() if name not in others}
-    unseen = values.get("unseen") or {}
-    columns = {"official": official, "fixed": fixed, "unseen things": unseen}
+    columns = {"official": values.get("official"), "fixed": fixed, "unseen things": values.get("unseen")}
     columns = {name: column for name, column in columns.items() if column}
-    table = Table("figure", title=task)
-    for name in columns:
-        table.add_column(name, justify="right")
-    for figure in dict.fromkeys([*fixed, *official, *unseen]):
-        cells = (_cell(column[figure]) if figure in column else "" for column in columns.values())
-        table.add_row(figure, *cells)
+    table = Table("figure", *(Column(name, justify="right") for name in columns), title=task)
+    for figure in dict.fromkeys(figure for column in (fixed, *columns.values()) for figure in column):
+        table.add_row(figure, *(_cell(column.get(figure, "")) for column in columns.values()))
     return table
 
 
-def _cell(value: float | int | None) -> str:
-    if value is None:
-        return "-"
-    return str(value) if isinstance(value, int) else f"{value:.4f}"
+def _cell(value: float | str | None) -> str:
+    return "-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)

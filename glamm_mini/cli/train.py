@@ -5,31 +5,33 @@ import shlex
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
+from typer import Argument, Exit, Option, echo
+
+from glamm_mini.cli.options import check_place
 
 
 def train(
-    recipe: Annotated[str | None, typer.Argument(help="What to train: storybook, gcg, ...; --list names all.")] = None,
-    size: Annotated[str, typer.Option(help="Size of the model: tiny, colab or 7b.")] = "tiny",
+    recipe: Annotated[str | None, Argument(help="What to train: storybook, gcg, ...; --list names all.")] = None,
+    size: Annotated[str, Option(help="Size of the model: tiny, colab or 7b.")] = "tiny",
     data: Annotated[
-        str, typer.Option(help="storybook, the embedded world; readers of public data sets are to come.")
+        str, Option(help="storybook, the embedded world; readers of public data sets are to come.")
     ] = "storybook",
-    out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/RECIPE-SIZE if left out.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the folder.")] = False,
-    set: Annotated[  # noqa: A002  the option is called --set
+    out: Annotated[Path | None, Option(help="Folder of the run; runs/RECIPE-SIZE if left out.")] = None,
+    resume: Annotated[bool, Option("--resume", help="Go on from the last checkpoint in the folder.")] = False,
+    overrides: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             "--set", metavar="KEY=VALUE", help="Change a setting; may be repeated. RECIPE --show lists all of them."
         ),
     ] = None,
     start: Annotated[
-        str | None, typer.Option("--from", metavar="MODEL", help="Fine-tune a folder, a hub id, or `parts`.")
+        str | None, Option("--from", metavar="MODEL", help="Fine-tune a folder, a hub id, or `parts`.")
     ] = None,
-    list_recipes: Annotated[bool, typer.Option("--list", help="List the recipes, and stop.")] = False,
-    show: Annotated[bool, typer.Option("--show", help="Print all settings of the recipe and what they mean.")] = False,
+    list_recipes: Annotated[bool, Option("--list", help="List the recipes, and stop.")] = False,
+    show: Annotated[bool, Option("--show", help="Print all settings of the recipe and what they mean.")] = False,
 ) -> None:
     """Train a model by a recipe.
 
@@ -44,10 +46,11 @@ def train(
     from glamm_mini.training.run_folder import check_free, first_process
 
     folder = out or Path("runs") / f"{recipe}-{size}"
-    if resume and not show and not folder.exists():
-        raise ValueError(f"there is no run in {folder} to resume; check --out, or leave --resume out")
-    if not show and first_process():
-        check_free(folder, resume)  # torch and the model take long to load
+    if not show and first_process():  # torch and the model take long to load
+        if resume and not folder.exists():
+            raise ValueError(f"there is no run in {folder} to resume; check --out, or leave --resume out")
+        check_place(folder, "--out", folder=True)
+        check_free(folder, resume)
 
     from accelerate import PartialState
 
@@ -55,16 +58,14 @@ def train(
     from glamm_mini.training.trainer import TrainingInterrupted
 
     if show:
-        typer.echo(recipes.describe(recipe, size, list(set or ()), start))
-        return
-    more = {"start": start} if start else {}
+        return echo(recipes.describe(recipe, size, overrides or [], start))
     try:
-        made = recipes.run(recipe, size=size, data=data, out=folder, resume=resume, overrides=[*(set or ())], **more)
+        made = recipes.run(recipe, size, data, folder, resume, overrides or [], start)
         if first_process():
-            typer.echo(how_to_go_on(made))
+            echo(how_to_go_on(made))
     except TrainingInterrupted as stopped:
-        typer.echo(str(stopped), err=True)
-        raise typer.Exit(130) from None
+        echo(str(stopped), err=True)
+        raise Exit(130) from None
     finally:
         if PartialState._shared_state:
             PartialState().destroy_process_group()
@@ -76,7 +77,7 @@ def how_to_go_on(made: Path) -> str:
     if (made / "config.json").is_file():
         return f"The model lies in {made}. Ask it:\n  glamm-mini demo picture.png --model {quoted}"
     if made.name == "lora":
-        base = json.loads((made / "training.json").read_text("utf-8"))["start"]
+        base = shlex.quote(json.loads((made / "training.json").read_text("utf-8"))["start"])
         merged = shlex.quote(str(made.parent / "merged"))
         return f"LoRA lies in {made}. Put it into its model:\n  glamm-mini convert {base} {merged} --lora {quoted}"
     return f"The backbones lie in {made}. Train GLaMM from them:\n  glamm-mini train storybook --set backbones={quoted}"
@@ -86,19 +87,15 @@ def _list(size: str) -> None:
     """A table of all recipes at one size."""
     from glamm_mini.training.recipes import read_recipe, recipe_names
 
-    table = Table(title=f"Recipes at size {size}", title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("recipe", no_wrap=True)
-    table.add_column("what is trained")
-    table.add_column("from", no_wrap=True)
-    table.add_column("steps", justify="right")
-    table.add_column("samples\na step", justify="right")
-    for name in recipe_names():
-        recipe = read_recipe(name, size)
+    numbers = [Column(name, justify="right") for name in ("steps", "samples\na step")]
+    columns = Column("recipe", no_wrap=True), "what is trained", Column("from", no_wrap=True), *numbers
+    table = Table(*columns, title=f"Recipes at size {size}", title_justify="left", box=box.SIMPLE_HEAD)
+    for recipe in (read_recipe(name, size) for name in recipe_names()):
         if size != "tiny" and not recipe.data:
             continue  # makes the tiny model alone
         stages = recipe.stages.values() or [recipe.settings]
         steps = " + ".join(str(stage.steps) for stage in stages)
         samples = " ".join(str(s.batch_size * s.accumulation * recipe.processes) for s in stages)
         start = (recipe.start or "nothing").replace("/", "/\n", 1)  # a hub id is too long for a narrow terminal
-        table.add_row(name, recipe.title, start, steps, samples)
+        table.add_row(recipe.name, recipe.title, start, steps, samples)
     Console().print(table)

@@ -90,7 +90,7 @@ class TrainSettings(Table):
         "no is float32, bf16 and fp16 autocast; auto: bf16 where the device computes it, else no (CPU) or fp16 (GPU)",
         choices=("no", "bf16", "fp16", "auto"),
     )
-    seed: int = setting(0, "of the order of samples and of dropout")
+    seed: int = setting(0, "of the order of samples and of dropout", least=0, most=2**64 - 1)
     lr_scales: dict[str, float] = setting({}, "factor on lr where a parameter's name starts so; the longest key wins")
     save_every: int = setting(200, "steps", least=1)
     validate_every: int = setting(0, "steps; 0 validates at the end only", least=0)

@@ -1,11 +1,13 @@
 """Command lines that cannot work: a message that names what is wrong, and every file of the user as it was."""
 
 import json
+import os
 import shutil
 
 import pytest
 from PIL import Image
 
+import glamm_mini
 from glamm_mini import paths
 from glamm_mini.cli import main as cli
 
@@ -20,12 +22,14 @@ COMMANDS = {
     "an address": ("demo https://example.org/a.png", "a.png"),
     "one bad picture of two": ("demo {p} {t}/notes.txt", "notes.txt"),
     "a picture that is a dangling link": ("demo {t}/dangling.png", "dangling.png"),
-    "an empty question": ("demo {p} --ask=", "question"),
+    "an empty question": ("demo {p} --ask=", "--ask"),
     "three numbers of a box": ("demo {p} --ask what --box 1 2 3", "box"),
     "words in a box": ("demo {p} --ask what --box a b c d", "box"),
     "a box without question": ("demo {p} --box 1 2 3 4", "--ask"),
     "a swapped box": ("demo {p} --ask what --box 9 9 3 3", "9 9 3 3"),
     "a box outside": ("demo {p} --ask what --box 9000 9000 9999 9999", "box 0"),
+    "a box without end": ("demo {p} --ask what --box 0 0 inf inf", "--box 0 0 inf inf"),
+    "an empty folder of answers": ("demo {p} --out=", "--out"),
     "a box of nan": ("demo {p} --ask what --box nan 0 5 5", "nan"),
     "more boxes than named": ("demo {p} --ask Is<bbox> --box 0 0 5 5 --box 1 1 6 6", "<bbox>"),
     "answers onto a file": ("demo {p} --out {t}/notes.txt", "notes.txt"),
@@ -37,6 +41,7 @@ COMMANDS = {
     "half a token": ("demo {p} --max-new-tokens 1.5", "max-new-tokens"),
     "an option of another name": ("demo {p} --temprature 3", "temprature"),
     "COCO onto a file": ("demo {p} --coco {t}/notes.txt", "notes.txt"),
+    "COCO below a file": ("demo {p} --coco {t}/notes.txt/new.json", "notes.txt"),
     "COCO onto a folder": ("demo {p} --coco {t}/user", "user"),
     "COCO with a box": ("demo {p} --ask what --box 1 2 3 4 --coco {t}/new.json", "--coco"),
     "COCO beside another log": ("demo {p} --coco {t}/part.json", "part.json"),
@@ -54,6 +59,8 @@ COMMANDS = {
     # train
     "no recipe": ("train", "--list"),
     "an unknown recipe": ("train gcgg", "gcgg"),
+    "a recipe as a path that leads to one": ("train recipes/../storybook", "gcg"),
+    "a recipe of a file": ("train {t}/mine", "gcg"),
     "a recipe as a path": ("train ../storybook", "../storybook"),
     "an unknown size": ("train storybook --size huge --out {t}/run", "huge"),
     "unknown data": ("train storybook --data coco --out {t}/run", "coco"),
@@ -64,10 +71,13 @@ COMMANDS = {
     "an unknown setting": ("train storybook --out {t}/run --set stepz=3", "steps"),
     "a setting without value": ("train storybook --out {t}/run --set steps", "steps"),
     "a setting of another type": ("train storybook --out {t}/run --set steps=many", "steps"),
+    "a negative seed": ("train gcg --out {t}/run --set seed=-1", "seed"),
+    "a seed that is too large": ("train gcg --show --set seed=99999999999999999999", "seed"),
+    "a run below a file": ("train storybook --out {t}/notes.txt/run", "--out"),
     "a negative setting": ("train storybook --out {t}/run --set steps=-1", "steps"),
     "no number": ("train storybook --out {t}/run --set lr=nan", "lr"),
     "a key without name": ("train storybook --out {t}/run --set =3", "--set"),
-    "an empty setting": ("train storybook --out {t}/run --set=", "KEY=VALUE"),
+    "an empty setting": ("train storybook --out {t}/run --set=", "--set"),
     "a setting of a table that is not there": ("train storybook --out {t}/run --set zzz.rank=3", "zzz"),
     "LoRA of rank 0": ("train gcg --out {t}/run --set lora.rank=0", "rank"),
     "shown with an unknown setting": ("train storybook --show --set stepz=3", "steps"),
@@ -84,11 +94,16 @@ COMMANDS = {
     "unknown data to ask": ("predict gcg --out {t}/p --data coco", "coco"),
     "an unknown split": ("evaluate gcg --split tset", "tset"),
     "no pictures": ("evaluate gcg --limit 0", "limit"),
+    "a negative seed to ask": ("predict gcg --out {t}/p --seed -1", "--seed"),
+    "a negative seed to measure": ("evaluate gcg --seed -1", "--seed"),
     "small pictures": ("evaluate gcg --limit 1 --long-side 3", "long-side"),
     "none at once": ("evaluate gcg --batch-size 0", "batch-size"),
     "an unknown protocol": ("evaluate gcg --protocol fair", "fair"),
     "an unknown similarity": ("evaluate gcg --similarity cosine", "cosine"),
     "predictions onto a file": ("predict gcg --out {t}/notes.txt --limit 1", "notes.txt"),
+    "predictions below a file": ("predict gcg --out {t}/notes.txt/p --limit 1", "notes.txt"),
+    "predictions beside JSON of the user": ("predict gcg --out {t}/foreign --limit 1", "settings.json"),
+    "figures of predictions onto a file": ("evaluate gcg --out {t}/notes.txt --limit 1", "notes.txt"),
     "predictions that are not there": ("score gcg --predictions {t}/none --split test", "none"),
     "predictions without truth": ("score gcg --predictions {t}/user --split test", "ground_truth"),
     "predictions in a file": ("score gcg --predictions {t}/notes.txt --split test", "notes.txt"),
@@ -102,6 +117,7 @@ COMMANDS = {
     "no target": ("convert tiny", "TARGET"),
     "a source that is not there": ("convert {t}/none {t}/c", "none"),
     "onto a file": ("convert tiny {t}/notes.txt", "notes.txt"),
+    "below a file": ("convert tiny {t}/notes.txt/c", "notes.txt"),
     "onto a foreign model": ("convert tiny {t}/foreign", "foreign"),
     "to a form that is not there": ("convert tiny {t}/c --to onnx", "onnx"),
     "in an unknown number type": ("convert tiny {t}/c --dtype int8", "int8"),
@@ -126,6 +142,8 @@ COMMANDS = {
     "a benchmark of an unknown size": ("bench generation --size huge", "--size"),
     "a benchmark in an unknown number type": ("bench generation --size tiny --dtype int8", "int8"),
     "a benchmark repeated never": ("bench sam --repeats 0", "repeats"),
+    "a benchmark with JSON onto a folder": ("bench sam --json {t}/user", "--json"),
+    "a comparison with JSON below a file": ("parity --json {t}/notes.txt/x", "--json"),
     "a benchmark on no thread": ("bench sam --threads 0", "threads"),
     "a benchmark on an unknown device": ("bench generation --size tiny --device foo", "foo"),
     # glamm-mini
@@ -173,3 +191,24 @@ def test_a_command_that_cannot_work_says_so_and_touches_nothing(name, folder, ca
         lines = [line for line in err.splitlines() if line.strip()]  # of which earlier ones show progress
         assert lines[-1].startswith("error: ") and sum("error: " in line for line in lines) == 1, err
     assert files(folder) == before and not any((folder / "empty").iterdir())
+
+
+PLACES = [name for name in COMMANDS if name.split()[0] in ("answers", "predictions", "figures", "COCO", "JSON")]
+LATE = ("COCO beside another log",)
+"""The log tells only with the model's weights whether it is of the same settings."""
+
+
+@pytest.mark.parametrize("name", [name for name in PLACES if name not in LATE])
+def test_a_place_that_cannot_be_written_is_refused_before_the_model_is_loaded(name, folder, monkeypatch):
+    monkeypatch.setattr(glamm_mini, "load", lambda *_, **__: pytest.fail("was loaded"), raising=False)
+    with pytest.raises(SystemExit) as stop:
+        cli.main([word.format(t=folder, p=SEASIDE) for word in COMMANDS[name][0].split()])
+    assert stop.value.code in (1, 2)
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="who is root may write everywhere")
+def test_a_folder_that_may_not_be_written_is_one_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "closed").mkdir(mode=0o500)
+    with pytest.raises(SystemExit):
+        cli.main(["demo", str(SEASIDE), "--out", str(tmp_path / "closed" / "out")])
+    assert "no right to write" in capsys.readouterr().err

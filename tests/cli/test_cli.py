@@ -217,7 +217,7 @@ def test_a_library_that_is_too_old_is_named(monkeypatch, capsys):
 
 
 def test_a_broken_install_is_named(monkeypatch, capsys):
-    monkeypatch.setitem(cli.COMMANDS, "train", cli.Command("glamm_mini.cli.absent", "Absent."))
+    monkeypatch.setitem(cli.COMMANDS, "train", ("glamm_mini.cli.absent", "Absent."))
     status, _, err = run("train", capsys=capsys)
     assert status == 1 and "glamm_mini.cli.absent" in err and "incomplete" in err
 

@@ -52,7 +52,7 @@ def test_a_device_that_is_not_there_is_named_beside_those_that_are(command, devi
     ("words", "named"),
     [
         (["--dtype", "float8_e4m3fn"], "bfloat16"),
-        (["--dtype", ""], "bfloat16"),
+        (["--dtype", ""], "--dtype"),
         (["--dtype", "[red]x[/]"], "[red]x[/]"),
         (["--quantize", "3bit"], "4bit"),
         (["--quantize", "[/x]"], "[/x]"),

@@ -25,9 +25,9 @@ def app():
 def calls(monkeypatch, tmp_path):
     calls = []
 
-    def run(recipe, **more):
-        calls.append((recipe, more))
-        if more["resume"]:
+    def run(recipe, size, data, out, resume, overrides, start):
+        calls.append((recipe, size, data, out, resume, overrides, start))
+        if resume:
             raise TrainingInterrupted("stopped after step 3 of 9")
         (tmp_path / "made").mkdir()
         (tmp_path / "made" / "config.json").touch()
@@ -41,8 +41,7 @@ def test_the_command_hands_everything_to_the_recipe_and_says_how_to_ask(app, cal
     arguments = ["storybook", "--out", str(tmp_path / "run"), "--set", "steps=3", "--set", "lr=1"]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0
-    expected = {"size": "tiny", "data": "storybook", "out": tmp_path / "run", "resume": False}
-    assert calls == [("storybook", {**expected, "overrides": ["steps=3", "lr=1"]})]
+    assert calls == [("storybook", "tiny", "storybook", tmp_path / "run", False, ["steps=3", "lr=1"], None)]
     assert f"glamm-mini demo picture.png --model {tmp_path / 'made'}" in done.output.replace("\n", " ")
 
 
@@ -76,9 +75,9 @@ def test_each_kind_of_result_has_its_command(tmp_path):
     assert context.params["model"] == str(folder) and context.params["images"] == [Path("picture.png")]
     lora = tmp_path / "lora"
     lora.mkdir()
-    (lora / "training.json").write_text(json.dumps({"start": "tiny"}))
+    (lora / "training.json").write_text(json.dumps({"start": "my models/tiny"}))
     merged = str(tmp_path / "merged")
-    assert command_of(how_to_go_on(lora)) == ["glamm-mini", "convert", "tiny", merged, "--lora", str(lora)]
+    assert command_of(how_to_go_on(lora)) == ["glamm-mini", "convert", "my models/tiny", merged, "--lora", str(lora)]
 
 
 def test_the_help_says_where_all_settings_stand(app):

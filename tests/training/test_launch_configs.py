@@ -44,7 +44,7 @@ def check_glamm(words: list[str]) -> None:
     options = command.make_context(name, list(rest), parent=context).params
     if name == "train":
         assert options["recipe"] in recipe_names()
-        recipes.describe(options["recipe"], options["size"], options["set"])
+        recipes.describe(options["recipe"], options["size"], options["overrides"])
         recipes.check_data(read_recipe(options["recipe"], options["size"]), options["data"])
     else:
         assert name == "evaluate"

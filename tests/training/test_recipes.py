@@ -101,7 +101,7 @@ def test_a_stage_alone_and_settings_of_one_stage(tmp_path):
     with pytest.raises(ValueError, match="already holds a run"):
         recipes.run("backbones", "tiny", "storybook", tmp_path, overrides=overrides)
     assert recipes.run("backbones", "tiny", "storybook", tmp_path, resume=True, overrides=overrides) == folder
-    with pytest.raises(FileNotFoundError, match="no weights at .*encoder.safetensors"):
+    with pytest.raises(FileNotFoundError, match="encoder.safetensors"):
         storybook.load_backbones(folder, storybook.untrained("tiny")[0])
 
 
@@ -146,5 +146,5 @@ def test_mistakes_are_named_before_anything_is_trained(recipe, size, data, overr
 
 
 def test_missing_backbones_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no weights at .*encoder.safetensors"):
+    with pytest.raises(FileNotFoundError, match="encoder.safetensors"):
         recipes.run("storybook", "tiny", "storybook", tmp_path / "out", overrides=[f"backbones={tmp_path}"])

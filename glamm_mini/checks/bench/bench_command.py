@@ -1,15 +1,13 @@
 """`glamm-mini bench NAME`: two ways to compute one thing against each other, or the 7B size on a GPU."""
 
-import contextlib
-import json
-import sys
 from importlib import import_module
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
+
+from glamm_mini.cli.options import JsonFile, figures_to
 
 BENCHMARKS = {"generation": "cached_generation", "sam": "sam_speed", "answers": "answer_speed", "7b": "whole_size"}
 """Name -> module of glamm_mini.checks.bench."""
@@ -19,14 +17,12 @@ def bench(
     name: Annotated[str, typer.Argument(help=f"One of: {', '.join(BENCHMARKS)}.")],
     repeats: Annotated[int, typer.Option(min=1, help="How often each way is measured, in turns.")] = 3,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads on the CPU; torch's own choice if left out.")
+        int | None, typer.Option(min=1, max=1024, help="Threads on the CPU; torch's own choice if left out.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:0; a GPU if there is one.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; 7b: bfloat16, else float32.")] = None,
     size: Annotated[str | None, typer.Option(help="Another size than the benchmark's own: tiny, colab or 7b.")] = None,
-    json_file: Annotated[
-        str | None, typer.Option("--json", help="Write the figures as one line of JSON to this file, or -.")
-    ] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Measure what an implementation saves, or what a size costs.
 
@@ -34,12 +30,11 @@ def bench(
     1024 pixels, against segment-anything's own. answers: the tiny model from pixels to masks, first and with features
     kept. 7b: an answer and LoRA training steps at the 7B size with random weights, for a GPU with 80 GB.
     """
-    with contextlib.redirect_stdout(sys.stderr) if json_file == "-" else contextlib.nullcontext():
-        figures = measure(name, repeats, threads, device, dtype, size)
-    Console(stderr=json_file == "-").print(result_table(name, figures[name]))
-    for note in figures[name]["notes"]:
-        print(f"note: {note}", file=sys.stderr if json_file == "-" else sys.stdout)
-    write_json(figures, json_file)
+    with figures_to(json_file) as figures:
+        figures |= measure(name, repeats, threads, device, dtype, size)
+        Console().print(result_table(name, figures[name]))
+        for note in figures[name]["notes"]:
+            typer.echo(f"note: {note}")
 
 
 def measure(name: str, repeats: int, threads: int | None, device: str | None, dtype: str | None, size: str | None):
@@ -119,15 +114,3 @@ def result_table(name: str, figures: dict) -> Table:
         )
         table.add_row(what, *(cells if both else (ours,)))
     return table
-
-
-def write_json(figures: dict, target: str | None) -> None:
-    """One line, to a file or, for "-", to standard output."""
-    if target is None:
-        return
-    line = json.dumps(figures)
-    if target == "-":
-        print(line)
-    else:
-        Path(target).parent.mkdir(parents=True, exist_ok=True)
-        Path(target).write_text(line + "\n", "utf-8")

@@ -1,7 +1,5 @@
 """`glamm-mini parity`: our numbers beside the official model's, on the bundled case or on another."""
 
-import json
-import sys
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -10,6 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from glamm_mini.cli.options import figures_to
 
 
 def parity(
@@ -34,19 +34,18 @@ def parity(
     from glamm_mini.checks.parity.inputs import compare_inputs
     from glamm_mini.checks.parity.table import full_table, summary_table, verdict
 
-    opened = ReferenceCase(case or paths.parity_folder() / "case_small")
-    console = Console(stderr=json_out == "-")
-    rows = _shown(chain(compare_inputs(), compare_case(opened)), console)
-    if first_difference:
-        rows = _until_first(rows, console)
-    rows = list(rows)
-    if not first_difference:
-        console.print((full_table if full else summary_table)(rows))
-    console.print(verdict(rows) + _memory())
-    if made_by := opened.meta.get("made_by"):
-        console.print(f"The case was made by {made_by}.")
-    if json_out:
-        _write_json(json_out, {"case": opened.folder.name, "made_by": made_by, "rows": [row.to_dict() for row in rows]})
+    opened, console = ReferenceCase(case or paths.parity_folder() / "case_small"), Console()
+    with figures_to(json_out) as figures:
+        rows = _shown(chain(compare_inputs(), compare_case(opened)), console)
+        if first_difference:
+            rows = _until_first(rows, console)
+        rows = list(rows)
+        if not first_difference:
+            console.print((full_table if full else summary_table)(rows))
+        console.print(verdict(rows) + _memory())
+        if made_by := opened.meta.get("made_by"):
+            console.print(f"The case was made by {made_by}.", markup=False)
+        figures |= {"case": opened.folder.name, "made_by": made_by, "rows": [row.to_dict() for row in rows]}
     if not all(row.ok for row in rows):
         raise typer.Exit(1)
 
@@ -91,11 +90,3 @@ def _memory() -> str:
         return f"; at most {peak_bytes(torch.device('cpu')) / 1e9:.2f} GB of memory"
     except OSError:
         return ""
-
-
-def _write_json(target: str, content: dict) -> None:
-    line = json.dumps(content)
-    if target == "-":
-        sys.stdout.write(line + "\n")
-    else:
-        Path(target).write_text(line + "\n", encoding="utf-8")

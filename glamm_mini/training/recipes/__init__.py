@@ -219,6 +219,8 @@ def read_recipe(name: str, size: str = "tiny", folder: Path = FOLDER) -> Recipe:
     """
     if size not in SIZES:
         raise ValueError(f"size {size!r} is unknown; expected one of {', '.join(SIZES)}")
+    if folder == FOLDER and name != BASE:
+        check_keys("recipe", [name], recipe_names())
     if name == BASE:
         raise ValueError(f"{BASE} is what recipes share, not a recipe; expected one of {', '.join(recipe_names())}")
     own, where = _load(folder / f"{name}.toml"), f"{name}.toml"
