@@ -3,6 +3,9 @@
 import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from math import inf
+from numbers import Real
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from glamm_mini.model.tokens import TokenIds
 SIZES = ("tiny", "colab", "7b")
 MODES = ("official", "fixed")
 SEG_STATES = ("before", "at")
-COMMON = {*dir(PreTrainedConfig()), "dtype", "torch_dtype", "quantization_config", "auto_map"}
+COMMON = {*dir(PreTrainedConfig()), "dtype", "torch_dtype", "quantization_config", "auto_map"}  # "rope_theta"?
 """What every transformers configuration may be given."""
 
 
@@ -59,9 +62,10 @@ class GroundingConfig:
     pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
 
     def __post_init__(self) -> None:
-        for name in ("pixel_mean", "pixel_std"):
-            if len(getattr(self, name)) != 3:
-                raise ValueError(f"grounding.{name} is {getattr(self, name)}; expected one number for each color")
+        if len(self.pixel_mean) != 3 or len(self.pixel_std) != 3:
+            raise ValueError(
+                f"grounding.pixel_mean and pixel_std are {self.pixel_mean} and {self.pixel_std}; expected one number for each color"
+            )
         if self.heads < 1 or self.hidden % self.heads:
             raise ValueError(f"grounding.hidden is {self.hidden}, which {self.heads} heads do not divide")
         if self.patch_size < 1 or self.image_size < self.patch_size:
@@ -82,6 +86,11 @@ class LossConfig:
     mask_dice: float = 0.5
     dice_scale: float = 1000.0
     dice_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not (isinstance(value, Real) and 0 <= value < inf):
+                raise ValueError(f"losses.{name} is {value!r}; expected a finite number, not below 0")
 
 
 @dataclass
@@ -144,7 +153,7 @@ class GlammConfig(PreTrainedConfig):
                 raise ValueError(f"{name} is {value!r}; expected one of {known}")
         if "transformers_version" not in kwargs and (unknown := sorted(kwargs.keys() - COMMON)):
             raise ValueError(f"GlammConfig has no setting {unknown}; sizes are those of its parts, such as text=...")
-        self.vision, self.text = _nested(CLIPVisionConfig, vision), _nested(LlamaConfig, text)
+        self.vision, self.text = _part(CLIPVisionConfig, vision), _part(LlamaConfig, text)
         given = dict(region=region, grounding=grounding, losses=losses, prompt=prompt, tokens=tokens)
         for name, cls in PARTS.items():
             setattr(self, name, _part(cls, given[name]))
@@ -152,6 +161,13 @@ class GlammConfig(PreTrainedConfig):
         self.mode, self.seg_state, self.size_name = mode, seg_state, size_name
         kwargs.setdefault("tie_word_embeddings", self.text.tie_word_embeddings)
         super().__init__(**kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike, *args: Any, **kwargs: Any) -> "GlammConfig":
+        """As transformers', which would ask the hub for anything; ValueError for what cannot be a name."""
+        if not isinstance(pretrained_model_name_or_path, str | PathLike):
+            raise ValueError(f"no model was named, but {pretrained_model_name_or_path!r}; give a folder or a hub id")
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "GlammConfig":
@@ -186,17 +202,16 @@ class GlammConfig(PreTrainedConfig):
     @property
     def region_layers(self) -> tuple[int, ...]:
         """Hidden states (0 = embeddings) that the region encoder reads, shallowest first; 14 17 20 23 officially."""
-        if not self.region.scales:
-            raise ValueError("region.scales is empty; expected one number for each feature level")
-        last = self.vision.num_hidden_layers + 1 + self.feature_layer
+        depth = self.vision.num_hidden_layers
+        last = depth + 1 + self.feature_layer
         layers = tuple(last - self.level_step * k for k in reversed(range(len(self.region.scales))))
-        if layers[-1] > self.vision.num_hidden_layers:
-            raise ValueError(
-                f"feature_layer is {self.feature_layer}; expected a number below 0, which counts the vision tower's "
-                f"{self.vision.num_hidden_layers} layers from the end"
-            )
+        if not layers:
+            raise ValueError("region.scales is empty; expected one number for each feature level")
+        if last > depth:
+            expected = f"expected a number below 0, which counts the vision tower's {depth} layers from the end"
+            raise ValueError(f"feature_layer is {self.feature_layer}; {expected}")
         if layers[0] < 0:
-            only = f"the vision tower has only {self.vision.num_hidden_layers} layers; lower level_step, or cut scales"
+            only = f"the vision tower has only {depth} layers; lower level_step, or cut scales"
             raise ValueError(f"the region encoder needs hidden states {layers}, but {only}")
         return layers
 
@@ -220,27 +235,17 @@ class GlammConfig(PreTrainedConfig):
         return super().to_dict() | parts | {"vision": self.vision.to_dict(), "text": self.text.to_dict()}
 
 
-def _nested(cls: type[PreTrainedConfig], value: PreTrainedConfig | dict | None) -> PreTrainedConfig:
-    if isinstance(value, cls):
-        return value
-    _check_table(cls, value, (dict, PreTrainedConfig))
-    kind = value.model_type if isinstance(value, PreTrainedConfig) else (value or {}).get("model_type", cls.model_type)
-    if kind != cls.model_type:
+def _part(cls: type, given: object) -> Any:
+    """A part from itself, or from its settings. ValueError for a setting that there is not, or another kind of part."""
+    if isinstance(given, cls):
+        return given
+    table = given.to_dict() if isinstance(given, PreTrainedConfig) else {} if given is None else given
+    if not isinstance(table, dict):
+        raise ValueError(f"{repr(given)[:60]} was given for a {cls.__name__}; expected that, or its settings")
+    ours, names, kind = cls in PARTS.values(), [f.name for f in fields(cls)], table.get("model_type")
+    if kind is not None and not ours and kind != cls.model_type:
         raise ValueError(f"a configuration of kind {kind!r} was given; GLaMM is made of {cls.__name__} here")
-    return cls(**(value or {}))
-
-
-def _check_table(cls: type, value: object, kinds: tuple[type, ...]) -> None:
-    if value is not None and not isinstance(value, kinds):
-        raise ValueError(f"{repr(value)[:60]} was given for a {cls.__name__}; expected that, or its settings")
-
-
-def _part(cls: type, value: object) -> object:
-    if isinstance(value, cls):
-        return value
-    _check_table(cls, value, (dict,))
-    value = dict(value or {})
-    unknown = set(value) - {f.name for f in fields(cls)}
-    if unknown:
-        raise ValueError(f"{cls.__name__} has no setting {sorted(unknown)}; it has {[f.name for f in fields(cls)]}")
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
+    unknown = sorted(map(str, table.keys() - (set(names) if ours else COMMON | {*dir(cls())})))
+    if unknown and "transformers_version" not in table:
+        raise ValueError(f"{cls.__name__} has no setting {unknown}; it has {names}")
+    return cls(**{k: tuple(v) if ours and isinstance(v, list) else v for k, v in table.items()})

@@ -1,9 +1,14 @@
-"""What the model hands back: of images alone, of one pass over whole rows, and of answers."""
+"""What the model takes besides tensors, and hands back: of images alone, of one pass over whole rows, of answers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 from transformers.utils import ModelOutput
+
+Indices = Sequence[int] | Tensor  # (R,), the image of each row, -1 for a row of text alone
+Boxes = Sequence[Tensor | None]  # per row (N, 4), normalized x0 y0 x1 y1, or None
+Sizes = Sequence[tuple[int, int]]  # per image (height, width)
 
 
 @dataclass

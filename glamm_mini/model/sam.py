@@ -1,7 +1,9 @@
 """The pixel side: grounding image encoder and pixel decoder of segment-anything, and the L-P projector before them."""
 
 import math
+from collections.abc import Sequence
 from functools import partial
+from numbers import Integral
 
 import torch
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, TwoWayTransformer
@@ -13,6 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from glamm_mini.dtypes import no_autocast
 from glamm_mini.model.config import GlammConfig
+from glamm_mini.model.outputs import Sizes
 
 SCORES_AT_ONCE = 2**20
 """How many scores the CPU works on at a time: 4 MB in float32, which stay in its cache between the steps."""
@@ -205,6 +208,21 @@ def upscale_logits(logits: Tensor, image_size: int, resized: tuple[int, int], or
     if tuple(original) != tuple(x.shape[-2:]):
         x = F.interpolate(x, size=tuple(original), mode="bilinear", align_corners=False)
     return x[:, 0]
+
+
+def check_sizes(images: int | None, side: int, resized: Sizes | None, original: Sizes | None) -> None:
+    """Raises ValueError for sizes that are not one (height, width) for each image, resized within a square of `side`."""
+
+    def fits(size: object, most: float) -> bool:
+        pair = isinstance(size, Sequence) and len(size) == 2
+        return pair and all(isinstance(n, Integral) and 1 <= n <= most for n in size)
+
+    for name, sizes, most in (("resized", resized, side), ("original", original, math.inf)):
+        if sizes is None or images is None:
+            continue
+        if not isinstance(sizes, Sequence) or len(sizes) != images or not all(fits(size, most) for size in sizes):
+            expected = f"whole (height, width) from 1 to {most} for each of {images} images"
+            raise ValueError(f"{name} is {repr(sizes)[:60]}; expected {expected}")
 
 
 class LPProjector(nn.Sequential):

@@ -35,3 +35,7 @@ class TokenIds:
     seg: int = 32004
     phrase_start: int = 32005
     phrase_end: int = 32006
+
+    def __post_init__(self) -> None:
+        if len(set(vars(self).values())) < len(vars(self)):
+            raise ValueError(f"tokens are {vars(self)}; expected an id of its own for each")
