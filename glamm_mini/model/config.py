@@ -16,7 +16,7 @@ from glamm_mini.model.tokens import TokenIds
 SIZES = ("tiny", "colab", "7b")
 MODES = ("official", "fixed")
 SEG_STATES = ("before", "at")
-COMMON = {*dir(PreTrainedConfig()), "dtype", "torch_dtype", "quantization_config", "auto_map"}  # "rope_theta"?
+COMMON = {*dir(PreTrainedConfig()), "dtype", "torch_dtype", "quantization_config", "auto_map", "rope_theta"}
 """What every transformers configuration may be given."""
 
 
@@ -62,10 +62,8 @@ class GroundingConfig:
     pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
 
     def __post_init__(self) -> None:
-        if len(self.pixel_mean) != 3 or len(self.pixel_std) != 3:
-            raise ValueError(
-                f"grounding.pixel_mean and pixel_std are {self.pixel_mean} and {self.pixel_std}; expected one number for each color"
-            )
+        if not len(self.pixel_mean) == len(self.pixel_std) == 3:
+            raise ValueError("grounding.pixel_mean or pixel_std has not 3 numbers; expected one for each color")
         if self.heads < 1 or self.hidden % self.heads:
             raise ValueError(f"grounding.hidden is {self.hidden}, which {self.heads} heads do not divide")
         if self.patch_size < 1 or self.image_size < self.patch_size:

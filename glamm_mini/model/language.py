@@ -6,7 +6,8 @@ share, would mix up their calls. So each call brings a list of its own, which tr
 """
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -30,9 +31,8 @@ REFUSED = {
 }
 """Options of transformers' generate that GLaMM cannot take, by the reason."""
 
-TELLING = "assistant_model prompt_lookup_num_tokens assistant_early_exit use_mtp penalty_alpha dola_layers".split()
-TELLING += ["num_beam_groups", "constraints", "force_words_ids"]
-"""Options that mean another way to generate."""
+WHOLE = "max_new_tokens min_new_tokens num_beams num_return_sequences bos_token_id eos_token_id pad_token_id".split()
+"""Options that are whole numbers; several tokens may end an answer."""
 
 KEPT = ("scores", "logits", "sequences_scores", "beam_indices", "attentions", "hidden_states")
 
@@ -55,15 +55,13 @@ class LanguageModel(LlamaForCausalLM):
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """As LlamaForCausalLM's. The cache is among kwargs: releases of transformers differ in its name."""
-        given = dict(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids) | kwargs
+        given = dict(attention_mask=attention_mask, position_ids=position_ids, inputs_embeds=inputs_embeds) | kwargs
         if states is None:
-            return super().forward(**given, inputs_embeds=inputs_embeds, labels=labels, logits_to_keep=logits_to_keep)
-        out = self.model(**given, inputs_embeds=inputs_embeds)
-        hidden = out.last_hidden_state
-        states.append(hidden)
+            return super().forward(input_ids, **given, labels=labels, logits_to_keep=logits_to_keep)
+        out = dict(self.model(input_ids, **given))
+        states.append(out.pop("last_hidden_state"))
         last = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        more = {name: value for name, value in out.items() if name != "last_hidden_state"}
-        return CausalLMOutputWithPast(logits=self.lm_head(hidden[:, last]), **more)
+        return CausalLMOutputWithPast(logits=self.lm_head(states[-1][:, last]), **out)
 
 
 def answer(model: LanguageModel, prompt: Spliced, **options: Any) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
@@ -87,34 +85,31 @@ def answer(model: LanguageModel, prompt: Spliced, **options: Any) -> tuple[Tenso
     ids, extra = (out, {}) if torch.is_tensor(out) else (out.sequences, {k: out.get(k) for k in KEPT})
     length = prompt.embeds.shape[1] + ids.shape[1] - 1
     whole = beams == 1 and all(len(piece) == len(ids) for piece in states)
-    if not whole or sum(piece.shape[1] for piece in states) < length:
-        return ids, None, extra
-    return ids, torch.cat(states, dim=1)[:, :length], extra
+    in_order = whole and sum(piece.shape[1] for piece in states) >= length
+    return ids, torch.cat(states, dim=1)[:, :length] if in_order else None, extra
 
 
 def _checked(config: GenerationConfig, options: Mapping[str, Any], device: str) -> int:
     """The number of beams that the options mean; a ValueError for what cannot be done."""
     if not isinstance(config, GenerationConfig):
         raise ValueError(f"generation_config is a {type(config).__name__}; expected a GenerationConfig")
-    for name in ("max_new_tokens", "min_new_tokens", "num_beams", "num_return_sequences"):
-        if not isinstance(options.get(name), int | None):
-            raise ValueError(f"{name} is {options[name]!r}; expected a whole number")
+    for name in WHOLE:
+        value = options.get(name, getattr(config, name))
+        several = value if name == "eos_token_id" and isinstance(value, list | tuple) else [value]
+        if not all(isinstance(one, Integral | Tensor | None) for one in several):
+            raise ValueError(f"{name} is {value!r}; expected a whole number")
     config = copy.deepcopy(config)
-    more = config.update(**options)
-
-    def given(names: Iterable[str]) -> list[str]:
-        values = {name: more.get(name, getattr(config, name, None)) for name in names}
-        return [name for name, value in values.items() if value is not None and value is not False]
-
+    given = config.update(**options)
+    given = {name: value for name, value in (given | vars(config)).items() if value is not None and value is not False}
     for why, names in REFUSED.items():
-        for name in given(names):
+        for name in given.keys() & names:
             raise ValueError(f"generate was given {name}, which GLaMM does not take: {why}")
     for name in ("num_beams", "num_return_sequences"):
         if (count := getattr(config, name)) is not None and count < 1:
             raise ValueError(f"{name} is {count}; expected 1 or more")
-    mode, cache = config.get_generation_mode(more.get("assistant_model")), config.cache_implementation or ""
+    mode, cache = config.get_generation_mode(options.get("assistant_model")), config.cache_implementation or ""
     if mode not in MODES:
-        known, named = ", ".join(mode.value for mode in MODES), ", ".join(given(TELLING)) or "options"
+        known, named = ", ".join(mode.value for mode in MODES), ", ".join(sorted(given.keys() - set(WHOLE)))
         raise ValueError(f"generate was given {named}, which means {mode.value}; GLaMM's masks need one of {known}")
     if cache == "paged" or (cache.startswith("offloaded") and device != "cuda"):
         raise ValueError(f"cache_implementation is {cache!r}, which does not work with embeddings on {device}")

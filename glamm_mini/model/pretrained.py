@@ -41,6 +41,7 @@ class GlammPreTrained(PreTrainedModel, GenerationMixin):
         Raises FileNotFoundError for what is missing, and ValueError for what is damaged, of another kind of model, or
         lacks a weight or has one too many: nothing is ever filled up with random values.
         """
+        _check_attention(kwargs.get("attn_implementation"))
         if pretrained_model_name_or_path is None and kwargs.get("state_dict") is not None:  # the weights themselves
             return super().from_pretrained(None, *args, **kwargs)
         return registry.find("checkpoint", "model")(cls, pretrained_model_name_or_path, *args, **kwargs)
@@ -52,6 +53,11 @@ class GlammPreTrained(PreTrainedModel, GenerationMixin):
         super().save_pretrained(save_directory, *args, **kwargs)
         if Path(save_directory).is_dir():
             registry.find("checkpoint", "rights")(Path(save_directory))
+
+    def set_attn_implementation(self, attn_implementation: str | dict, *args: Any, **kwargs: Any) -> None:
+        """As transformers'."""
+        _check_attention(attn_implementation)
+        super().set_attn_implementation(attn_implementation, *args, **kwargs)
 
     def _init_weights(self, module: nn.Module) -> None:
         """One module's starting values; transformers calls this for every module it finds without weights."""
@@ -109,6 +115,11 @@ class GlammPreTrained(PreTrainedModel, GenerationMixin):
         if new_num_tokens is not None and (not isinstance(new_num_tokens, int) or new_num_tokens < least):
             raise ValueError(f"new_num_tokens is {new_num_tokens!r}; expected {least} or more, for the added tokens")
         return self.language_model.resize_token_embeddings(new_num_tokens, *args, **kwargs)
+
+
+def _check_attention(kind: object) -> None:
+    if not isinstance(kind, str | dict | None):
+        raise ValueError(f"attn_implementation is {kind!r}; expected a name, such as 'sdpa' or 'eager'")
 
 
 def sine_table(side: int, width: int) -> torch.Tensor:

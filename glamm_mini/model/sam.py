@@ -1,10 +1,10 @@
 """The pixel side: grounding image encoder and pixel decoder of segment-anything, and the L-P projector before them."""
 
 import math
-from collections.abc import Sequence
 from functools import partial
 from numbers import Integral
 
+import numpy as np
 import torch
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, TwoWayTransformer
 from segment_anything.modeling.image_encoder import Attention, get_rel_pos
@@ -211,17 +211,12 @@ def upscale_logits(logits: Tensor, image_size: int, resized: tuple[int, int], or
 
 
 def check_sizes(images: int | None, side: int, resized: Sizes | None, original: Sizes | None) -> None:
-    """Raises ValueError for sizes that are not one (height, width) for each image, resized within a square of `side`."""
-
-    def fits(size: object, most: float) -> bool:
-        pair = isinstance(size, Sequence) and len(size) == 2
-        return pair and all(isinstance(n, Integral) and 1 <= n <= most for n in size)
-
+    """Raises ValueError for sizes that are not one (height, width) for each image, `resized` in a square of `side`."""
     for name, sizes, most in (("resized", resized, side), ("original", original, math.inf)):
-        if sizes is None or images is None:
-            continue
-        if not isinstance(sizes, Sequence) or len(sizes) != images or not all(fits(size, most) for size in sizes):
-            expected = f"whole (height, width) from 1 to {most} for each of {images} images"
+        given = np.array([] if sizes is None else sizes, dtype=object)
+        whole = all(isinstance(n, Integral) and 1 <= n <= most for n in given.flat)
+        if sizes is not None and images and (given.shape != (images, 2) or not whole):
+            expected = f"whole (height, width), 1 to {most}, of each of {images} images"
             raise ValueError(f"{name} is {repr(sizes)[:60]}; expected {expected}")
 
 
