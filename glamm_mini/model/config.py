@@ -15,8 +15,7 @@ from glamm_mini.model.tokens import TokenIds
 
 SIZES = ("tiny", "colab", "7b")
 MODES = ("official", "fixed")
-SEG_STATES = ("before", "at")
-COMMON = {*dir(PreTrainedConfig()), "dtype", "torch_dtype", "quantization_config", "auto_map", "rope_theta"}
+COMMON = {*dir(PreTrainedConfig()), "dtype", "torch_dtype", "quantization_config", "auto_map"}
 """What every transformers configuration may be given."""
 
 
@@ -99,8 +98,7 @@ class PromptConfig:
     user: str = "USER"
     assistant: str = "ASSISTANT"
     image_line: str = "The <image> provides an overview of the picture.\n"
-    max_length: int = 1536
-    """Longest row, in tokens, image features included."""
+    max_length: int = 1536  # tokens of the longest row, image features included
 
 
 PARTS = dict(region=RegionConfig, grounding=GroundingConfig, losses=LossConfig, prompt=PromptConfig, tokens=TokenIds)
@@ -115,8 +113,7 @@ class GlammConfig(PreTrainedConfig):
     """Everything that decides the shape and the behavior of a GLaMM.
 
     Args:
-        vision, text: transformers' CLIPVisionConfig and LlamaConfig, or their settings.
-        region, grounding, losses, prompt, tokens: the dataclasses above, or their settings.
+        vision, text ... tokens: CLIPVisionConfig, LlamaConfig and the dataclasses above, or their settings.
         feature_layer: hidden state of the vision tower that the language model reads, from the end (-2 official).
         level_step: distance between the hidden states that the region encoder reads, back from `feature_layer`.
         mode: "official" reproduces the released code's behavior, "fixed" is what we train (see `losses`, `processor`).
@@ -124,7 +121,7 @@ class GlammConfig(PreTrainedConfig):
         size_name: one of SIZES, or "custom".
         kwargs: what every transformers configuration has.
 
-    Raises ValueError for a setting that there is not, and for language models other than Llama.
+    Raises ValueError for a setting that there is not or that cannot be, and for other language models than Llama.
     """
 
     model_type = "glamm_mini"
@@ -146,15 +143,14 @@ class GlammConfig(PreTrainedConfig):
         size_name: str = "custom",
         **kwargs: Any,
     ):
-        for name, value, known in (("mode", mode, MODES), ("seg_state", seg_state, SEG_STATES)):
+        for name, value, known in (("mode", mode, MODES), ("seg_state", seg_state, ("before", "at"))):
             if value not in known:
                 raise ValueError(f"{name} is {value!r}; expected one of {known}")
         if "transformers_version" not in kwargs and (unknown := sorted(kwargs.keys() - COMMON)):
             raise ValueError(f"GlammConfig has no setting {unknown}; sizes are those of its parts, such as text=...")
         self.vision, self.text = _part(CLIPVisionConfig, vision), _part(LlamaConfig, text)
-        given = dict(region=region, grounding=grounding, losses=losses, prompt=prompt, tokens=tokens)
-        for name, cls in PARTS.items():
-            setattr(self, name, _part(cls, given[name]))
+        for (name, cls), given in zip(PARTS.items(), (region, grounding, losses, prompt, tokens), strict=True):
+            setattr(self, name, _part(cls, given))
         self.feature_layer, self.level_step = feature_layer, level_step
         self.mode, self.seg_state, self.size_name = mode, seg_state, size_name
         kwargs.setdefault("tie_word_embeddings", self.text.tie_word_embeddings)
@@ -220,8 +216,8 @@ class GlammConfig(PreTrainedConfig):
     def memory_report(self, dtype: str = "float32", trained: str | Sequence[str] = "all", **more: Any) -> dict:
         """Megabytes of every part on one device, counted without allocating them; `print` it for a table.
 
-        trained: "all", "none" (to answer), "official" (the released recipe's), or pieces of parameters' names. more:
-        `lora`, `batch` ..., see `glamm_mini.course.memory.memory_report.memory_report`.
+        trained: "all", "none", "official" (the released recipe's), or pieces of parameters' names. more: `lora`,
+        `batch` ..., see `glamm_mini.course.memory.memory_report.memory_report`.
         """
         from glamm_mini.course.memory.memory_report import memory_report
 
@@ -243,7 +239,7 @@ def _part(cls: type, given: object) -> Any:
     ours, names, kind = cls in PARTS.values(), [f.name for f in fields(cls)], table.get("model_type")
     if kind is not None and not ours and kind != cls.model_type:
         raise ValueError(f"a configuration of kind {kind!r} was given; GLaMM is made of {cls.__name__} here")
-    unknown = sorted(map(str, table.keys() - (set(names) if ours else COMMON | {*dir(cls())})))
+    unknown = sorted(map(str, table.keys() - (set(names) if ours else COMMON | {"rope_theta", *dir(cls())})))
     if unknown and "transformers_version" not in table:
         raise ValueError(f"{cls.__name__} has no setting {unknown}; it has {names}")
     return cls(**{k: tuple(v) if ours and isinstance(v, list) else v for k, v in table.items()})

@@ -58,8 +58,8 @@ class GlammForConditionalGeneration(GlammPreTrained):
         segment_ids: Tensor | None = None,
     ) -> Spliced:
         """Ids (R, L), with images and boxes, to what the language model is fed; row r is about image r by default."""
-        images, words = () if features is None else features.tokens, self.config.text.vocab_size
-        check_ids(input_ids, words, attention_mask, labels, segment_ids)
+        images, columns = () if features is None else features.tokens, (attention_mask, labels, segment_ids)
+        check_ids(input_ids, self.config.text.vocab_size, *columns)
         of_rows, boxes = rows_about(len(input_ids), len(images), image_index, boxes)
         attention = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         embeds = self.get_input_embeddings()(input_ids.clamp(min=0))
@@ -119,14 +119,13 @@ class GlammForConditionalGeneration(GlammPreTrained):
         Args:
             input_ids, attention_mask, labels, segment_ids: (R, L); padding on the right. inputs_embeds: not taken.
             global_images, grounding_images: (I, 3, S, S) and (I, 3, G, G), as the processor makes them.
-            image_index: default: row r is about image r.
+            image_index: the image of each row, default row r's is image r.
             masks: per image (M, H, W), one for each of its [SEG], in row order.
             resized, original: of each image inside the grounding encoder's square, and of the picture.
             normalizers: "tokens" and "masks", what the losses are divided by; default: this batch's counts.
-            image_features: of an earlier `encode_images`, in place of images.
-            return_logits: default: only without labels.
+            image_features: of an earlier `encode_images`, in place of images. return_logits: default without labels.
 
-        Raises a ValueError that names the row or image for rows, images, boxes and masks that do not belong together.
+        Raises ValueError that names the row or image for rows, images, boxes and masks that do not belong together.
         """
         if input_ids is None or inputs_embeds is not None:
             raise ValueError("GLaMM reads input_ids, not inputs_embeds: images and boxes become embeddings inside")
@@ -144,10 +143,10 @@ class GlammForConditionalGeneration(GlammPreTrained):
         out.hidden_states, out.attentions = words.hidden_states, words.attentions
         if features is not None and features.grounding is not None:
             self._ground(out, spliced, resized, original)
-        if self.training and (out.prompts is None or len(out.prompts) == 0):
-            out.losses = {"unused": self._touch_decoder(hidden, features)}
         if labels is not None:
             self._add_losses(out, spliced.labels, masks, normalizers or {})
+        if out.loss is not None and self.training and (out.prompts is None or len(out.prompts) == 0):
+            out.loss = out.loss + self._touch_decoder(hidden, features)
         if return_logits or (return_logits is None and labels is None):
             out.logits = self._logits(hidden)
         return out
@@ -159,14 +158,13 @@ class GlammForConditionalGeneration(GlammPreTrained):
     def _touch_decoder(self, hidden: Tensor, features: ImageFeatures | None) -> Tensor:
         """Zero, by way of the decoder: a process without masks must still touch it, or gradient averaging across
         processes waits for ever."""
-        c = self.config.grounding
-        grounding = None if features is None else features.grounding
+        c, grounding = self.config.grounding, features and features.grounding
         if grounding is None:
             grounding = hidden.new_zeros(1, c.prompt_dim, c.grid, c.grid)
         _, low_res = self.decode_masks(hidden[:1, 0], grounding, torch.zeros(1, dtype=torch.long, device=hidden.device))
         return 0.0 * low_res.sum()
 
-    def _ground(self, out: GlammOutput, spliced: Spliced, resized: Sizes | None, original: Sizes | None) -> None:
+    def _ground(self, out: GlammOutput, spliced: Spliced, *sizes: Sizes | None) -> None:
         """Adds a mask for every [SEG]."""
         at = self.seg_positions(spliced.ids)
         images = torch.tensor(spliced.images, device=at.device)[at[:, 0]]
@@ -174,31 +172,27 @@ class GlammForConditionalGeneration(GlammPreTrained):
         out.seg_positions = at
         states = out.last_hidden[at[:, 0], at[:, 1]]
         out.prompts, out.low_res = self.decode_masks(states, out.image_features.grounding, images)
-        if resized is not None and original is not None:
-            out.mask_logits = self._upscaled([out.low_res[images == i] for i in range(len(resized))], resized, original)
+        if None not in sizes:
+            out.mask_logits = self._upscaled([out.low_res[images == i] for i in range(len(sizes[0]))], *sizes)
 
-    def _upscaled(self, masks: Sequence[Tensor], resized: Sizes, original: Sizes) -> list[Tensor]:
+    def _upscaled(self, masks: Sequence[Tensor], *sizes: Sizes) -> list[Tensor]:
         """Mask logits (M, m, m) of each picture to (M, H, W)."""
-        size, sizes = self.config.grounding.image_size, zip(masks, resized, original, strict=True)
-        return [upscale_logits(low_res, size, tuple(r), tuple(o)) for low_res, r, o in sizes]
+        side = self.config.grounding.image_size
+        return [upscale_logits(low_res, side, *own) for low_res, *own in zip(masks, *sizes, strict=True)]
 
-    def _add_losses(
-        self, out: GlammOutput, labels: Tensor, masks: Sequence[Tensor] | None, normalizers: Mapping[str, float]
-    ) -> None:
+    def _add_losses(self, out: GlammOutput, labels: Tensor, masks: Sequence[Tensor] | None, counts: Mapping) -> None:
         """Adds the losses of words (labels (R, T)) and, where there are masks, of pixels."""
         c = self.config.losses
         keep = labels[:, 1:] != IGNORE_INDEX
         target = labels[:, 1:][keep]
         logits = self._logits(out.last_hidden[:, :-1][keep])  # (K, V), supervised positions only
-        parts = {"ce": losses.cross_entropy_sum(logits, target) / max(normalizers.get("tokens", len(target)), 1)}
+        parts = {"ce": losses.cross_entropy_sum(logits, target) / max(counts.get("tokens", len(target)), 1)}
         total = c.cross_entropy * parts["ce"]
         if masks is not None and (out.mask_logits is not None or any(map(len, masks))):
             bce, dice, count = losses.mask_sums(out.mask_logits, masks, c, cut_surplus=self.config.mode == "official")
-            count = max(normalizers.get("masks", count), 1)
+            count = max(counts.get("masks", count), 1)
             parts |= {"mask_bce": bce / count, "mask_dice": dice / count}
             total = total + c.mask_bce * parts["mask_bce"] + c.mask_dice * parts["mask_dice"]
-        if out.losses:
-            total = total + out.losses["unused"]
         out.loss, out.losses = total, parts
 
     # The official code generates without a cache, since its masks need the states of the whole row: it computes every
@@ -225,15 +219,14 @@ class GlammForConditionalGeneration(GlammPreTrained):
             kwargs: go to transformers' generate (max_new_tokens, do_sample, num_beams, logits_processor, streamer,
                 generation_config, return_dict_in_generate with output_scores ...). Greedy unless said otherwise.
 
-        Raises ValueError as `forward` does, and for ways to generate that need the prompt's ids (assistant models,
-        prompt look-up, contrastive search) or steps of their own.
+        Raises ValueError as `forward` does, and for ways to generate that GLaMM cannot go (`REFUSED`, `MODES`).
         """
         features = image_features
         if features is None and global_images is not None:
             features = self.encode_images(global_images, grounding_images)
         check_sizes(features and len(features.tokens), self.config.grounding.image_size, resized, original)
         spliced = self.splice(input_ids, attention_mask, None, features, image_index, boxes)
-        prompt = pad_left(spliced, None if features is None else features.grounding)
+        prompt = pad_left(spliced, features and features.grounding)
         with across_types(self.language_model):
             ids, hidden, more = answer(self.language_model, prompt, **kwargs)
             # The last new token was never fed; with seg_state "at" a [SEG] there still needs its own state.
@@ -250,18 +243,15 @@ class GlammForConditionalGeneration(GlammPreTrained):
             self._decode(result, features.grounding, of_rows, resized, original)
         return result
 
-    def _decode(
-        self, out: GlammGenerated, grounding: Tensor, of_rows: list[int], resized: Sizes | None, original: Sizes | None
-    ) -> None:
+    def _decode(self, out: GlammGenerated, grounding: Tensor, of_rows: list[int], *sizes: Sizes | None) -> None:
         """Adds the masks of all rows, decoded in one call. A row without image (-1) has nothing to point at."""
         rows = [states[: None if image >= 0 else 0] for states, image in zip(out.states, of_rows, strict=True)]
         counts = [len(states) for states in rows]
         which = torch.tensor(of_rows).repeat_interleave(torch.tensor(counts)).to(grounding.device)
         prompts, low_res = self.decode_masks(torch.cat(rows), grounding, which)
         out.prompts, out.low_res = list(prompts.split(counts)), list(low_res.split(counts))
-        if resized is not None and original is not None:
-            own = ([sizes[max(image, 0)] for image in of_rows] for sizes in (resized, original))
-            out.mask_logits = self._upscaled(out.low_res, *own)
+        if None not in sizes:
+            out.mask_logits = self._upscaled(out.low_res, *([given[max(i, 0)] for i in of_rows] for given in sizes))
 
 
 # transformers' Auto classes know GLaMM as soon as this class is imported.

@@ -1,8 +1,8 @@
 """The language model, and answers with the state behind every token.
 
-transformers' generate returns ids; a mask needs the state of its [SEG] as well. `output_hidden_states` would keep the
-states of all layers (160 MB for each image at the 7B size in bfloat16), and a hook on the module, which all threads
-share, would mix up their calls. So each call brings a list of its own, which travels among its arguments.
+transformers' generate returns ids; a mask needs the state of its [SEG] as well. `output_hidden_states` keeps those of
+all layers (160 MB for each image at the 7B size in bfloat16), and a hook on the module, which all threads share, mixes
+up their calls. So each call brings a list of its own, which travels among its arguments.
 """
 
 import copy
@@ -20,7 +20,6 @@ from glamm_mini.model.splice import Spliced, language_states
 
 MODES = tuple(GenerationMode(name) for name in ("greedy_search", "sample", "beam_search", "beam_sample"))
 """Ways to generate that need nothing but the prompt's embeddings."""
-
 REFUSED = {
     "it reads the prompt's ids, and an image has none": (
         *("inputs", "inputs_embeds", "negative_prompt_ids", "guidance_scale", "token_healing", "prefill_chunk_size"),
@@ -30,10 +29,8 @@ REFUSED = {
     "it takes steps of its own, whose states are not known here": ("custom_generate", "states"),
 }
 """Options of transformers' generate that GLaMM cannot take, by the reason."""
-
 WHOLE = "max_new_tokens min_new_tokens num_beams num_return_sequences bos_token_id eos_token_id pad_token_id".split()
 """Options that are whole numbers; several tokens may end an answer."""
-
 KEPT = ("scores", "logits", "sequences_scores", "beam_indices", "attentions", "hidden_states")
 
 
@@ -67,10 +64,9 @@ class LanguageModel(LlamaForCausalLM):
 def answer(model: LanguageModel, prompt: Spliced, **options: Any) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
     """Ids (R, new) that follow the prompt (R, T, D), padded on the left, and the states they came from.
 
-    options: those of transformers' generate. R grows by `num_return_sequences`.
+    options: those of transformers' generate; ValueError for one that reads the prompt's ids, or takes steps of its own.
     Returns ids; states (R, T + new - 1, D) of the prompt and all new tokens but the last, or None where the passes of
     this way to generate do not have them in order (beams change places); and what else was asked for (`KEPT`).
-    Raises ValueError for an option that reads the prompt's ids, or takes steps of its own.
     """
     given = copy.deepcopy(options.pop("generation_config", None))
     beams = _checked(given or model.generation_config, options, prompt.embeds.device.type)

@@ -1,8 +1,7 @@
 """The three losses of GLaMM (paper section 3.1): words, and pixels twice.
 
-Every function returns a SUM over tokens or masks; the caller divides. Official training divides by what one
-micro-batch holds; `fixed` by what the whole optimizer step holds, over processes and accumulation, so that the way a
-batch is cut does not change the training.
+Every function returns a SUM over tokens or masks; the caller divides. Official training divides by what one micro-batch
+holds; `fixed` by what the whole optimizer step holds, so that the way a batch is cut does not change the training.
 """
 
 from collections.abc import Mapping, Sequence

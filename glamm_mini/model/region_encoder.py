@@ -39,8 +39,7 @@ class LevelMixer(nn.Module):
 
 
 class Round(GradientCheckpointingLayer, LevelMixer):
-    """A round of mixing that `gradient_checkpointing_enable` reaches: officially, five of them hold more than all
-    layers of the language model do."""
+    """A round that `gradient_checkpointing_enable` reaches: five hold more than all layers of the language model."""
 
     def forward(self, *levels: Tensor) -> tuple[Tensor, ...]:
         # One by one, since gradients reach tensors inside a list by one of torch's two ways to checkpoint only.
@@ -72,8 +71,7 @@ class RegionEncoder(nn.Module):
         """Feature grids (B, C, h, w), shallowest first, to inputs of the mixing: the shallowest becomes the finest."""
         maps = []
         for level, scale, conv in zip(levels, self.config.scales, self.inputs, strict=True):
-            h, w = level.shape[-2] * scale, level.shape[-1] * scale
-            level = _resize(level, (h, w))
+            level = _resize(level, [side * scale for side in level.shape[-2:]])
             maps.append(conv(torch.cat([level, _coordinates(level)], dim=1)))
         return maps
 
@@ -90,9 +88,9 @@ class RegionEncoder(nn.Module):
         """
         pixels, c = [b.float() * self.box_size for b in boxes], self.config
         how = dict(output_size=c.roi_size, sampling_ratio=c.sampling_ratio, aligned=True)
+        scales = [level.shape[-1] / self.image_size for level in maps]
         return [
-            roi_align(level.float(), pixels, spatial_scale=level.shape[-1] / self.image_size, **how).to(level.dtype)
-            for level in maps
+            roi_align(x.float(), pixels, spatial_scale=k, **how).to(x.dtype) for x, k in zip(maps, scales, strict=True)
         ]
 
     def read_out(self, rois: list[Tensor], boxes: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
 """Splice: image features go where `<image>` stands, region vectors where `<bbox>` stands.
 
-A row of ids has one `<image>` (index -200) at most; it makes room for all image tokens, so that every position after
-it moves. Labels and attention move with it.
+A row of ids has one `<image>` (index -200) at most, which makes room for all image tokens: what stands behind it moves.
 """
 
 from collections.abc import Sequence
@@ -29,17 +28,16 @@ class Spliced:
     images: list[int] | None = None  # (R,), the image of each row, -1 for none
 
 
-def check_ids(
-    ids: Tensor, words: int, attention: Tensor | None, labels: Tensor | None, segments: Tensor | None
-) -> None:
-    """Raises ValueError that names what has another type or shape than ids (R, L), or is no id of a word, or -200."""
+def check_ids(ids: Tensor, words: int, *columns: Tensor | None) -> None:
+    """Raises ValueError that names what has another type or shape than ids (R, L), or is no id of `words` words."""
     if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point():
         shown = f"{ids.dtype} {tuple(ids.shape)}" if isinstance(ids, Tensor) else f"a {type(ids).__name__}"
         raise ValueError(f"input_ids are {shown}; expected whole numbers (R, L)")
-    for name, given in (("attention_mask", attention), ("labels", labels), ("segment_ids", segments)):
+    for name, given in zip(("attention_mask", "labels", "segment_ids"), columns, strict=True):
         if given is not None and given.shape != ids.shape:
             raise ValueError(f"{name} has shape {tuple(given.shape)}; expected that of input_ids, {tuple(ids.shape)}")
-    tokens = {"input_ids": (ids, IMAGE_TOKEN_INDEX)} | ({} if labels is None else {"labels": (labels, IGNORE_INDEX)})
+    tokens = {"input_ids": (ids, IMAGE_TOKEN_INDEX), "labels": (columns[1], IGNORE_INDEX)}
+    tokens = {name: pair for name, pair in tokens.items() if pair[0] is not None}
     odd = [(x >= words) | ((x < 0) & (x != other)) for x, other in tokens.values()]
     if torch.stack(odd).any():  # asked once: a GPU has to be waited for
         name, (x, other), wrong = next(
@@ -71,8 +69,8 @@ def put_regions(
     """Replace the k-th `<bbox>` of each row by the row's k-th region vector.
 
     embeds (R, L, D) token embeddings of ids (R, L); regions (sum of counts, D), counts: boxes per row, or None.
-    A row that was given no boxes (None) keeps the plain embedding of `<bbox>`. Raises ValueError on any other
-    mismatch (the official code drops surplus regions silently and spreads a single one over all tokens).
+    A row that was given no boxes (None) keeps the plain embedding of `<bbox>`; any other mismatch is a ValueError (the
+    official code drops surplus regions silently and spreads a single one over all tokens).
     """
     if all(have is None for have in counts):
         return embeds
@@ -107,29 +105,18 @@ def put_images(
         if len(at) > 1 or (len(at) == 1) != (image >= 0):
             found = f"{len(at)} <image> and is given {'an' if image >= 0 else 'no'} image"
             raise ValueError(f"row {r} has {found}; expected one <image> for a row with an image and none otherwise")
-        own = tuple(None if c is None else c[r] for c in (embeds, attention, labels, ids, segments))
-        rows.append(_one_row(own, at[0], features[image]) if at else own)
+        row = [None if c is None else c[r] for c in (embeds, attention, labels, ids, segments)]
+        for k in at:
+            # What stands at the P positions of the image. They are seen where `<image>` was and belong to its segment,
+            # but nothing is learned there, since no word stands there; and they keep the index of an image.
+            vectors, p = features[image].to(embeds.dtype), len(features[image])
+            unlearned, marks = (ids.new_full((p,), index) for index in (IGNORE_INDEX, IMAGE_TOKEN_INDEX))
+            seen, segment = (None if c is None else c[r, k].expand(p) for c in (attention, segments))
+            middle = vectors, seen, unlearned, marks, segment
+            row = [None if c is None else torch.cat([c[:k], m, c[k + 1 :]]) for c, m in zip(row, middle, strict=True)]
+        rows.append(row)
     columns = zip(zip(*rows, strict=True), (0, False, IGNORE_INDEX, 0, 0), strict=True)
     return Spliced(*(None if c[0] is None else pad_sequence(c, True, padding_value=x) for c, x in columns), images)
-
-
-Row = tuple[Tensor | None, ...]
-"""Embeddings, attention, labels, ids and segments of one row, each (L, ...)."""
-
-
-def _one_row(row: Row, k: int, image: Tensor) -> Row:
-    """A row with `<image>` at k, with the image's features (P, D) in its place: (L - 1 + P, ...) each."""
-    (embeds, attention, _, ids, segments), patches = row, len(image)
-    # What stands at the P positions of the image. They are seen where `<image>` was and belong to its segment, but
-    # nothing is learned there, since no word stands there; and they keep the index by which an image is known.
-    middle = (
-        image.to(embeds.dtype),
-        attention[k].expand(patches),
-        ids.new_full((patches,), IGNORE_INDEX),
-        ids.new_full((patches,), IMAGE_TOKEN_INDEX),
-        None if segments is None else segments[k].expand(patches),
-    )
-    return tuple(None if c is None else torch.cat([c[:k], m, c[k + 1 :]]) for c, m in zip(row, middle, strict=True))
 
 
 def language_states(language_model: LlamaForCausalLM, spliced: Spliced) -> Tensor:

@@ -1,6 +1,6 @@
 """What the language model sees: the global image encoder (CLIP) with its feature levels, and the V-L projector."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor, nn
 from transformers import CLIPVisionModel
@@ -9,12 +9,11 @@ from transformers.modeling_outputs import BaseModelOutput
 from glamm_mini.model.config import GlammConfig
 
 
-@dataclass
-class GlobalFeatures:
-    """What CLIP makes of images."""
+class GlobalFeatures(NamedTuple):
+    """What CLIP makes of images: for the language model (B, P, C); for regions four (B, C, h, w), shallowest first."""
 
-    tokens: Tensor  # (B, P, C), what the language model reads
-    levels: list[Tensor]  # four (B, C, h, w), shallowest first, for regions
+    tokens: Tensor
+    levels: list[Tensor]
 
 
 class VisionTower(CLIPVisionModel):
