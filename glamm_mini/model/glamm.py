@@ -172,7 +172,7 @@ class GlammForConditionalGeneration(GlammPreTrained):
         out.seg_positions = at
         states = out.last_hidden[at[:, 0], at[:, 1]]
         out.prompts, out.low_res = self.decode_masks(states, out.image_features.grounding, images)
-        if None not in sizes:
+        if all(given is not None for given in sizes):
             out.mask_logits = self._upscaled([out.low_res[images == i] for i in range(len(sizes[0]))], *sizes)
 
     def _upscaled(self, masks: Sequence[Tensor], *sizes: Sizes) -> list[Tensor]:
@@ -250,7 +250,7 @@ class GlammForConditionalGeneration(GlammPreTrained):
         which = torch.tensor(of_rows).repeat_interleave(torch.tensor(counts)).to(grounding.device)
         prompts, low_res = self.decode_masks(torch.cat(rows), grounding, which)
         out.prompts, out.low_res = list(prompts.split(counts)), list(low_res.split(counts))
-        if None not in sizes:
+        if all(given is not None for given in sizes):
             out.mask_logits = self._upscaled(out.low_res, *([given[max(i, 0)] for i in of_rows] for given in sizes))
 
 
