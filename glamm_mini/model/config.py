@@ -15,8 +15,7 @@ from glamm_mini.model.tokens import TokenIds
 
 SIZES = ("tiny", "colab", "7b")
 MODES = ("official", "fixed")
-COMMON = {*dir(PreTrainedConfig()), "dtype", "torch_dtype", "quantization_config", "auto_map"}
-"""What every transformers configuration may be given."""
+COMMON = {*dir(PreTrainedConfig()), "dtype", "torch_dtype", "quantization_config", "auto_map"}  # any may be given these
 
 
 @dataclass
@@ -24,8 +23,8 @@ class RegionConfig:
     """The region encoder: one token per box from four feature levels of the global image encoder.
 
     scales: side of each level's map over the side of the feature grid, shallowest level first (official 8 4 2 1).
-    box_image_size: pixels that a box of the whole picture spans before RoIAlign. None means the global encoder's
-        image size; official weights were trained with 224 although the encoder runs at 336.
+    box_image_size: pixels that a box of the whole picture spans before RoIAlign; None for the global encoder's image
+        size. Official weights were trained with 224 although the encoder runs at 336.
     """
 
     channels: int = 1024
@@ -116,7 +115,7 @@ class GlammConfig(PreTrainedConfig):
         vision, text ... tokens: CLIPVisionConfig, LlamaConfig and the dataclasses above, or their settings.
         feature_layer: hidden state of the vision tower that the language model reads, from the end (-2 official).
         level_step: distance between the hidden states that the region encoder reads, back from `feature_layer`.
-        mode: "official" reproduces the released code's behavior, "fixed" is what we train (see `losses`, `processor`).
+        mode: "official" is the released code's behavior, "fixed" what we train (see `losses`, `processor`).
         seg_state: "before" (official): a mask comes from the state that predicts [SEG]; "at": from [SEG]'s own.
         size_name: one of SIZES, or "custom".
         kwargs: what every transformers configuration has.
@@ -179,9 +178,8 @@ class GlammConfig(PreTrainedConfig):
             raise ValueError(f"size {size!r} is unknown; expected one of {', '.join(SIZES)}")
         stored = tomllib.loads((Path(__file__).parent / "sizes.toml").read_text("utf-8"))
         own = {"prompt": {"system": OFFICIAL_SYSTEM}, "size_name": size} | stored[size]
-        if isinstance(own["vision"], str):
-            own["vision"] = stored[own["vision"]]
-        return cls(**(own | changes))
+        vision = stored[own["vision"]] if isinstance(own["vision"], str) else own["vision"]
+        return cls(**(own | {"vision": vision} | changes))
 
     @property
     def image_grid(self) -> int:

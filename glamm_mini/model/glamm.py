@@ -58,8 +58,8 @@ class GlammForConditionalGeneration(GlammPreTrained):
         segment_ids: Tensor | None = None,
     ) -> Spliced:
         """Ids (R, L), with images and boxes, to what the language model is fed; row r is about image r by default."""
-        images, columns = () if features is None else features.tokens, (attention_mask, labels, segment_ids)
-        check_ids(input_ids, self.config.text.vocab_size, *columns)
+        images = () if features is None else features.tokens
+        check_ids(input_ids, self.config.text.vocab_size, attention_mask, labels, segment_ids)
         of_rows, boxes = rows_about(len(input_ids), len(images), image_index, boxes)
         attention = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         embeds = self.get_input_embeddings()(input_ids.clamp(min=0))
@@ -156,8 +156,7 @@ class GlammForConditionalGeneration(GlammPreTrained):
         return self.language_model.lm_head(in_type_of(self.language_model.lm_head, hidden))
 
     def _touch_decoder(self, hidden: Tensor, features: ImageFeatures | None) -> Tensor:
-        """Zero, by way of the decoder: a process without masks must still touch it, or gradient averaging across
-        processes waits for ever."""
+        """Zero by way of the decoder: a process without masks must touch it, or averaging gradients waits for ever."""
         c, grounding = self.config.grounding, features and features.grounding
         if grounding is None:
             grounding = hidden.new_zeros(1, c.prompt_dim, c.grid, c.grid)
@@ -197,7 +196,6 @@ class GlammForConditionalGeneration(GlammPreTrained):
 
     # The official code generates without a cache, since its masks need the states of the whole row: it computes every
     # image, region and token again at each step. With a cache each step gives one state; collected, they are the same.
-
     @torch.no_grad()
     def generate(
         self,

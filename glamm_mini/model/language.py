@@ -37,8 +37,8 @@ KEPT = ("scores", "logits", "sequences_scores", "beam_indices", "attentions", "h
 class LanguageModel(LlamaForCausalLM):
     """transformers' Llama, parameters and all, whose forward pass adds its last states to a list it is given."""
 
+    # transformers derives it from the name of the class, and warns at each loss where it finds none.
     loss_type = property(lambda self: "ForCausalLM", lambda self, found: None)
-    """transformers derives it from the name of the class, and warns at each loss where it finds none."""
 
     def forward(
         self,
@@ -116,6 +116,6 @@ def states_anew(language_model: LanguageModel, prompt: Spliced, ids: Tensor) -> 
     """Last states (R, T + new, D) of prompts and the answers (R, new) to them, by one pass over whole rows."""
     each = len(ids) // len(prompt.embeds)
     words = language_model.get_input_embeddings()(ids).to(prompt.embeds.dtype)
-    embeds = torch.cat([prompt.embeds.repeat_interleave(each, 0), words], dim=1)
-    seen = torch.cat([prompt.attention.repeat_interleave(each, 0), torch.ones_like(ids, dtype=torch.bool)], dim=1)
-    return language_states(language_model, Spliced(embeds, seen))
+    pairs = (prompt.embeds, words), (prompt.attention, torch.ones_like(ids, dtype=torch.bool))
+    whole = (torch.cat([begin.repeat_interleave(each, 0), end], dim=1) for begin, end in pairs)
+    return language_states(language_model, Spliced(*whole))

@@ -30,8 +30,8 @@ def mask_bce_sum(logits: Tensor, target: Tensor) -> Tensor:
 def mask_dice_sum(logits: Tensor, target: Tensor, scale: float, eps: float) -> Tensor:
     """Sum over masks of 1 - dice; logits and target (M, H, W).
 
-    `scale` divides both areas before the smoothing `eps` is added (officially 1000 and 1e-6): with it an empty pair
-    costs 0 and no area overflows in half precision.
+    `scale` divides both areas before `eps` is added (officially 1000 and 1e-6): an empty pair costs 0, and no area
+    overflows in half precision.
     """
     p, t = logits.float().sigmoid().flatten(1), target.float().flatten(1)
     overlap = 2 * (p * t / scale).sum(1)
@@ -40,9 +40,9 @@ def mask_dice_sum(logits: Tensor, target: Tensor, scale: float, eps: float) -> T
 
 
 def check_counts(normalizers: Mapping[str, float] | None) -> None:
-    """Raises ValueError for what no loss can be divided by."""
+    """Raises ValueError for what no loss can be divided by; "images" is what a training counts besides."""
     for name, count in ({} if normalizers is None else normalizers).items():
-        if name not in ("tokens", "masks") or not (isinstance(count, Real | Tensor) and 0 <= count < inf):
+        if name not in ("tokens", "masks", "images") or not (isinstance(count, Real | Tensor) and 0 <= count < inf):
             raise ValueError(f"normalizers has {name!r}: {count!r}; expected finite 'tokens' and 'masks', from 0 on")
 
 

@@ -13,8 +13,7 @@ from transformers.models.clip.modeling_clip import CLIPVisionEmbeddings
 from glamm_mini import registry
 from glamm_mini.model.config import GlammConfig
 
-POSITION_SCALE = 0.2
-"""Amplitude of the sines in position tables: started so, small encoders learn far faster than from noise."""
+POSITION_SCALE = 0.2  # of the sines in position tables: started so, small encoders learn far faster than from noise
 
 
 class GlammPreTrained(PreTrainedModel, GenerationMixin):
@@ -26,8 +25,7 @@ class GlammPreTrained(PreTrainedModel, GenerationMixin):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True  # CLIP and the language model; SAM's attention is its own
-    main_device: torch.device | str | int | None = None
-    """Set where a model's parts lie on several devices (`checkpoints.placement`): the one that computes."""
+    main_device: torch.device | str | int | None = None  # that computes, of several that hold parts (`placement`)
     _no_split_modules = ["LlamaDecoderLayer", "CLIPEncoderLayer", "Block"]
 
     @classmethod
@@ -103,7 +101,7 @@ class GlammPreTrained(PreTrainedModel, GenerationMixin):
         Raises ValueError for a length that leaves out one of GLaMM's added tokens.
         """
         least = 1 + max(vars(self.config.tokens).values())
-        if new_num_tokens is not None and (not isinstance(new_num_tokens, int) or new_num_tokens < least):
+        if not (new_num_tokens is None or (isinstance(new_num_tokens, int) and new_num_tokens >= least)):
             raise ValueError(f"new_num_tokens is {new_num_tokens!r}; expected {least} or more, for the added tokens")
         return self.language_model.resize_token_embeddings(new_num_tokens, *args, **kwargs)
 

@@ -1,7 +1,7 @@
 """Region encoder: a box and four levels of image features become one vector, put in place of `<bbox>`.
 
-After GPT4RoI, as the official code runs it: a pyramid from four layers of one ViT, mixed across neighboring levels,
-cut out by RoIAlign, summed over levels, with an embedding of the box's own coordinates.
+After GPT4RoI: a pyramid from four layers of one ViT, mixed across neighboring levels, cut out by RoIAlign, summed over
+levels, with an embedding of the box's own coordinates.
 """
 
 import torch
@@ -14,10 +14,8 @@ from glamm_mini.model.config import GlammConfig
 
 
 class LevelMixer(nn.Module):
-    """One round of mixing. Every level keeps half of its channels and takes a quarter from each neighbor.
-
-    The convolution is shared by all levels. A level at the end of the pyramid is its own missing neighbor.
-    """
+    """One round of mixing. Every level keeps half of its channels and takes a quarter from each neighbor; one at an end
+    of the pyramid is its own missing neighbor. All levels share the convolution."""
 
     def __init__(self, channels: int, groups: int):
         super().__init__()
@@ -82,10 +80,8 @@ class RegionEncoder(nn.Module):
         return list(maps)
 
     def cut_out(self, maps: list[Tensor], boxes: list[Tensor]) -> list[Tensor]:
-        """RoIAlign of every box on every level: one (N, C, roi, roi) a level, N boxes of all images in order.
-
-        Always in float32: bfloat16 would move a box by up to a pixel, and torchvision has no RoIAlign for it.
-        """
+        """RoIAlign of every box on every level: one (N, C, roi, roi) a level, N boxes of all images in order; always in
+        float32, since bfloat16 would move a box by up to a pixel, and torchvision has no RoIAlign for it."""
         pixels, c = [b.float() * self.box_size for b in boxes], self.config
         how = dict(output_size=c.roi_size, sampling_ratio=c.sampling_ratio, aligned=True)
         scales = [level.shape[-1] / self.image_size for level in maps]

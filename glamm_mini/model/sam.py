@@ -17,12 +17,9 @@ from glamm_mini.dtypes import no_autocast
 from glamm_mini.model.config import GlammConfig
 from glamm_mini.model.outputs import Sizes
 
-SCORES_AT_ONCE = 2**20
-"""How many scores the CPU works on at a time: 4 MB in float32, which stay in its cache between the steps."""
-KERNEL_WIDTH = 8
-"""Fused kernels on GPUs want queries, keys and values of one width, a multiple of this."""
-NUMBERS_AT_ONCE = 2**25
-"""Numbers of image embeddings that are decoded together: 32 masks at SAM's sizes, about 1.1 GB in float32."""
+SCORES_AT_ONCE = 2**20  # that the CPU works on: 4 MB in float32, which stay in its cache between the steps
+KERNEL_WIDTH = 8  # fused kernels on GPUs want queries, keys and values of one width, a multiple of this
+NUMBERS_AT_ONCE = 2**25  # of image embeddings decoded together: 32 masks at SAM's sizes, about 1.1 GB in float32
 
 
 class FusedAttention(Attention):
@@ -171,8 +168,8 @@ class PixelDecoder(nn.Module):
     def positions(self) -> Tensor:
         """The position code of the grid (1, C, h, w): sines and cosines of random mixtures of x and y.
 
-        The library computes it for float32 weights only. In mode "fixed" it is computed in float32 and then rounded;
-        the official code computes it in the weights' own precision, up to 0.1 away from that in bfloat16.
+        In mode "fixed" it is computed in float32, as the library does, and then rounded; officially in the weights' own
+        precision, up to 0.1 away from that in bfloat16.
         """
         matrix = self.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix  # (2, C / 2)
         h, w = self.prompt_encoder.image_embedding_size
@@ -211,10 +208,7 @@ def check_sizes(images: int | None, side: int, resized: Sizes | None, original: 
 
 
 class LPProjector(nn.Sequential):
-    """Language to prompt: the state of a [SEG] becomes a prompt of the pixel decoder.
-
-    The paper writes GELU; the official code, and so the released weights, use ReLU.
-    """
+    """Language to prompt: the state of a [SEG] becomes a prompt. Released with ReLU, where the paper writes GELU."""
 
     def __init__(self, language_width: int, prompt_width: int):
         super().__init__(nn.Linear(language_width, language_width), nn.ReLU(), nn.Linear(language_width, prompt_width))

@@ -36,13 +36,10 @@ def check_ids(ids: Tensor, words: int, *columns: Tensor | None) -> None:
     for name, given in zip(("attention_mask", "labels", "segment_ids"), columns, strict=True):
         if given is not None and given.shape != ids.shape:
             raise ValueError(f"{name} has shape {tuple(given.shape)}; expected that of input_ids, {tuple(ids.shape)}")
-    tokens = {"input_ids": (ids, IMAGE_TOKEN_INDEX), "labels": (columns[1], IGNORE_INDEX)}
-    tokens = {name: pair for name, pair in tokens.items() if pair[0] is not None}
-    odd = [(x >= words) | ((x < 0) & (x != other)) for x, other in tokens.values()]
+    tokens = [("input_ids", ids, IMAGE_TOKEN_INDEX), ("labels", columns[1], IGNORE_INDEX)]
+    odd = [(x >= words) | ((x < 0) & (x != other)) for _, x, other in tokens if x is not None]
     if torch.stack(odd).any():  # asked once: a GPU has to be waited for
-        name, (x, other), wrong = next(
-            found for found in zip(tokens, tokens.values(), odd, strict=True) if found[2].any()
-        )
+        (name, x, other), wrong = next(pair for pair in zip(tokens, odd, strict=False) if pair[1].any())
         raise ValueError(f"{name} hold {int(x[wrong][0])}; expected ids of {words} words, from 0 on, or {other}")
 
 
@@ -63,14 +60,12 @@ def rows_about(rows: int, images: int, image_index: Indices | None, boxes: Boxes
     return of_rows, boxes
 
 
-def put_regions(
-    embeds: Tensor, ids: Tensor, bbox_id: int, regions: Tensor | None, counts: Sequence[int | None]
-) -> Tensor:
+def put_regions(embeds: Tensor, ids: Tensor, bbox_id: int, regions: Tensor | None, counts: Sequence) -> Tensor:
     """Replace the k-th `<bbox>` of each row by the row's k-th region vector.
 
-    embeds (R, L, D) token embeddings of ids (R, L); regions (sum of counts, D), counts: boxes per row, or None.
-    A row that was given no boxes (None) keeps the plain embedding of `<bbox>`; any other mismatch is a ValueError (the
-    official code drops surplus regions silently and spreads a single one over all tokens).
+    embeds (R, L, D) token embeddings of ids (R, L); regions (sum of counts, D), counts: boxes per row. A row that was
+    given none (None) keeps the plain embedding of `<bbox>`; any other mismatch is a ValueError (the official code drops
+    surplus regions silently and spreads a single one over all tokens).
     """
     if all(have is None for have in counts):
         return embeds
@@ -144,10 +139,9 @@ def language_output(language_model: LlamaForCausalLM, spliced: Spliced, **more: 
 def packed_attention(segments: Tensor, attention: Tensor) -> tuple[Tensor, Tensor]:
     """Several conversations about one image in one row: who sees whom, and who stands where.
 
-    segments (R, T): 0 is the shared beginning (up to and with the image), k > 0 the k-th conversation, in rising
-    order. A conversation sees the beginning and itself, and counts its positions as if it stood right behind it:
-    the same numbers as one row each, with the image's keys and values computed once.
-    Returns a mask (R, 1, T, T), True where a query may look, and position ids (R, T).
+    segments (R, T): 0 is the shared beginning, image included, k > 0 the k-th conversation, in rising order. Each sees
+    the beginning and itself, and counts its positions as if it stood right behind it: the same numbers as one row each,
+    with the image computed once. Returns a mask (R, 1, T, T), True where a query may look, and position ids (R, T).
     """
     t = segments.shape[1]
     index = torch.arange(t, device=segments.device)

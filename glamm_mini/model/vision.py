@@ -17,10 +17,8 @@ class GlobalFeatures(NamedTuple):
 
 
 class VisionTower(CLIPVisionModel):
-    """transformers' CLIP, parameters and all, that always returns the states of all layers.
-
-    transformers gathers them by hooks that stay on the layers, and that a model cannot be pickled with.
-    """
+    """transformers' CLIP, parameters and all, that always returns the states of all layers; not by transformers' hooks,
+    which stay on the layers, and which a model cannot be pickled with."""
 
     def forward(self, pixel_values: Tensor, output_hidden_states: bool = True) -> BaseModelOutput:
         """pixel_values: (B, 3, S, S). States (B, 1 + P, C): of the embeddings, then of every layer."""
