@@ -101,7 +101,6 @@ class PromptConfig:
 
 
 PARTS = dict(region=RegionConfig, grounding=GroundingConfig, losses=LossConfig, prompt=PromptConfig, tokens=TokenIds)
-
 OFFICIAL_SYSTEM = (
     "A chat between a curious human and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the human's questions."
@@ -214,8 +213,8 @@ class GlammConfig(PreTrainedConfig):
     def memory_report(self, dtype: str = "float32", trained: str | Sequence[str] = "all", **more: Any) -> dict:
         """Megabytes of every part on one device, counted without allocating them; `print` it for a table.
 
-        trained: "all", "none", "official" (the released recipe's), or pieces of parameters' names. more: `lora`,
-        `batch` ..., see `glamm_mini.course.memory.memory_report.memory_report`.
+        trained: "all", "none", "official" (the released recipe's), or pieces of parameters' names; and `more`, see
+        `glamm_mini.course.memory.memory_report`.
         """
         from glamm_mini.course.memory.memory_report import memory_report
 

@@ -95,8 +95,8 @@ def _checked(config: GenerationConfig, options: Mapping[str, Any], device: str) 
         if not all(isinstance(one, Integral | Tensor | None) for one in several):
             raise ValueError(f"{name} is {value!r}; expected a whole number")
     config = copy.deepcopy(config)
-    given = config.update(**options)
-    given = {name: value for name, value in (given | vars(config)).items() if value is not None and value is not False}
+    given = config.update(**options) | vars(config)
+    given = {name: value for name, value in given.items() if value is not None and value is not False}
     for why, names in REFUSED.items():
         for name in given.keys() & names:
             raise ValueError(f"generate was given {name}, which GLaMM does not take: {why}")

@@ -47,24 +47,23 @@ def check_counts(normalizers: Mapping[str, float] | None) -> None:
 
 
 def mask_sums(
-    mask_logits: Sequence[Tensor] | None, masks: Sequence[Tensor], config: LossConfig, cut_surplus: bool
+    predicted: Sequence[Tensor] | None, masks: Sequence[Tensor], config: LossConfig, cut_surplus: bool
 ) -> tuple[Tensor, Tensor, int]:
     """Sums of both mask losses over all images, and the number of masks; per image (M, H, W) logits and true masks.
 
     cut_surplus: drop true masks beyond the last [SEG], as the official code does after a truncated answer.
     Raises ValueError that names the image whose true masks do not fit its predicted ones in number, size or values.
     """
-    if mask_logits is None:
+    if predicted is None:
         raise ValueError("masks were given, but the loss of masks also needs grounding_images, resized and original")
-    if len(masks) != len(mask_logits):
-        raise ValueError(f"masks has {len(masks)} entries for {len(mask_logits)} images; give one (M, H, W) for each")
-    bce = dice = torch.zeros((), device=mask_logits[0].device)
-    for i, (logits, truth) in enumerate(zip(mask_logits, masks, strict=True)):
-        truth = _matched(f"image {i} of the batch", logits, truth, cut_surplus)
-        if len(logits):
+    if len(masks) != len(predicted):
+        raise ValueError(f"masks has {len(masks)} entries for {len(predicted)} images; give one (M, H, W) for each")
+    bce = dice = torch.zeros((), device=predicted[0].device)
+    for i, (logits, truth) in enumerate(zip(predicted, masks, strict=True)):
+        if len(truth := _matched(f"image {i} of the batch", logits, truth, cut_surplus)):
             bce = bce + mask_bce_sum(logits, truth)
             dice = dice + mask_dice_sum(logits, truth, config.dice_scale, config.dice_eps)
-    return bce, dice, sum(map(len, mask_logits))
+    return bce, dice, sum(map(len, predicted))
 
 
 def _matched(image: str, logits: Tensor, truth: Tensor, cut_surplus: bool) -> Tensor:

@@ -96,10 +96,8 @@ class GlammPreTrained(PreTrainedModel, GenerationMixin):
         self.language_model.set_output_embeddings(value)
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
-        """As transformers': embedding, head and `config.text.vocab_size` follow the tokenizer's new length.
-
-        Raises ValueError for a length that leaves out one of GLaMM's added tokens.
-        """
+        """As transformers': embedding, head and `config.text.vocab_size` follow the tokenizer's new length; ValueError
+        for one that leaves out one of GLaMM's added tokens."""
         least = 1 + max(vars(self.config.tokens).values())
         if not (new_num_tokens is None or (isinstance(new_num_tokens, int) and new_num_tokens >= least)):
             raise ValueError(f"new_num_tokens is {new_num_tokens!r}; expected {least} or more, for the added tokens")

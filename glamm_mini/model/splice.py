@@ -47,7 +47,7 @@ def rows_about(rows: int, images: int, image_index: Indices | None, boxes: Boxes
     """The image (-1 for none) and the boxes (N, 4), or None, of every row, or a ValueError; see `forward`."""
     of_rows = list(range(rows)) if images else [-1] * rows
     if image_index is not None:
-        of_rows = image_index.tolist() if isinstance(image_index, Tensor) else [int(i) for i in image_index]
+        of_rows = [int(i) for i in (image_index.tolist() if isinstance(image_index, Tensor) else image_index)]
     boxes = [None] * rows if boxes is None else boxes
     for name, given in (("image_index", of_rows), ("boxes", boxes)):
         if len(given) != rows:
@@ -102,8 +102,7 @@ def put_images(
             raise ValueError(f"row {r} has {found}; expected one <image> for a row with an image and none otherwise")
         row = [None if c is None else c[r] for c in (embeds, attention, labels, ids, segments)]
         for k in at:
-            # What stands at the P positions of the image. They are seen where `<image>` was and belong to its segment,
-            # but nothing is learned there, since no word stands there; and they keep the index of an image.
+            # The image's P positions are seen as `<image>` was and keep its segment and index; nothing is learned there.
             vectors, p = features[image].to(embeds.dtype), len(features[image])
             unlearned, marks = (ids.new_full((p,), index) for index in (IGNORE_INDEX, IMAGE_TOKEN_INDEX))
             seen, segment = (None if c is None else c[r, k].expand(p) for c in (attention, segments))
@@ -143,11 +142,10 @@ def packed_attention(segments: Tensor, attention: Tensor) -> tuple[Tensor, Tenso
     the beginning and itself, and counts its positions as if it stood right behind it: the same numbers as one row each,
     with the image computed once. Returns a mask (R, 1, T, T), True where a query may look, and position ids (R, T).
     """
-    t = segments.shape[1]
-    index = torch.arange(t, device=segments.device)
+    index = torch.arange(segments.shape[1], device=segments.device)
     seen = (segments[:, :, None] == segments[:, None, :]) | (segments == 0)[:, None, :]  # itself and the beginning
     mask = seen & (index[:, None] >= index[None, :]) & attention[:, None, :]
-    mask = mask | torch.eye(t, dtype=torch.bool, device=segments.device)  # padding sees itself: no empty softmax
+    mask = mask | (index[:, None] == index[None, :])  # padding sees itself: no empty softmax
     changed = torch.ones_like(segments, dtype=torch.bool)
     changed[:, 1:] = segments[:, 1:] != segments[:, :-1]
     start = torch.where(changed, index, 0).cummax(1).values

@@ -56,8 +56,8 @@ class GlammProcessor(ProcessorMixin):
     def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> "GlammProcessor":
         """The processor of a bundled name, a folder or a hub id, in our format or official; no weights are needed.
 
-        Takes `subfolder`, `revision`, `token`, `cache_dir` ... as transformers does, and the `vision_tower` of
-        official checkpoints. Raises FileNotFoundError or ValueError that names what is missing or damaged.
+        Takes `subfolder`, `revision` ... as transformers does, and the `vision_tower` of official checkpoints. Raises
+        FileNotFoundError or ValueError that names what is missing or damaged.
         """
         return registry.find("checkpoint", "processor")(folder, **kwargs)
 
@@ -348,20 +348,16 @@ def fitted_size(size: tuple[int, int], side: int) -> tuple[int, int]:
 
 def _fit(array: np.ndarray, side: int, resample: Image.Resampling) -> np.ndarray:
     h, w = fitted_size(array.shape[:2], side)
-    if (h, w) == array.shape[:2]:
-        return array
-    return np.asarray(Image.fromarray(array).resize((w, h), resample))
+    return array if (h, w) == array.shape[:2] else np.asarray(Image.fromarray(array).resize((w, h), resample))
 
 
 def _center_crop(array: np.ndarray, side: int) -> np.ndarray:
     """CLIP's own: shorter side to `side`, then the middle."""
+    short = min(array.shape[:2])
+    # Resized whole, a strip of 1 x 4000 pixels would take gigabytes; the ends are cut off below in any case.
+    top, left = (max(0, side - 64 * short) // 2 for side in array.shape[:2])
+    array = array[top : top + 64 * short, left : left + 64 * short]
     h, w = array.shape[:2]
-    short = min(h, w)
-    if max(h, w) > 64 * short:
-        # Resized whole, a strip of 1 x 4000 pixels would take gigabytes; the ends are cut off below in any case.
-        top, left = max(0, h - 64 * short) // 2, max(0, w - 64 * short) // 2
-        array = array[top : top + 64 * short, left : left + 64 * short]
-        h, w = array.shape[:2]
     new_h, new_w = (side, int(side * w / short)) if h <= w else (int(side * h / short), side)
     resized = np.asarray(Image.fromarray(array).resize((new_w, new_h), Image.Resampling.BICUBIC))
     top, left = (new_h - side) // 2, (new_w - side) // 2
