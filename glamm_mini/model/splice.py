@@ -102,7 +102,7 @@ def put_images(
             raise ValueError(f"row {r} has {found}; expected one <image> for a row with an image and none otherwise")
         row = [None if c is None else c[r] for c in (embeds, attention, labels, ids, segments)]
         for k in at:
-            # The image's P positions are seen as `<image>` was and keep its segment and index; nothing is learned there.
+            # The P positions of the image are seen as `<image>` was and keep its segment and index; none is learned.
             vectors, p = features[image].to(embeds.dtype), len(features[image])
             unlearned, marks = (ids.new_full((p,), index) for index in (IGNORE_INDEX, IMAGE_TOKEN_INDEX))
             seen, segment = (None if c is None else c[r, k].expand(p) for c in (attention, segments))
