@@ -401,6 +401,7 @@ SETTINGS = [
     {"grounding": {"pixel_std": (1,)}},
     {"vision": {"hiden_size": 3}},
     {"text": {"hiden_size": 3}},
+    {"text": {"hidden_size": "x"}},
     {"losses": {"mask_dice": NAN}},
     {"losses": {"mask_dice": -1.0}},
     {"losses": {"mask_bce": "x"}},

@@ -9,6 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedConfig
 
 from glamm_mini.model.tokens import TokenIds
@@ -238,5 +239,9 @@ def _part(cls: type, given: object) -> Any:
         raise ValueError(f"a configuration of kind {kind!r} was given; GLaMM is made of {cls.__name__} here")
     unknown = sorted(map(str, table.keys() - (set(names) if ours else COMMON | {"rope_theta", *dir(cls())})))
     if unknown and "transformers_version" not in table:
-        raise ValueError(f"{cls.__name__} has no setting {unknown}; it has {names}")
-    return cls(**{k: tuple(v) if ours and isinstance(v, list) else v for k, v in table.items()})
+        own = [name for name in names if name not in COMMON]
+        raise ValueError(f"{cls.__name__} has no setting {unknown}; it has {own}")
+    try:
+        return cls(**{k: tuple(v) if ours and isinstance(v, list) else v for k, v in table.items()})
+    except StrictDataclassError as error:  # transformers' own check of types
+        raise ValueError(f"no {cls.__name__} can be made of these settings: {error}") from error

@@ -154,9 +154,8 @@ class PixelDecoder(nn.Module):
     def forward(self, embeddings: Tensor, prompts: Tensor, image_index: Tensor) -> tuple[Tensor, Tensor]:
         """One mask per prompt, many prompts in one call; more than fit in memory are taken in turns.
 
-        embeddings: (I, C, h, w). prompts: (N, K, C), K vectors a mask (one [SEG], or points and boxes of the prompt
-        encoder). image_index: (N,), the image of each prompt.
-        Returns mask logits (N, 4h, 4w) and the predicted quality (N,), which GLaMM does not use.
+        embeddings: (I, C, h, w). prompts: (N, K, C), K vectors a mask (one [SEG], or points and boxes of the library).
+        image_index: (N,). Returns mask logits (N, 4h, 4w) and the predicted quality (N,), which GLaMM does not use.
         """
         dense = self.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)  # (1, C) -> (1, C, 1, 1)
         turns = zip(*(x.split(self.masks_at_once) for x in (prompts, image_index)), strict=True)
@@ -185,10 +184,9 @@ class PixelDecoder(nn.Module):
 
 
 def upscale_logits(logits: Tensor, image_size: int, resized: tuple[int, int], original: tuple[int, int]) -> Tensor:
-    """Mask logits (N, m, m) of the padded square to (N, H, W) of the picture, by the official two steps.
+    """Mask logits (N, m, m) of the padded square to (N, H, W) of the picture: a mask is where they are above 0.
 
-    Bilinear to the square, which is cut to `resized` (height, width), then bilinear to the picture's own height and
-    width. A mask is where the result is above 0.
+    By the official two steps: bilinear to the square, cut to `resized` (height, width), then bilinear to `original`.
     """
     x = F.interpolate(logits[:, None].float(), size=(image_size, image_size), mode="bilinear", align_corners=False)
     x = x[..., : resized[0], : resized[1]]

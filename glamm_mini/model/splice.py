@@ -146,8 +146,7 @@ def packed_attention(segments: Tensor, attention: Tensor) -> tuple[Tensor, Tenso
     seen = (segments[:, :, None] == segments[:, None, :]) | (segments == 0)[:, None, :]  # itself and the beginning
     mask = seen & (index[:, None] >= index[None, :]) & attention[:, None, :]
     mask = mask | (index[:, None] == index[None, :])  # padding sees itself: no empty softmax
-    changed = torch.ones_like(segments, dtype=torch.bool)
-    changed[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    changed = segments.diff(prepend=segments[:, :1] - 1) != 0
     start = torch.where(changed, index, 0).cummax(1).values
     beginning = ((segments == 0) & attention).sum(1, keepdim=True)
     positions = torch.where(segments == 0, index, index - start + beginning)

@@ -82,7 +82,7 @@ class GlammProcessor(ProcessorMixin):
             raise
         except Exception as error:  # of Jinja, or of whatever it meets
             expected = "messages of user and assistant in turn, each a table of role and content"
-            raise ValueError(f"the chat {repr(conversation)[:60]} is none ({error}); expected {expected}") from error
+            raise ValueError(f"the chat is {repr(conversation)[:60]} ({error}); expected {expected}") from error
 
     # --- images -----------------------------------------------------------------------------------------------------
 
