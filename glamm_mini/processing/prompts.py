@@ -61,7 +61,8 @@ def plain_words(text: str, keep: tuple[str, ...] = (BBOX,)) -> str:
 
 TEMPLATE = """\
 {%- macro words(message) -%}
-{%- if message.content is string -%}{{ message.content }}{%- elif message.content is undefined or message.content is not sequence -%}
+{%- if message.content is string -%}{{ message.content }}
+{%- elif message.content is undefined or message.content is not sequence -%}
 {{- raise_exception('a message has no content; expected text, or a list of parts') -}}
 {%- else -%}
 {%- for part in message.content if part.type != 'image' -%}
