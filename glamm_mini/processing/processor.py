@@ -180,9 +180,7 @@ class GlammProcessor(ProcessorMixin):
             prompt.text.encode()  # tokenizers cannot take half of a letter, as it comes from broken file names or JSON
         except UnicodeEncodeError as error:
             half = prompt.text[error.start]
-            raise ValueError(
-                f"the text holds {half!r}, half of a letter that is written in two; take it out"
-            ) from error
+            raise ValueError(f"the text holds {half!r}, half of a letter written in two; take it out") from error
         ids, labels, shared, at = [], [], 0, 0
         for k, chunk in enumerate(prompt.text.split(IMAGE)):
             if k:
