@@ -54,8 +54,8 @@ class LanguageModel(LlamaForCausalLM):
         """As LlamaForCausalLM's. The cache is among kwargs: releases of transformers differ in its name."""
         given = dict(attention_mask=attention_mask, position_ids=position_ids, inputs_embeds=inputs_embeds) | kwargs
         if states is None:
-            return super().forward(input_ids, **given, labels=labels, logits_to_keep=logits_to_keep)
-        out = dict(self.model(input_ids, **given))
+            return super().forward(input_ids=input_ids, **given, labels=labels, logits_to_keep=logits_to_keep)
+        out = dict(self.model(input_ids=input_ids, **given))
         states.append(out.pop("last_hidden_state"))
         last = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         return CausalLMOutputWithPast(logits=self.lm_head(states[-1][:, last]), **out)
