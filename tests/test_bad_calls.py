@@ -1,6 +1,7 @@
 """Calls that cannot work, through the public names: each ends in one error that names what is wrong."""
 
 import struct
+import time
 import zlib
 from io import BytesIO
 from pathlib import Path
@@ -13,7 +14,7 @@ from small_models import small_model
 from transformers import GenerationConfig, GPT2Config, TextStreamer
 
 import glamm_mini
-from glamm_mini import GlammConfig, Request
+from glamm_mini import GlammConfig, GlammForConditionalGeneration, GlammProcessor, Request
 from glamm_mini.checkpoints.save import save_model
 
 BAD = (ValueError, FileNotFoundError)
@@ -247,6 +248,22 @@ GENERATE = {
     "look-up": (dict(prompt_lookup_num_tokens=3), "prompt_lookup"),
     "chunks": (dict(prefill_chunk_size=2), "prefill_chunk_size"),
     "an assistant": (dict(generation_config=GenerationConfig(penalty_alpha=0.6, top_k=4)), "penalty_alpha"),
+    "an end in words": (dict(eos_token_id="x"), "eos_token_id"),
+    "ends in words": (dict(eos_token_id=[2, "x"]), "eos_token_id"),
+    "an end in words, by config": (
+        dict(max_new_tokens=None, generation_config=GenerationConfig(eos_token_id="x", max_new_tokens=2)),
+        "eos_token_id",
+    ),
+    "padding in words": (dict(pad_token_id="x"), "pad_token_id"),
+    "an id too large": (dict(input_ids=torch.tensor([[1, 10**6]]), attention_mask=None), "1000000"),
+    "an id below 0": (dict(input_ids=torch.tensor([[1, -5]]), attention_mask=None), "-5"),
+    "an image that is not given": (dict(global_images=None, grounding_images=None), "<image>"),
+    "a size too many": (dict(original=[(48, 64)] * 2), "original"),
+    "no pixel": (dict(resized=[(0, 0)]), "resized"),
+    "more than the square": (dict(resized=[(48, 9999)]), "resized"),
+    "half a pixel": (dict(original=[(48.5, 64)]), "original"),
+    "one number": (dict(original=[48]), "original"),
+    "no sizes": (dict(resized=3), "resized"),
 }
 
 
@@ -273,6 +290,13 @@ FORWARD = {
     "masks of 255": (lambda b: dict(masks=[torch.full((1, 48, 64), 255.0)]), "masks"),
     "masks below 0": (lambda b: dict(masks=[torch.full((1, 48, 64), -0.1)]), "masks"),
     "masks of NumPy": (lambda b: dict(masks=[np.ones((1, 48, 64), bool)]), "ndarray"),
+    "an id too large": (lambda b: dict(input_ids=b["input_ids"] + 10**6), "input_ids"),
+    "a label too large": (lambda b: dict(labels=b["labels"] + 10**6), "labels"),
+    "sizes of two": (lambda b: dict(resized=b["resized"] * 2), "resized"),
+    "less than no words": (lambda b: dict(normalizers={"tokens": -5}), "-5"),
+    "a count of nan": (lambda b: dict(normalizers={"masks": NAN}), "nan"),
+    "a misspelled count": (lambda b: dict(normalizers={"token": 5}), "'token'"),
+    "a count in words": (lambda b: dict(normalizers={"tokens": "5"}), "'5'"),
     "two images in a row": (
         lambda b: dict.fromkeys(()) | {k: torch.cat([b[k]] * 2, 1) for k in ("input_ids", "labels", "attention_mask")},
         "<image>",
@@ -317,6 +341,52 @@ def test_one_picture_is_not_a_list_of_rows(w):
     check(lambda: w.p.images(w.pic), "list")
 
 
+CHATS = {
+    "nothing": None,
+    "words": "x",
+    "no message": [],
+    "no message of one": [[]],
+    "a number": [3],
+    "no role": [{"content": "x"}],
+    "no content": [{"role": "user"}],
+    "a number for content": [{"role": "user", "content": 3}],
+    "a number for a part": [{"role": "user", "content": [3]}],
+    "a film": [{"role": "user", "content": [{"type": "video"}]}],
+    "a part without its words": [{"role": "user", "content": [{"type": "text"}]}],
+    "a tool": [{"role": "tool", "content": "x"}],
+    "two questions": [{"role": "user", "content": "x"}] * 2,
+}
+
+
+@pytest.mark.parametrize("name", CHATS)
+def test_a_chat_that_is_none(w, name):
+    check(lambda: w.p.apply_chat_template(CHATS[name]), "expected messages")
+
+
+@pytest.mark.parametrize("ids", [None, 3, "12", [1.5], ["x"], torch.ones(2, 3, dtype=torch.long)], ids=str)
+def test_ids_that_are_none(w, ids):
+    check(lambda: w.p.decode(ids), "ids")
+
+
+def test_a_processor_is_made_of_settings_and_a_tokenizer(w):
+    check(lambda: GlammProcessor(w.m.config, None), "tokenizer is a NoneType")
+    check(lambda: GlammProcessor(None, w.p.tokenizer), "config is a NoneType")
+
+
+@pytest.mark.parametrize("name", [3, None, [], b"tiny"], ids=str)
+def test_what_names_no_model_is_not_asked_of_the_hub(name):
+    start = time.monotonic()
+    for cls in (GlammConfig, GlammForConditionalGeneration, GlammProcessor):
+        check(lambda cls=cls: cls.from_pretrained(name), "no model was named")
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("kind", [3, True, ["sdpa"]], ids=str)
+def test_attention_of_no_kind(kind):
+    load = GlammForConditionalGeneration.from_pretrained
+    check(lambda: load("tiny", attn_implementation=kind), "attn_implementation")
+
+
 SETTINGS = [
     {"mode": "x"},
     {"seg_state": 3},
@@ -329,6 +399,13 @@ SETTINGS = [
     {"grounding": (1, 2)},
     {"grounding": {"heads": 7}},
     {"grounding": {"pixel_std": (1,)}},
+    {"vision": {"hiden_size": 3}},
+    {"text": {"hiden_size": 3}},
+    {"text": {"hidden_size": "x"}},
+    {"losses": {"mask_dice": NAN}},
+    {"losses": {"mask_dice": -1.0}},
+    {"losses": {"mask_bce": "x"}},
+    {"tokens": {"seg": 32001}},
 ]
 
 

@@ -3,18 +3,20 @@
 import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from math import inf
+from numbers import Real
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedConfig
 
 from glamm_mini.model.tokens import TokenIds
 
 SIZES = ("tiny", "colab", "7b")
 MODES = ("official", "fixed")
-SEG_STATES = ("before", "at")
-COMMON = {*dir(PreTrainedConfig()), "dtype", "torch_dtype", "quantization_config", "auto_map"}
-"""What every transformers configuration may be given."""
+COMMON = {*dir(PreTrainedConfig()), "dtype", "torch_dtype", "quantization_config", "auto_map"}  # any may be given these
 
 
 @dataclass
@@ -22,8 +24,8 @@ class RegionConfig:
     """The region encoder: one token per box from four feature levels of the global image encoder.
 
     scales: side of each level's map over the side of the feature grid, shallowest level first (official 8 4 2 1).
-    box_image_size: pixels that a box of the whole picture spans before RoIAlign. None means the global encoder's
-        image size; official weights were trained with 224 although the encoder runs at 336.
+    box_image_size: pixels that a box of the whole picture spans before RoIAlign; None for the global encoder's image
+        size. Official weights were trained with 224 although the encoder runs at 336.
     """
 
     channels: int = 1024
@@ -59,9 +61,8 @@ class GroundingConfig:
     pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
 
     def __post_init__(self) -> None:
-        for name in ("pixel_mean", "pixel_std"):
-            if len(getattr(self, name)) != 3:
-                raise ValueError(f"grounding.{name} is {getattr(self, name)}; expected one number for each color")
+        if not len(self.pixel_mean) == len(self.pixel_std) == 3:
+            raise ValueError("grounding.pixel_mean or pixel_std has not 3 numbers; expected one for each color")
         if self.heads < 1 or self.hidden % self.heads:
             raise ValueError(f"grounding.hidden is {self.hidden}, which {self.heads} heads do not divide")
         if self.patch_size < 1 or self.image_size < self.patch_size:
@@ -83,6 +84,11 @@ class LossConfig:
     dice_scale: float = 1000.0
     dice_eps: float = 1e-6
 
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not (isinstance(value, Real) and 0 <= value < inf):
+                raise ValueError(f"losses.{name} is {value!r}; expected a finite number, not below 0")
+
 
 @dataclass
 class PromptConfig:
@@ -92,12 +98,10 @@ class PromptConfig:
     user: str = "USER"
     assistant: str = "ASSISTANT"
     image_line: str = "The <image> provides an overview of the picture.\n"
-    max_length: int = 1536
-    """Longest row, in tokens, image features included."""
+    max_length: int = 1536  # tokens of the longest row, image features included
 
 
 PARTS = dict(region=RegionConfig, grounding=GroundingConfig, losses=LossConfig, prompt=PromptConfig, tokens=TokenIds)
-
 OFFICIAL_SYSTEM = (
     "A chat between a curious human and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the human's questions."
@@ -108,16 +112,15 @@ class GlammConfig(PreTrainedConfig):
     """Everything that decides the shape and the behavior of a GLaMM.
 
     Args:
-        vision, text: transformers' CLIPVisionConfig and LlamaConfig, or their settings.
-        region, grounding, losses, prompt, tokens: the dataclasses above, or their settings.
+        vision, text ... tokens: CLIPVisionConfig, LlamaConfig and the dataclasses above, or their settings.
         feature_layer: hidden state of the vision tower that the language model reads, from the end (-2 official).
         level_step: distance between the hidden states that the region encoder reads, back from `feature_layer`.
-        mode: "official" reproduces the released code's behavior, "fixed" is what we train (see `losses`, `processor`).
+        mode: "official" is the released code's behavior, "fixed" what we train (see `losses`, `processor`).
         seg_state: "before" (official): a mask comes from the state that predicts [SEG]; "at": from [SEG]'s own.
         size_name: one of SIZES, or "custom".
         kwargs: what every transformers configuration has.
 
-    Raises ValueError for a setting that there is not, and for language models other than Llama.
+    Raises ValueError for a setting that there is not or that cannot be, and for other language models than Llama.
     """
 
     model_type = "glamm_mini"
@@ -139,19 +142,25 @@ class GlammConfig(PreTrainedConfig):
         size_name: str = "custom",
         **kwargs: Any,
     ):
-        for name, value, known in (("mode", mode, MODES), ("seg_state", seg_state, SEG_STATES)):
+        for name, value, known in (("mode", mode, MODES), ("seg_state", seg_state, ("before", "at"))):
             if value not in known:
                 raise ValueError(f"{name} is {value!r}; expected one of {known}")
         if "transformers_version" not in kwargs and (unknown := sorted(kwargs.keys() - COMMON)):
             raise ValueError(f"GlammConfig has no setting {unknown}; sizes are those of its parts, such as text=...")
-        self.vision, self.text = _nested(CLIPVisionConfig, vision), _nested(LlamaConfig, text)
-        given = dict(region=region, grounding=grounding, losses=losses, prompt=prompt, tokens=tokens)
-        for name, cls in PARTS.items():
-            setattr(self, name, _part(cls, given[name]))
+        self.vision, self.text = _part(CLIPVisionConfig, vision), _part(LlamaConfig, text)
+        for (name, cls), given in zip(PARTS.items(), (region, grounding, losses, prompt, tokens), strict=True):
+            setattr(self, name, _part(cls, given))
         self.feature_layer, self.level_step = feature_layer, level_step
         self.mode, self.seg_state, self.size_name = mode, seg_state, size_name
         kwargs.setdefault("tie_word_embeddings", self.text.tie_word_embeddings)
         super().__init__(**kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike, *args: Any, **kwargs: Any) -> "GlammConfig":
+        """As transformers', which would ask the hub for anything; ValueError for what cannot be a name."""
+        if not isinstance(pretrained_model_name_or_path, str | PathLike):
+            raise ValueError(f"no model was named, but {pretrained_model_name_or_path!r}; give a folder or a hub id")
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "GlammConfig":
@@ -169,9 +178,8 @@ class GlammConfig(PreTrainedConfig):
             raise ValueError(f"size {size!r} is unknown; expected one of {', '.join(SIZES)}")
         stored = tomllib.loads((Path(__file__).parent / "sizes.toml").read_text("utf-8"))
         own = {"prompt": {"system": OFFICIAL_SYSTEM}, "size_name": size} | stored[size]
-        if isinstance(own["vision"], str):
-            own["vision"] = stored[own["vision"]]
-        return cls(**(own | changes))
+        vision = stored[own["vision"]] if isinstance(own["vision"], str) else own["vision"]
+        return cls(**(own | {"vision": vision} | changes))
 
     @property
     def image_grid(self) -> int:
@@ -186,17 +194,16 @@ class GlammConfig(PreTrainedConfig):
     @property
     def region_layers(self) -> tuple[int, ...]:
         """Hidden states (0 = embeddings) that the region encoder reads, shallowest first; 14 17 20 23 officially."""
-        if not self.region.scales:
-            raise ValueError("region.scales is empty; expected one number for each feature level")
-        last = self.vision.num_hidden_layers + 1 + self.feature_layer
+        depth = self.vision.num_hidden_layers
+        last = depth + 1 + self.feature_layer
         layers = tuple(last - self.level_step * k for k in reversed(range(len(self.region.scales))))
-        if layers[-1] > self.vision.num_hidden_layers:
-            raise ValueError(
-                f"feature_layer is {self.feature_layer}; expected a number below 0, which counts the vision tower's "
-                f"{self.vision.num_hidden_layers} layers from the end"
-            )
+        if not layers:
+            raise ValueError("region.scales is empty; expected one number for each feature level")
+        if last > depth:
+            expected = f"expected a number below 0, which counts the vision tower's {depth} layers from the end"
+            raise ValueError(f"feature_layer is {self.feature_layer}; {expected}")
         if layers[0] < 0:
-            only = f"the vision tower has only {self.vision.num_hidden_layers} layers; lower level_step, or cut scales"
+            only = f"the vision tower has only {depth} layers; lower level_step, or cut scales"
             raise ValueError(f"the region encoder needs hidden states {layers}, but {only}")
         return layers
 
@@ -207,8 +214,8 @@ class GlammConfig(PreTrainedConfig):
     def memory_report(self, dtype: str = "float32", trained: str | Sequence[str] = "all", **more: Any) -> dict:
         """Megabytes of every part on one device, counted without allocating them; `print` it for a table.
 
-        trained: "all", "none" (to answer), "official" (the released recipe's), or pieces of parameters' names. more:
-        `lora`, `batch` ..., see `glamm_mini.course.memory.memory_report.memory_report`.
+        trained: "all", "none", "official" (the released recipe's), or pieces of parameters' names; and `more`, see
+        `glamm_mini.course.memory.memory_report`.
         """
         from glamm_mini.course.memory.memory_report import memory_report
 
@@ -220,27 +227,21 @@ class GlammConfig(PreTrainedConfig):
         return super().to_dict() | parts | {"vision": self.vision.to_dict(), "text": self.text.to_dict()}
 
 
-def _nested(cls: type[PreTrainedConfig], value: PreTrainedConfig | dict | None) -> PreTrainedConfig:
-    if isinstance(value, cls):
-        return value
-    _check_table(cls, value, (dict, PreTrainedConfig))
-    kind = value.model_type if isinstance(value, PreTrainedConfig) else (value or {}).get("model_type", cls.model_type)
-    if kind != cls.model_type:
+def _part(cls: type, given: object) -> Any:
+    """A part from itself, or from its settings. ValueError for a setting that there is not, or another kind of part."""
+    if isinstance(given, cls):
+        return given
+    table = given.to_dict() if isinstance(given, PreTrainedConfig) else {} if given is None else given
+    if not isinstance(table, dict):
+        raise ValueError(f"{repr(given)[:60]} was given for a {cls.__name__}; expected that, or its settings")
+    ours, names, kind = cls in PARTS.values(), [f.name for f in fields(cls)], table.get("model_type")
+    if kind is not None and not ours and kind != cls.model_type:
         raise ValueError(f"a configuration of kind {kind!r} was given; GLaMM is made of {cls.__name__} here")
-    return cls(**(value or {}))
-
-
-def _check_table(cls: type, value: object, kinds: tuple[type, ...]) -> None:
-    if value is not None and not isinstance(value, kinds):
-        raise ValueError(f"{repr(value)[:60]} was given for a {cls.__name__}; expected that, or its settings")
-
-
-def _part(cls: type, value: object) -> object:
-    if isinstance(value, cls):
-        return value
-    _check_table(cls, value, (dict,))
-    value = dict(value or {})
-    unknown = set(value) - {f.name for f in fields(cls)}
-    if unknown:
-        raise ValueError(f"{cls.__name__} has no setting {sorted(unknown)}; it has {[f.name for f in fields(cls)]}")
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
+    unknown = sorted(map(str, table.keys() - (set(names) if ours else COMMON | {"rope_theta", *dir(cls())})))
+    if unknown and "transformers_version" not in table:
+        own = [name for name in names if name not in COMMON]
+        raise ValueError(f"{cls.__name__} has no setting {unknown}; it has {own}")
+    try:
+        return cls(**{k: tuple(v) if ours and isinstance(v, list) else v for k, v in table.items()})
+    except StrictDataclassError as error:  # transformers' own check of types
+        raise ValueError(f"no {cls.__name__} can be made of these settings: {error}") from error

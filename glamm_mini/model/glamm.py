@@ -12,26 +12,13 @@ from glamm_mini.dtypes import across_types, in_type_of
 from glamm_mini.model import losses
 from glamm_mini.model.config import GlammConfig
 from glamm_mini.model.language import LanguageModel, answer, states_anew
-from glamm_mini.model.outputs import GlammGenerated, GlammOutput, ImageFeatures
+from glamm_mini.model.outputs import Boxes, GlammGenerated, GlammOutput, ImageFeatures, Indices, Sizes
 from glamm_mini.model.pretrained import GlammPreTrained
 from glamm_mini.model.region_encoder import RegionEncoder
-from glamm_mini.model.sam import GroundingImageEncoder, LPProjector, PixelDecoder, upscale_logits
-from glamm_mini.model.splice import (
-    Spliced,
-    check_batch,
-    check_prompt,
-    check_rows,
-    language_output,
-    pad_left,
-    put_images,
-    put_regions,
-)
+from glamm_mini.model.sam import GroundingImageEncoder, LPProjector, PixelDecoder, check_sizes, upscale_logits
+from glamm_mini.model.splice import Spliced, check_ids, language_output, pad_left, put_images, put_regions, rows_about
 from glamm_mini.model.tokens import IGNORE_INDEX
 from glamm_mini.model.vision import GlobalImageEncoder, VLProjector
-
-Indices = Sequence[int] | Tensor  # (R,), the image of each row, -1 for a row of text alone
-Boxes = Sequence[Tensor | None]  # per row (N, 4), normalized x0 y0 x1 y1, or None
-Sizes = Sequence[tuple[int, int]]  # per image (height, width)
 
 
 class GlammForConditionalGeneration(GlammPreTrained):
@@ -71,33 +58,28 @@ class GlammForConditionalGeneration(GlammPreTrained):
         segment_ids: Tensor | None = None,
     ) -> Spliced:
         """Ids (R, L), with images and boxes, to what the language model is fed; row r is about image r by default."""
-        check_batch(input_ids, attention_mask, labels, segment_ids, boxes)
-        rows, image_index = len(input_ids), _images_of(input_ids, features, image_index)
+        images = () if features is None else features.tokens
+        check_ids(input_ids, self.config.text.vocab_size, attention_mask, labels, segment_ids)
+        of_rows, boxes = rows_about(len(input_ids), len(images), image_index, boxes)
         attention = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         embeds = self.get_input_embeddings()(input_ids.clamp(min=0))
-        boxes = boxes if boxes is not None else [None] * rows
-        check_rows(rows, 0 if features is None else len(features.tokens), image_index, boxes)
         counts = [None if b is None else len(b) for b in boxes]
-        regions = self._regions(features, image_index, boxes) if any(counts) else None
+        regions = self._regions(features, of_rows, boxes) if any(counts) else None
         embeds = put_regions(embeds, input_ids, self.config.tokens.bbox, regions, counts)
-        if features is None:
-            return Spliced(embeds, attention, labels, input_ids, segment_ids)
-        return put_images(embeds, input_ids, attention, labels, segment_ids, features.tokens, image_index)
+        return put_images(embeds, input_ids, attention, labels, segment_ids, images, of_rows)
 
-    def _regions(self, features: ImageFeatures | None, image_index: Indices, boxes: Boxes) -> Tensor:
+    def _regions(self, features: ImageFeatures | None, of_rows: list[int], boxes: Boxes) -> Tensor:
         """One vector a box, in row order; the pyramid is built once an image, and only for images with boxes."""
         rows = [r for r, b in enumerate(boxes) if b is not None and len(b)]
-        if features is None or any(int(image_index[r]) < 0 for r in rows):
+        if features is None or any(of_rows[r] < 0 for r in rows):
             raise ValueError("boxes were given for a row without image; a box needs the image it lies in")
         # roi_align takes the boxes image by image; the order of rows is put back afterwards.
-        images = sorted({int(image_index[r]) for r in rows})
-        grouped = [[r for r in rows if int(image_index[r]) == i] for i in images]
+        images, order = sorted({of_rows[r] for r in rows}), sorted(rows, key=of_rows.__getitem__)
         keep = torch.tensor(images, device=features.tokens.device)
         levels = [in_type_of(self.region_encoder, level[keep]) for level in features.levels]
-        vectors = self.region_encoder(levels, [torch.cat([boxes[r] for r in group]) for group in grouped])
-        order = [r for group in grouped for r in group]
-        pieces = dict(zip(order, vectors.split([len(boxes[r]) for r in order]), strict=True))
-        return torch.cat([pieces[r] for r in rows])
+        grouped = [torch.cat([boxes[r] for r in order if of_rows[r] == image]) for image in images]
+        vectors = self.region_encoder(levels, grouped).split([len(boxes[r]) for r in order])
+        return torch.cat([vectors[order.index(r)] for r in rows])
 
     def seg_positions(self, ids: Tensor) -> Tensor:
         """(M, 2): row and position of the state that stands for each [SEG] of ids (R, T), in row order."""
@@ -137,21 +119,21 @@ class GlammForConditionalGeneration(GlammPreTrained):
         Args:
             input_ids, attention_mask, labels, segment_ids: (R, L); padding on the right. inputs_embeds: not taken.
             global_images, grounding_images: (I, 3, S, S) and (I, 3, G, G), as the processor makes them.
-            image_index: default: row r is about image r.
+            image_index: the image of each row, default row r's is image r.
             masks: per image (M, H, W), one for each of its [SEG], in row order.
             resized, original: of each image inside the grounding encoder's square, and of the picture.
             normalizers: "tokens" and "masks", what the losses are divided by; default: this batch's counts.
-            image_features: of an earlier `encode_images`, in place of images.
-            return_logits: default: only without labels.
+            image_features: of an earlier `encode_images`, in place of images. return_logits: default without labels.
 
-        Raises a ValueError that names the row or image for rows, images, boxes and masks that do not belong together.
+        Raises ValueError that names the row or image for rows, images, boxes and masks that do not belong together.
         """
         if input_ids is None or inputs_embeds is not None:
             raise ValueError("GLaMM reads input_ids, not inputs_embeds: images and boxes become embeddings inside")
         features = image_features
         if features is None and global_images is not None:
             features = self.encode_images(global_images, grounding_images)
-        image_index = _images_of(input_ids, features, image_index)
+        check_sizes(features and len(features.tokens), self.config.grounding.image_size, resized, original)
+        losses.check_counts(normalizers)
         spliced = self.splice(input_ids, attention_mask, labels, features, image_index, boxes, segment_ids)
         with across_types(self.language_model):
             wanted = dict(output_hidden_states=output_hidden_states, output_attentions=output_attentions)
@@ -160,11 +142,11 @@ class GlammForConditionalGeneration(GlammPreTrained):
         out = GlammOutput(last_hidden=hidden, spliced_ids=spliced.ids, image_features=features)
         out.hidden_states, out.attentions = words.hidden_states, words.attentions
         if features is not None and features.grounding is not None:
-            self._ground(out, spliced.ids, image_index, resized, original)
-        if self.training and (out.prompts is None or len(out.prompts) == 0):
-            out.losses = {"unused": self._touch_decoder(hidden, features)}
+            self._ground(out, spliced, resized, original)
         if labels is not None:
             self._add_losses(out, spliced.labels, masks, normalizers or {})
+        if out.loss is not None and self.training and (out.prompts is None or len(out.prompts) == 0):
+            out.loss = out.loss + self._touch_decoder(hidden, features)
         if return_logits or (return_logits is None and labels is None):
             out.logits = self._logits(hidden)
         return out
@@ -174,56 +156,46 @@ class GlammForConditionalGeneration(GlammPreTrained):
         return self.language_model.lm_head(in_type_of(self.language_model.lm_head, hidden))
 
     def _touch_decoder(self, hidden: Tensor, features: ImageFeatures | None) -> Tensor:
-        """Zero, by way of the decoder: a process without masks must still touch it, or gradient averaging across
-        processes waits for ever."""
-        c = self.config.grounding
-        grounding = None if features is None else features.grounding
+        """Zero by way of the decoder: a process without masks must touch it, or averaging gradients waits for ever."""
+        c, grounding = self.config.grounding, features and features.grounding
         if grounding is None:
             grounding = hidden.new_zeros(1, c.prompt_dim, c.grid, c.grid)
         _, low_res = self.decode_masks(hidden[:1, 0], grounding, torch.zeros(1, dtype=torch.long, device=hidden.device))
         return 0.0 * low_res.sum()
 
-    def _ground(
-        self, out: GlammOutput, ids: Tensor, image_index: Indices, resized: Sizes | None, original: Sizes | None
-    ) -> None:
-        """Adds a mask for every [SEG] of ids (R, T)."""
-        at = self.seg_positions(ids)
-        images = torch.as_tensor(image_index, device=ids.device)[at[:, 0]]
+    def _ground(self, out: GlammOutput, spliced: Spliced, *sizes: Sizes | None) -> None:
+        """Adds a mask for every [SEG]."""
+        at = self.seg_positions(spliced.ids)
+        images = torch.tensor(spliced.images, device=at.device)[at[:, 0]]
         at, images = at[images >= 0], images[images >= 0]  # a [SEG] in a row without image has nothing to point at
         out.seg_positions = at
         states = out.last_hidden[at[:, 0], at[:, 1]]
         out.prompts, out.low_res = self.decode_masks(states, out.image_features.grounding, images)
-        if resized is not None and original is not None:
-            out.mask_logits = self._upscaled([out.low_res[images == i] for i in range(len(resized))], resized, original)
+        if all(given is not None for given in sizes):
+            out.mask_logits = self._upscaled([out.low_res[images == i] for i in range(len(sizes[0]))], *sizes)
 
-    def _upscaled(self, masks: Sequence[Tensor], resized: Sizes, original: Sizes) -> list[Tensor]:
+    def _upscaled(self, masks: Sequence[Tensor], *sizes: Sizes) -> list[Tensor]:
         """Mask logits (M, m, m) of each picture to (M, H, W)."""
-        size, sizes = self.config.grounding.image_size, zip(masks, resized, original, strict=True)
-        return [upscale_logits(low_res, size, tuple(r), tuple(o)) for low_res, r, o in sizes]
+        side = self.config.grounding.image_size
+        return [upscale_logits(low_res, side, *own) for low_res, *own in zip(masks, *sizes, strict=True)]
 
-    def _add_losses(
-        self, out: GlammOutput, labels: Tensor, masks: Sequence[Tensor] | None, normalizers: Mapping[str, float]
-    ) -> None:
+    def _add_losses(self, out: GlammOutput, labels: Tensor, masks: Sequence[Tensor] | None, counts: Mapping) -> None:
         """Adds the losses of words (labels (R, T)) and, where there are masks, of pixels."""
         c = self.config.losses
         keep = labels[:, 1:] != IGNORE_INDEX
         target = labels[:, 1:][keep]
         logits = self._logits(out.last_hidden[:, :-1][keep])  # (K, V), supervised positions only
-        parts = {"ce": losses.cross_entropy_sum(logits, target) / max(normalizers.get("tokens", len(target)), 1)}
+        parts = {"ce": losses.cross_entropy_sum(logits, target) / max(counts.get("tokens", len(target)), 1)}
         total = c.cross_entropy * parts["ce"]
-        losses.check_masks(masks, out.mask_logits)
-        if masks is not None and out.mask_logits is not None:
+        if masks is not None and (out.mask_logits is not None or any(map(len, masks))):
             bce, dice, count = losses.mask_sums(out.mask_logits, masks, c, cut_surplus=self.config.mode == "official")
-            count = max(normalizers.get("masks", count), 1)
+            count = max(counts.get("masks", count), 1)
             parts |= {"mask_bce": bce / count, "mask_dice": dice / count}
             total = total + c.mask_bce * parts["mask_bce"] + c.mask_dice * parts["mask_dice"]
-        if out.losses:
-            total = total + out.losses["unused"]
         out.loss, out.losses = total, parts
 
     # The official code generates without a cache, since its masks need the states of the whole row: it computes every
     # image, region and token again at each step. With a cache each step gives one state; collected, they are the same.
-
     @torch.no_grad()
     def generate(
         self,
@@ -245,16 +217,14 @@ class GlammForConditionalGeneration(GlammPreTrained):
             kwargs: go to transformers' generate (max_new_tokens, do_sample, num_beams, logits_processor, streamer,
                 generation_config, return_dict_in_generate with output_scores ...). Greedy unless said otherwise.
 
-        Raises ValueError as `forward` does, and for ways to generate that need the prompt's ids (assistant models,
-        prompt look-up, contrastive search) or steps of their own.
+        Raises ValueError as `forward` does, and for ways to generate that GLaMM cannot go (`REFUSED`, `MODES`).
         """
-        check_batch(input_ids, attention_mask, None, None, boxes)
         features = image_features
         if features is None and global_images is not None:
             features = self.encode_images(global_images, grounding_images)
-        image_index = _images_of(input_ids, features, image_index)
-        prompt = pad_left(self.splice(input_ids, attention_mask, None, features, image_index, boxes))
-        check_prompt(prompt, None if features is None else features.grounding)
+        check_sizes(features and len(features.tokens), self.config.grounding.image_size, resized, original)
+        spliced = self.splice(input_ids, attention_mask, None, features, image_index, boxes)
+        prompt = pad_left(spliced, features and features.grounding)
         with across_types(self.language_model):
             ids, hidden, more = answer(self.language_model, prompt, **kwargs)
             # The last new token was never fed; with seg_state "at" a [SEG] there still needs its own state.
@@ -267,29 +237,19 @@ class GlammForConditionalGeneration(GlammPreTrained):
         states = [hidden[row, found + first] for row, found in enumerate(steps)]
         result = GlammGenerated(ids, hidden, steps, states, **more)
         if features is not None and features.grounding is not None:
-            images = torch.as_tensor(image_index, device=ids.device).repeat_interleave(len(ids) // len(input_ids))
-            self._decode(result, features.grounding, images, resized, original)
+            of_rows = [image for image in prompt.images for _ in range(len(ids) // len(input_ids))]
+            self._decode(result, features.grounding, of_rows, resized, original)
         return result
 
-    def _decode(
-        self, out: GlammGenerated, grounding: Tensor, image_index: Tensor, resized: Sizes | None, original: Sizes | None
-    ) -> None:
+    def _decode(self, out: GlammGenerated, grounding: Tensor, of_rows: list[int], *sizes: Sizes | None) -> None:
         """Adds the masks of all rows, decoded in one call. A row without image (-1) has nothing to point at."""
-        rows = [states[: None if image >= 0 else 0] for states, image in zip(out.states, image_index, strict=True)]
-        counts, images = [len(states) for states in rows], image_index.clamp(min=0)
-        which = torch.repeat_interleave(images, torch.tensor(counts, device=images.device)).to(grounding.device)
+        rows = [states[: None if image >= 0 else 0] for states, image in zip(out.states, of_rows, strict=True)]
+        counts = [len(states) for states in rows]
+        which = torch.tensor(of_rows).repeat_interleave(torch.tensor(counts)).to(grounding.device)
         prompts, low_res = self.decode_masks(torch.cat(rows), grounding, which)
         out.prompts, out.low_res = list(prompts.split(counts)), list(low_res.split(counts))
-        if resized is not None and original is not None:
-            of_rows = ([sizes[i] for i in images.tolist()] for sizes in (resized, original))
-            out.mask_logits = self._upscaled(out.low_res, *of_rows)
-
-
-def _images_of(input_ids: Tensor, features: ImageFeatures | None, image_index: Indices | None) -> Indices:
-    """`image_index`, by default 0, 1, ... where there are images, and -1 for rows of text alone."""
-    if image_index is not None:
-        return image_index
-    return torch.arange(len(input_ids)) if features is not None else torch.full((len(input_ids),), -1)
+        if all(given is not None for given in sizes):
+            out.mask_logits = self._upscaled(out.low_res, *([given[max(i, 0)] for i in of_rows] for given in sizes))
 
 
 # transformers' Auto classes know GLaMM as soon as this class is imported.

@@ -1,11 +1,12 @@
 """The three losses of GLaMM (paper section 3.1): words, and pixels twice.
 
-Every function returns a SUM over tokens or masks; the caller divides. Official training divides by what one
-micro-batch holds; `fixed` by what the whole optimizer step holds, over processes and accumulation, so that the way a
-batch is cut does not change the training.
+Every function returns a SUM over tokens or masks; the caller divides. Official training divides by what one micro-batch
+holds; `fixed` by what the whole optimizer step holds, so that the way a batch is cut does not change the training.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from math import inf
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -29,8 +30,8 @@ def mask_bce_sum(logits: Tensor, target: Tensor) -> Tensor:
 def mask_dice_sum(logits: Tensor, target: Tensor, scale: float, eps: float) -> Tensor:
     """Sum over masks of 1 - dice; logits and target (M, H, W).
 
-    `scale` divides both areas before the smoothing `eps` is added (officially 1000 and 1e-6): with it an empty pair
-    costs 0 and no area overflows in half precision.
+    `scale` divides both areas before `eps` is added (officially 1000 and 1e-6): an empty pair costs 0, and no area
+    overflows in half precision.
     """
     p, t = logits.float().sigmoid().flatten(1), target.float().flatten(1)
     overlap = 2 * (p * t / scale).sum(1)
@@ -38,44 +39,43 @@ def mask_dice_sum(logits: Tensor, target: Tensor, scale: float, eps: float) -> T
     return (1 - (overlap + eps) / (area + eps)).sum()
 
 
-def check_masks(masks: Sequence[Tensor] | None, mask_logits: Sequence[Tensor] | None) -> None:
-    """True masks need predicted ones to be compared with, image by image; a ValueError says what is missing."""
-    if masks is None or (mask_logits is None and not any(len(m) for m in masks)):
-        return
-    if mask_logits is None:
-        raise ValueError("masks were given, but the loss of masks also needs grounding_images, resized and original")
-    if len(masks) != len(mask_logits):
-        raise ValueError(f"masks has {len(masks)} entries for {len(mask_logits)} images; give one (M, H, W) for each")
-
-
-def match_truth(image: int, logits: Tensor, truth: Tensor, cut_surplus: bool) -> Tensor:
-    """True masks (M, H, W) of one image, one for each of its predicted ones; ValueError where counts or sizes differ.
-
-    cut_surplus: drop true masks beyond the last [SEG], as the official code does after a truncated answer.
-    """
-    if not isinstance(truth, torch.Tensor):
-        raise ValueError(f"the true masks of image {image} are a {type(truth).__name__}; expected a tensor (M, H, W)")
-    if cut_surplus:
-        truth = truth[: len(logits)]
-    if len(truth) != len(logits):
-        count = f"{len(logits)} [SEG] in its answers but {len(truth)} true masks"
-        raise ValueError(f"image {image} of the batch has {count}; give one mask for each [SEG], in order")
-    if truth.shape != logits.shape:
-        shapes = f"{tuple(truth.shape)}; expected {tuple(logits.shape)}: masks, height and width (`original`)"
-        raise ValueError(f"the true masks of image {image} of the batch have shape {shapes}")
-    if truth.is_floating_point() and not bool(((truth >= 0) & (truth <= 1)).all()):  # NaN is not either
-        raise ValueError(f"the true masks of image {image} hold values that are not 0 to 1; give bool or shares")
-    return truth.to(logits.device)
+def check_counts(normalizers: Mapping[str, float] | None) -> None:
+    """Raises ValueError for what no loss can be divided by; "images" is what a training counts besides."""
+    for name, count in ({} if normalizers is None else normalizers).items():
+        if name not in ("tokens", "masks", "images") or not (isinstance(count, Real | Tensor) and 0 <= count < inf):
+            raise ValueError(f"normalizers has {name!r}: {count!r}; expected finite 'tokens' and 'masks', from 0 on")
 
 
 def mask_sums(
-    mask_logits: Sequence[Tensor], masks: Sequence[Tensor], config: LossConfig, cut_surplus: bool
+    predicted: Sequence[Tensor] | None, masks: Sequence[Tensor], config: LossConfig, cut_surplus: bool
 ) -> tuple[Tensor, Tensor, int]:
-    """Sums of both mask losses over all images, per image (M, H, W) logits and truth, and the number of masks."""
-    bce = dice = torch.zeros((), device=mask_logits[0].device)
-    for i, (logits, truth) in enumerate(zip(mask_logits, masks, strict=True)):
-        truth = match_truth(i, logits, truth, cut_surplus)
-        if len(logits):
+    """Sums of both mask losses over all images, and the number of masks; per image (M, H, W) logits and true masks.
+
+    cut_surplus: drop true masks beyond the last [SEG], as the official code does after a truncated answer.
+    Raises ValueError that names the image whose true masks do not fit its predicted ones in number, size or values.
+    """
+    if predicted is None:
+        raise ValueError("masks were given, but the loss of masks also needs grounding_images, resized and original")
+    if len(masks) != len(predicted):
+        raise ValueError(f"masks has {len(masks)} entries for {len(predicted)} images; give one (M, H, W) for each")
+    bce = dice = torch.zeros((), device=predicted[0].device)
+    for i, (logits, truth) in enumerate(zip(predicted, masks, strict=True)):
+        if len(truth := _matched(f"image {i} of the batch", logits, truth, cut_surplus)):
             bce = bce + mask_bce_sum(logits, truth)
             dice = dice + mask_dice_sum(logits, truth, config.dice_scale, config.dice_eps)
-    return bce, dice, sum(map(len, mask_logits))
+    return bce, dice, sum(map(len, predicted))
+
+
+def _matched(image: str, logits: Tensor, truth: Tensor, cut_surplus: bool) -> Tensor:
+    if not isinstance(truth, Tensor):
+        raise ValueError(f"the true masks of {image} are a {type(truth).__name__}; expected a tensor (M, H, W)")
+    truth = truth[: len(logits)] if cut_surplus else truth
+    if len(truth) != len(logits):
+        count = f"{len(logits)} [SEG] in its answers but {len(truth)} true masks"
+        raise ValueError(f"{image} has {count}; give one mask for each [SEG], in order")
+    if truth.shape != logits.shape:
+        shapes = f"{tuple(truth.shape)}; expected {tuple(logits.shape)}: masks, height and width (`original`)"
+        raise ValueError(f"the true masks of {image} have shape {shapes}")
+    if truth.is_floating_point() and not bool(((truth >= 0) & (truth <= 1)).all()):  # NaN is not either
+        raise ValueError(f"the true masks of {image} hold values that are not 0 to 1; give bool or shares")
+    return truth.to(logits.device)

@@ -1,9 +1,14 @@
-"""What the model hands back: of images alone, of one pass over whole rows, and of answers."""
+"""What the model takes besides tensors, and hands back: of images alone, of one pass over whole rows, of answers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 from transformers.utils import ModelOutput
+
+Indices = Sequence[int] | Tensor  # (R,), the image of each row, -1 for a row of text alone
+Boxes = Sequence[Tensor | None]  # per row (N, 4), normalized x0 y0 x1 y1, or None
+Sizes = Sequence[tuple[int, int]]  # per image (height, width)
 
 
 @dataclass
@@ -35,10 +40,8 @@ class GlammOutput(ModelOutput):
 
 @dataclass
 class GlammGenerated(ModelOutput):
-    """Answers. With num_return_sequences n, a prompt's n answers stand in n rows one behind the other.
-
-    prompts, low_res and mask_logits are None where no grounding image was given, and empty in rows without an image.
-    """
+    """Answers; those to one prompt (num_return_sequences) stand in rows one behind the other. What is of masks is None
+    where no grounding image was given, and empty in rows without an image."""
 
     sequences: Tensor | None = None  # (R, new) ids of the answers, without the prompt
     last_hidden: Tensor | None = None  # (R, T, D), of prompts and new tokens, but for a last one that no mask needs

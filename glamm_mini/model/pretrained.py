@@ -13,12 +13,11 @@ from transformers.models.clip.modeling_clip import CLIPVisionEmbeddings
 from glamm_mini import registry
 from glamm_mini.model.config import GlammConfig
 
-POSITION_SCALE = 0.2
-"""Amplitude of the sines in position tables: started so, small encoders learn far faster than from noise."""
+POSITION_SCALE = 0.2  # of the sines in position tables: started so, small encoders learn far faster than from noise
 
 
 class GlammPreTrained(PreTrainedModel, GenerationMixin):
-    """The base of `GlammForConditionalGeneration`, whose language model is `language_model`."""
+    """The base of `GlammForConditionalGeneration`."""
 
     config_class = GlammConfig
     base_model_prefix = ""
@@ -26,8 +25,7 @@ class GlammPreTrained(PreTrainedModel, GenerationMixin):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True  # CLIP and the language model; SAM's attention is its own
-    main_device: torch.device | str | int | None = None
-    """Set where a model's parts lie on several devices (`checkpoints.placement`): the one that computes."""
+    main_device: torch.device | str | int | None = None  # that computes, of several that hold parts (`placement`)
     _no_split_modules = ["LlamaDecoderLayer", "CLIPEncoderLayer", "Block"]
 
     @classmethod
@@ -36,11 +34,12 @@ class GlammPreTrained(PreTrainedModel, GenerationMixin):
 
         Takes transformers' `dtype` (default float32; "auto" keeps what is stored), `device_map` (with `max_memory` and
         `offload_folder`), `attn_implementation`, `quantization_config` (BitsAndBytesConfig; of the language model),
-        `config`, `subfolder`, `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`,
-        `output_loading_info`, and `load`'s `vision_tower` and `drop`.
-        Raises FileNotFoundError for what is missing, and ValueError for what is damaged, of another kind of model, or
-        lacks a weight or has one too many: nothing is ever filled up with random values.
+        `config`, `output_loading_info` and what finds files (`subfolder`, `revision`, `token`, `cache_dir` ...), and
+        `load`'s `vision_tower` and `drop`. Raises FileNotFoundError for what is missing, and ValueError for what is
+        damaged, of another kind, or has a weight too few or too many: nothing is filled up with random values.
         """
+        if not isinstance(kind := kwargs.get("attn_implementation"), str | dict | None):
+            raise ValueError(f"attn_implementation is {kind!r}; expected a name, such as 'sdpa' or 'eager'")
         if pretrained_model_name_or_path is None and kwargs.get("state_dict") is not None:  # the weights themselves
             return super().from_pretrained(None, *args, **kwargs)
         return registry.find("checkpoint", "model")(cls, pretrained_model_name_or_path, *args, **kwargs)
@@ -57,8 +56,7 @@ class GlammPreTrained(PreTrainedModel, GenerationMixin):
         """One module's starting values; transformers calls this for every module it finds without weights."""
         std = self.config.text.initializer_range
         if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
-            fan_in = module.weight[0].numel()
-            nn.init.normal_(module.weight, std=min(1 / math.sqrt(fan_in), 5 * std))
+            nn.init.normal_(module.weight, std=min(1 / math.sqrt(module.weight[0].numel()), 5 * std))
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
@@ -67,14 +65,11 @@ class GlammPreTrained(PreTrainedModel, GenerationMixin):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
         elif isinstance(module, CLIPVisionEmbeddings):
-            side = module.image_size // module.patch_size
             nn.init.normal_(module.class_embedding, std=std)
-            table = sine_table(side, module.embed_dim).flatten(0, 1)  # (h, w, C) -> (P, C)
-            with torch.no_grad():
-                module.position_embedding.weight[1:] = table.to(module.position_embedding.weight)
+            table = sine_table(module.image_size // module.patch_size, module.embed_dim).flatten(0, 1)
+            module.position_embedding.weight.data[1:] = table.to(module.position_embedding.weight)  # (P, C)
         elif isinstance(module, ImageEncoderViT) and module.pos_embed is not None:
-            with torch.no_grad():
-                module.pos_embed.copy_(sine_table(module.pos_embed.shape[1], module.pos_embed.shape[-1])[None])
+            module.pos_embed.data.copy_(sine_table(*module.pos_embed.shape[2:]))  # (h, w, C)
 
     @property
     def device(self) -> torch.device:
@@ -101,12 +96,10 @@ class GlammPreTrained(PreTrainedModel, GenerationMixin):
         self.language_model.set_output_embeddings(value)
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
-        """As transformers': embedding, head and `config.text.vocab_size` follow the tokenizer's new length.
-
-        Raises ValueError for a length that leaves out one of GLaMM's added tokens.
-        """
+        """As transformers': embedding, head and `config.text.vocab_size` follow the tokenizer's new length; ValueError
+        for one that leaves out one of GLaMM's added tokens."""
         least = 1 + max(vars(self.config.tokens).values())
-        if new_num_tokens is not None and (not isinstance(new_num_tokens, int) or new_num_tokens < least):
+        if not (new_num_tokens is None or (isinstance(new_num_tokens, int) and new_num_tokens >= least)):
             raise ValueError(f"new_num_tokens is {new_num_tokens!r}; expected {least} or more, for the added tokens")
         return self.language_model.resize_token_embeddings(new_num_tokens, *args, **kwargs)
 
@@ -117,6 +110,5 @@ def sine_table(side: int, width: int) -> torch.Tensor:
     frequency = math.pi * 2.0 ** torch.linspace(0, math.log2(max(side, 2)), quarter)
     angle = torch.linspace(0, 1, side)[:, None] * frequency  # (side, quarter)
     waves = torch.cat([angle.sin(), angle.cos()], dim=1)  # (side, 2 * quarter)
-    rows, columns = waves[:, None].expand(side, side, -1), waves[None].expand(side, side, -1)
-    both = torch.cat([rows, columns], dim=-1)[..., :width]
+    both = torch.cat([x.expand(side, side, -1) for x in (waves[:, None], waves[None])], dim=-1)[..., :width]
     return POSITION_SCALE * nn.functional.pad(both, (0, width - both.shape[-1]))

@@ -1,7 +1,7 @@
 """Region encoder: a box and four levels of image features become one vector, put in place of `<bbox>`.
 
-After GPT4RoI, as the official code runs it: a pyramid from four layers of one ViT, mixed across neighboring levels,
-cut out by RoIAlign, summed over levels, with an embedding of the box's own coordinates.
+After GPT4RoI: a pyramid from four layers of one ViT, mixed across neighboring levels, cut out by RoIAlign, summed over
+levels, with an embedding of the box's own coordinates.
 """
 
 import torch
@@ -14,10 +14,8 @@ from glamm_mini.model.config import GlammConfig
 
 
 class LevelMixer(nn.Module):
-    """One round of mixing. Every level keeps half of its channels and takes a quarter from each neighbor.
-
-    The convolution is shared by all levels. A level at the end of the pyramid is its own missing neighbor.
-    """
+    """One round of mixing. Every level keeps half of its channels and takes a quarter from each neighbor; one at an end
+    of the pyramid is its own missing neighbor. All levels share the convolution."""
 
     def __init__(self, channels: int, groups: int):
         super().__init__()
@@ -39,8 +37,7 @@ class LevelMixer(nn.Module):
 
 
 class Round(GradientCheckpointingLayer, LevelMixer):
-    """A round of mixing that `gradient_checkpointing_enable` reaches: officially, five of them hold more than all
-    layers of the language model do."""
+    """A round that `gradient_checkpointing_enable` reaches: five hold more than all layers of the language model."""
 
     def forward(self, *levels: Tensor) -> tuple[Tensor, ...]:
         # One by one, since gradients reach tensors inside a list by one of torch's two ways to checkpoint only.
@@ -72,8 +69,7 @@ class RegionEncoder(nn.Module):
         """Feature grids (B, C, h, w), shallowest first, to inputs of the mixing: the shallowest becomes the finest."""
         maps = []
         for level, scale, conv in zip(levels, self.config.scales, self.inputs, strict=True):
-            h, w = level.shape[-2] * scale, level.shape[-1] * scale
-            level = _resize(level, (h, w))
+            level = _resize(level, [side * scale for side in level.shape[-2:]])
             maps.append(conv(torch.cat([level, _coordinates(level)], dim=1)))
         return maps
 
@@ -84,15 +80,13 @@ class RegionEncoder(nn.Module):
         return list(maps)
 
     def cut_out(self, maps: list[Tensor], boxes: list[Tensor]) -> list[Tensor]:
-        """RoIAlign of every box on every level: one (N, C, roi, roi) a level, N boxes of all images in order.
-
-        Always in float32: bfloat16 would move a box by up to a pixel, and torchvision has no RoIAlign for it.
-        """
+        """RoIAlign of every box on every level: one (N, C, roi, roi) a level, N boxes of all images in order; always in
+        float32, since bfloat16 would move a box by up to a pixel, and torchvision has no RoIAlign for it."""
         pixels, c = [b.float() * self.box_size for b in boxes], self.config
         how = dict(output_size=c.roi_size, sampling_ratio=c.sampling_ratio, aligned=True)
+        scales = [level.shape[-1] / self.image_size for level in maps]
         return [
-            roi_align(level.float(), pixels, spatial_scale=level.shape[-1] / self.image_size, **how).to(level.dtype)
-            for level in maps
+            roi_align(x.float(), pixels, spatial_scale=k, **how).to(x.dtype) for x, k in zip(maps, scales, strict=True)
         ]
 
     def read_out(self, rois: list[Tensor], boxes: Tensor) -> Tensor:

@@ -2,7 +2,9 @@
 
 import math
 from functools import partial
+from numbers import Integral
 
+import numpy as np
 import torch
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, TwoWayTransformer
 from segment_anything.modeling.image_encoder import Attention, get_rel_pos
@@ -13,29 +15,26 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from glamm_mini.dtypes import no_autocast
 from glamm_mini.model.config import GlammConfig
+from glamm_mini.model.outputs import Sizes
 
-SCORES_AT_ONCE = 2**20
-"""How many scores the CPU works on at a time: 4 MB in float32, which stay in its cache between the steps."""
-
-KERNEL_WIDTH = 8
-"""Fused kernels on GPUs want queries, keys and values of one width, a multiple of this."""
+SCORES_AT_ONCE = 2**20  # that the CPU works on: 4 MB in float32, which stay in its cache between the steps
+KERNEL_WIDTH = 8  # fused kernels on GPUs want queries, keys and values of one width, a multiple of this
+NUMBERS_AT_ONCE = 2**25  # of image embeddings decoded together: 32 masks at SAM's sizes, about 1.1 GB in float32
 
 
 class FusedAttention(Attention):
     """The library's attention, parameters and all, without its (P x P) tensors in memory.
 
     Decomposed relative positions add rel_h[query, row of key] + rel_w[query, column of key] to each score, which the
-    library does in several passes over all scores (ViT-B at 1024 px: 805 MB each). There are two ways around them:
-    `in_one_kernel` for GPUs and `in_blocks` for CPUs, where the kernel's wider queries and keys cost more than they
-    save. Without relative positions every device takes `scaled_dot_product_attention`.
+    library does in several passes over all scores (ViT-B at 1024 px: 805 MB each). Two ways go around them:
+    `in_one_kernel` for GPUs and `in_blocks` for CPUs, where the kernel's wider queries and keys cost more than that.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, h, w, C), the same shape comes back."""
         b, h, w, c = x.shape
         # (B, P, 3C) -> (B, P, 3, heads, d) -> (3, B, heads, P, d)
-        qkv = self.qkv(x).reshape(b, h * w, 3, self.num_heads, c // self.num_heads).permute(2, 0, 3, 1, 4)
-        q, k, v = qkv.unbind(0)
+        q, k, v = self.qkv(x).reshape(b, h * w, 3, self.num_heads, c // self.num_heads).permute(2, 0, 3, 1, 4)
         if not self.use_rel_pos:
             out = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
         else:
@@ -59,8 +58,7 @@ class FusedAttention(Attention):
         heads = max(1, SCORES_AT_ONCE // patches**2)
         queries = max(1, SCORES_AT_ONCE // (heads * patches))
         # Each (B, heads, P, ...) -> (B * heads, P, ...) -> chunks (N, P, ...)
-        groups = zip(*(x.flatten(0, 1).split(heads) for x in (q, k, v, rel_h, rel_w)), strict=True)
-        out = []
+        groups, out = zip(*(x.flatten(0, 1).split(heads) for x in (q, k, v, rel_h, rel_w)), strict=True), []
         for q, k, v, rel_h, rel_w in groups:
             blocks = zip(*(x.split(queries, dim=1) for x in (q, rel_h, rel_w)), strict=True)
             out.append(torch.cat([self._block(*block, k, v) for block in blocks], dim=1))
@@ -113,15 +111,10 @@ class GroundingImageEncoder(nn.Module):
         return self.vit(images.to(memory_format=torch.channels_last))
 
 
-NUMBERS_AT_ONCE = 2**25
-"""Numbers of image embeddings that are decoded together: 32 masks at SAM's sizes, about 1.1 GB in float32."""
-
-
 class PromptedMaskDecoder(MaskDecoder):
-    """The library's decoder for masks of several images in one call: one image embedding per prompt.
+    """The library's decoder for masks of several images in one call: each prompt brings its own image embedding.
 
-    The library repeats a single image embedding for all prompts; here each prompt brings its own. Only the first
-    mask token is read out, since GLaMM never asks for several proposals.
+    Only the first mask token is read out, since GLaMM never asks for several proposals.
     """
 
     def predict_masks(
@@ -155,31 +148,27 @@ class PixelDecoder(nn.Module):
         self.masks_at_once = max(1, NUMBERS_AT_ONCE // (c.prompt_dim * c.grid**2))
         self.prompt_encoder = PromptEncoder(c.prompt_dim, (c.grid,) * 2, (c.image_size,) * 2, c.mask_in_channels)
         transformer = TwoWayTransformer(c.decoder_depth, c.prompt_dim, c.decoder_heads, c.decoder_hidden)
-        self.mask_decoder = PromptedMaskDecoder(
-            transformer_dim=c.prompt_dim, transformer=transformer, iou_head_hidden_dim=c.iou_hidden
-        )
+        widths = dict(transformer_dim=c.prompt_dim, iou_head_hidden_dim=c.iou_hidden)
+        self.mask_decoder = PromptedMaskDecoder(transformer=transformer, **widths)
 
     def forward(self, embeddings: Tensor, prompts: Tensor, image_index: Tensor) -> tuple[Tensor, Tensor]:
         """One mask per prompt, many prompts in one call; more than fit in memory are taken in turns.
 
-        embeddings: (I, C, h, w), one per image. prompts: (N, K, C), K vectors a mask (one [SEG], or points and boxes
-        of the prompt encoder). image_index: (N,), the image of each prompt.
-        Returns mask logits (N, 4h, 4w) and the predicted quality (N,), which GLaMM does not use.
+        embeddings: (I, C, h, w). prompts: (N, K, C), K vectors a mask (one [SEG], or points and boxes of the library).
+        image_index: (N,). Returns mask logits (N, 4h, 4w) and the predicted quality (N,), which GLaMM does not use.
         """
-        positions = self.positions()
         dense = self.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)  # (1, C) -> (1, C, 1, 1)
-        done = [
-            self.mask_decoder(embeddings[images], positions, mine, dense, multimask_output=False)
-            for mine, images in zip(*(x.split(self.masks_at_once) for x in (prompts, image_index)), strict=True)
-        ]
+        turns = zip(*(x.split(self.masks_at_once) for x in (prompts, image_index)), strict=True)
+        place = self.positions()
+        done = (self.mask_decoder(embeddings[images], place, own, dense, False) for own, images in turns)
         masks, quality = map(torch.cat, zip(*done, strict=True))
         return masks[:, 0], quality[:, 0]
 
     def positions(self) -> Tensor:
         """The position code of the grid (1, C, h, w): sines and cosines of random mixtures of x and y.
 
-        The library computes it for float32 weights only. In mode "fixed" it is computed in float32 and then rounded;
-        the official code computes it in the weights' own precision, up to 0.1 away from that in bfloat16.
+        In mode "fixed" it is computed in float32, as the library does, and then rounded; officially in the weights' own
+        precision, up to 0.1 away from that in bfloat16.
         """
         matrix = self.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix  # (2, C / 2)
         h, w = self.prompt_encoder.image_embedding_size
@@ -195,10 +184,9 @@ class PixelDecoder(nn.Module):
 
 
 def upscale_logits(logits: Tensor, image_size: int, resized: tuple[int, int], original: tuple[int, int]) -> Tensor:
-    """Mask logits (N, m, m) of the padded square to (N, H, W) of the picture, by the official two steps.
+    """Mask logits (N, m, m) of the padded square to (N, H, W) of the picture: a mask is where they are above 0.
 
-    Bilinear to the encoder's input size, the padding cut off (`resized` is height, width inside the square), then
-    bilinear to the picture's own height and width. A mask is where the result is above 0.
+    By the official two steps: bilinear to the square, cut to `resized` (height, width), then bilinear to `original`.
     """
     x = F.interpolate(logits[:, None].float(), size=(image_size, image_size), mode="bilinear", align_corners=False)
     x = x[..., : resized[0], : resized[1]]
@@ -207,11 +195,18 @@ def upscale_logits(logits: Tensor, image_size: int, resized: tuple[int, int], or
     return x[:, 0]
 
 
-class LPProjector(nn.Sequential):
-    """Language to prompt: the state of a [SEG] becomes a prompt of the pixel decoder.
+def check_sizes(images: int | None, side: int, resized: Sizes | None, original: Sizes | None) -> None:
+    """Raises ValueError for sizes that are not one (height, width) for each image, `resized` in a square of `side`."""
+    for name, sizes, most in (("resized", resized, side), ("original", original, math.inf)):
+        given = np.array([] if sizes is None else sizes, dtype=object)
+        whole = all(isinstance(n, Integral) and 1 <= n <= most for n in given.flat)
+        if sizes is not None and images and (given.shape != (images, 2) or not whole):
+            expected = f"whole (height, width), 1 to {most}, of each of {images} images"
+            raise ValueError(f"{name} is {repr(sizes)[:60]}; expected {expected}")
 
-    The paper writes GELU; the official code, and so the released weights, use ReLU.
-    """
+
+class LPProjector(nn.Sequential):
+    """Language to prompt: the state of a [SEG] becomes a prompt. Released with ReLU, where the paper writes GELU."""
 
     def __init__(self, language_width: int, prompt_width: int):
         super().__init__(nn.Linear(language_width, language_width), nn.ReLU(), nn.Linear(language_width, prompt_width))

@@ -1,7 +1,6 @@
 """Splice: image features go where `<image>` stands, region vectors where `<bbox>` stands.
 
-A row of ids has one `<image>` (index -200) at most; it makes room for all image tokens, so that every position after
-it moves. Labels and attention move with it.
+A row of ids has one `<image>` (index -200) at most, which makes room for all image tokens: what stands behind it moves.
 """
 
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaForCausalLM
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from glamm_mini.model.outputs import Boxes, Indices
 from glamm_mini.model.tokens import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 
 
@@ -25,52 +25,50 @@ class Spliced:
     labels: Tensor | None = None  # (R, T), IGNORE_INDEX where nothing is learned
     ids: Tensor | None = None  # (R, T), IMAGE_TOKEN_INDEX at image features
     segments: Tensor | None = None  # (R, T), see `packed_attention`
+    images: list[int] | None = None  # (R,), the image of each row, -1 for none
 
 
-def check_batch(
-    ids: Tensor, attention: Tensor | None, labels: Tensor | None, segments: Tensor | None, boxes: Sequence | None
-) -> None:
-    """Raises ValueError that names what has another type or shape than ids (R, L), or boxes than (N, 4) a row."""
+def check_ids(ids: Tensor, words: int, *columns: Tensor | None) -> None:
+    """Raises ValueError that names what has another type or shape than ids (R, L), or is no id of `words` words."""
     if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point():
         shown = f"{ids.dtype} {tuple(ids.shape)}" if isinstance(ids, Tensor) else f"a {type(ids).__name__}"
         raise ValueError(f"input_ids are {shown}; expected whole numbers (R, L)")
-    for name, given in (("attention_mask", attention), ("labels", labels), ("segment_ids", segments)):
+    for name, given in zip(("attention_mask", "labels", "segment_ids"), columns, strict=True):
         if given is not None and given.shape != ids.shape:
             raise ValueError(f"{name} has shape {tuple(given.shape)}; expected that of input_ids, {tuple(ids.shape)}")
-    for r, given in enumerate(() if boxes is None else boxes):
-        if given is not None and not (isinstance(given, Tensor) and given.ndim == 2 and given.shape[1] == 4):
-            raise ValueError(f"boxes of row {r} are {repr(given)[:60]}; expected a tensor (N, 4), or None")
+    tokens = [("input_ids", ids, IMAGE_TOKEN_INDEX), ("labels", columns[1], IGNORE_INDEX)]
+    odd = [(x >= words) | ((x < 0) & (x != other)) for _, x, other in tokens if x is not None]
+    if torch.stack(odd).any():  # asked once: a GPU has to be waited for
+        (name, x, other), wrong = next(pair for pair in zip(tokens, odd, strict=False) if pair[1].any())
+        raise ValueError(f"{name} hold {int(x[wrong][0])}; expected ids of {words} words, from 0 on, or {other}")
 
 
-def check_rows(rows: int, images: int, image_index: Sequence[int] | Tensor, boxes: Sequence[Tensor | None]) -> None:
-    """One entry of `image_index` (-1, or below `images`) and one of `boxes` for every row, or a ValueError."""
-    for name, given in (("image_index", image_index), ("boxes", boxes)):
+def rows_about(rows: int, images: int, image_index: Indices | None, boxes: Boxes | None) -> tuple[list[int], Boxes]:
+    """The image (-1 for none) and the boxes (N, 4), or None, of every row, or a ValueError; see `forward`."""
+    of_rows = list(range(rows)) if images else [-1] * rows
+    if image_index is not None:
+        of_rows = [int(i) for i in (image_index.tolist() if isinstance(image_index, Tensor) else image_index)]
+    boxes = [None] * rows if boxes is None else boxes
+    for name, given in (("image_index", of_rows), ("boxes", boxes)):
         if len(given) != rows:
             raise ValueError(f"{name} has {len(given)} entries for {rows} rows; give one for each conversation")
-    worst = max((int(i) for i in image_index), default=-1)
-    if worst >= images:
-        raise ValueError(f"image_index names image {worst}, but the batch has {images} images (numbered from 0)")
+    if max(of_rows, default=-1) >= images:
+        raise ValueError(f"image_index names image {max(of_rows)}, but the batch has {images} images (numbered from 0)")
+    for r, given in enumerate(boxes):
+        if given is not None and not (isinstance(given, Tensor) and given.ndim == 2 and given.shape[1] == 4):
+            raise ValueError(f"boxes of row {r} are {repr(given)[:60]}; expected a tensor (N, 4), or None")
+    return of_rows, boxes
 
 
-def check_prompt(prompt: "Spliced", grounding: Tensor | None) -> None:
-    """Raises ValueError for a row (T, D) that nothing may look at, and for values that are not finite, as a broken
-    picture gives them: answers to either would look like any other."""
-    if not bool(prompt.attention.any(1).all()):
-        raise ValueError("attention_mask leaves nothing of a row; expected True for its tokens, False for padding")
-    for name, values in (("pictures or words", prompt.embeds[prompt.attention]), ("grounding images", grounding)):
-        if values is not None and not bool(torch.isfinite(values).all()):
-            raise ValueError(f"the features of the {name} are not finite; look at the pictures and at the weights")
-
-
-def put_regions(
-    embeds: Tensor, ids: Tensor, bbox_id: int, regions: Tensor | None, counts: Sequence[int | None]
-) -> Tensor:
+def put_regions(embeds: Tensor, ids: Tensor, bbox_id: int, regions: Tensor | None, counts: Sequence) -> Tensor:
     """Replace the k-th `<bbox>` of each row by the row's k-th region vector.
 
-    embeds (R, L, D) token embeddings of ids (R, L); regions (sum of counts, D), counts: boxes per row, or None.
-    A row that was given no boxes (None) keeps the plain embedding of `<bbox>`. Raises ValueError on any other
-    mismatch (the official code drops surplus regions silently and spreads a single one over all tokens).
+    embeds (R, L, D) token embeddings of ids (R, L); regions (sum of counts, D), counts: boxes per row. A row that was
+    given none (None) keeps the plain embedding of `<bbox>`; any other mismatch is a ValueError (the official code drops
+    surplus regions silently and spreads a single one over all tokens).
     """
+    if all(have is None for have in counts):
+        return embeds
     is_box = ids == bbox_id
     for row, (have, want) in enumerate(zip(counts, is_box.sum(1).tolist(), strict=True)):
         if have is not None and have != want:
@@ -88,44 +86,31 @@ def put_images(
     attention: Tensor,
     labels: Tensor | None,
     segments: Tensor | None,
-    features: Tensor,
-    image_index: Sequence[int] | Tensor,
+    features: Sequence[Tensor],
+    image_index: Indices,
 ) -> Spliced:
     """Make room for image features at `<image>`.
 
     embeds (R, L, D); ids, attention, labels, segments (R, L); features (I, P, D); image_index: per row the image's
     number, or -1 for a row without image. Rows are padded on the right to the longest; T <= L + P - 1.
     """
-    rows = []
-    for r in range(ids.shape[0]):
-        at = (ids[r] == IMAGE_TOKEN_INDEX).nonzero().flatten().tolist()
-        image = int(image_index[r])
+    rows, images, places = [], [int(i) for i in image_index], (ids == IMAGE_TOKEN_INDEX).cpu()
+    for r, image in enumerate(images):
+        at = places[r].nonzero().flatten().tolist()
         if len(at) > 1 or (len(at) == 1) != (image >= 0):
             found = f"{len(at)} <image> and is given {'an' if image >= 0 else 'no'} image"
             raise ValueError(f"row {r} has {found}; expected one <image> for a row with an image and none otherwise")
-        own = tuple(None if c is None else c[r] for c in (embeds, attention, labels, ids, segments))
-        rows.append(_one_row(own, at[0], features[image]) if at else own)
+        row = [None if c is None else c[r] for c in (embeds, attention, labels, ids, segments)]
+        for k in at:
+            # The P positions of the image are seen as `<image>` was and keep its segment and index; none is learned.
+            vectors, p = features[image].to(embeds.dtype), len(features[image])
+            unlearned, marks = (ids.new_full((p,), index) for index in (IGNORE_INDEX, IMAGE_TOKEN_INDEX))
+            seen, segment = (None if c is None else c[r, k].expand(p) for c in (attention, segments))
+            middle = vectors, seen, unlearned, marks, segment
+            row = [None if c is None else torch.cat([c[:k], m, c[k + 1 :]]) for c, m in zip(row, middle, strict=True)]
+        rows.append(row)
     columns = zip(zip(*rows, strict=True), (0, False, IGNORE_INDEX, 0, 0), strict=True)
-    return Spliced(*(None if c[0] is None else pad_sequence(c, True, padding_value=fill) for c, fill in columns))
-
-
-Row = tuple[Tensor | None, ...]
-"""Embeddings, attention, labels, ids and segments of one row, each (L, ...)."""
-
-
-def _one_row(row: Row, k: int, image: Tensor) -> Row:
-    """A row with `<image>` at k, with the image's features (P, D) in its place: (L - 1 + P, ...) each."""
-    (embeds, attention, _, ids, segments), patches = row, len(image)
-    # What stands at the P positions of the image. They are seen where `<image>` was and belong to its segment, but
-    # nothing is learned there, since no word stands there; and they keep the index by which an image is known.
-    middle = (
-        image.to(embeds.dtype),
-        attention[k].expand(patches),
-        ids.new_full((patches,), IGNORE_INDEX),
-        ids.new_full((patches,), IMAGE_TOKEN_INDEX),
-        None if segments is None else segments[k].expand(patches),
-    )
-    return tuple(None if c is None else torch.cat([c[:k], m, c[k + 1 :]]) for c, m in zip(row, middle, strict=True))
+    return Spliced(*(None if c[0] is None else pad_sequence(c, True, padding_value=x) for c, x in columns), images)
 
 
 def language_states(language_model: LlamaForCausalLM, spliced: Spliced) -> Tensor:
@@ -153,31 +138,33 @@ def language_output(language_model: LlamaForCausalLM, spliced: Spliced, **more: 
 def packed_attention(segments: Tensor, attention: Tensor) -> tuple[Tensor, Tensor]:
     """Several conversations about one image in one row: who sees whom, and who stands where.
 
-    segments (R, T): 0 is the shared beginning (up to and with the image), k > 0 the k-th conversation, in rising
-    order. A conversation sees the beginning and itself, and counts its positions as if it stood right behind it:
-    the same numbers as one row each, with the image's keys and values computed once.
-    Returns a mask (R, 1, T, T), True where a query may look, and position ids (R, T).
+    segments (R, T): 0 is the shared beginning, image included, k > 0 the k-th conversation, in rising order. Each sees
+    the beginning and itself, and counts its positions as if it stood right behind it: the same numbers as one row each,
+    with the image computed once. Returns a mask (R, 1, T, T), True where a query may look, and position ids (R, T).
     """
-    t = segments.shape[1]
-    index = torch.arange(t, device=segments.device)
+    index = torch.arange(segments.shape[1], device=segments.device)
     seen = (segments[:, :, None] == segments[:, None, :]) | (segments == 0)[:, None, :]  # itself and the beginning
     mask = seen & (index[:, None] >= index[None, :]) & attention[:, None, :]
-    mask = mask | torch.eye(t, dtype=torch.bool, device=segments.device)  # padding sees itself: no empty softmax
-    changed = torch.ones_like(segments, dtype=torch.bool)
-    changed[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    mask = mask | (index[:, None] == index[None, :])  # padding sees itself: no empty softmax
+    changed = segments.diff(prepend=segments[:, :1] - 1) != 0
     start = torch.where(changed, index, 0).cummax(1).values
     beginning = ((segments == 0) & attention).sum(1, keepdim=True)
     positions = torch.where(segments == 0, index, index - start + beginning)
     return mask[:, None], positions
 
 
-def pad_left(spliced: Spliced) -> Spliced:
-    """Move the padding of rows without image, which the splice leaves on the right, to the left."""
-    length = spliced.attention.shape[1]
-    order = torch.argsort(spliced.attention.long(), dim=1, stable=True)  # padding first, the rest in order
-    if torch.equal(order, torch.arange(length, device=order.device).expand_as(order)):
-        return spliced
-    spliced.attention = spliced.attention.gather(1, order)
-    spliced.embeds = spliced.embeds.gather(1, order[..., None].expand_as(spliced.embeds))
-    spliced.ids = spliced.ids.gather(1, order)
-    return spliced
+def pad_left(prompt: Spliced, grounding: Tensor | None) -> Spliced:
+    """A batch for `generate`, the padding of rows without image, which the splice leaves on the right, moved left.
+
+    Raises ValueError for a row that nothing may look at, and for values that are not finite, as a broken picture gives
+    them: answers to either would look like any other.
+    """
+    if not bool(prompt.attention.any(1).all()):
+        raise ValueError("attention_mask leaves nothing of a row; expected True for its tokens, False for padding")
+    for name, values in (("pictures or words", prompt.embeds[prompt.attention]), ("grounding images", grounding)):
+        if values is not None and not bool(torch.isfinite(values).all()):
+            raise ValueError(f"the features of the {name} are not finite; look at the pictures and at the weights")
+    order = torch.argsort(prompt.attention.long(), dim=1, stable=True)  # padding first, the rest in order
+    of_embeds = order[..., None].expand_as(prompt.embeds)
+    moved = (x.gather(1, at) for x, at in ((prompt.embeds, of_embeds), (prompt.attention, order)))
+    return Spliced(*moved, ids=prompt.ids.gather(1, order), images=prompt.images)

@@ -1,7 +1,6 @@
 """The special tokens of GLaMM, in the order in which official checkpoints number them, and their ids.
 
-Ids are always asked of the tokenizer (`convert_tokens_to_ids`), never by encoding the text of a token:
-encoding "[SEG]" may put another piece in front of it and hand back the wrong id.
+Ids are always asked of the tokenizer (`convert_tokens_to_ids`): encoding "[SEG]" may put another piece in front of it.
 """
 
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ ADDED_TOKENS = (IM_START, IM_END, BBOX, POINT, SEG, PHRASE_START, PHRASE_END)
 
 IMAGE = "<image>"
 """Stands in a prompt where the image features go; it has no embedding, only the index below."""
-
 IMAGE_TOKEN_INDEX = -200
 IGNORE_INDEX = -100
 
@@ -35,3 +33,7 @@ class TokenIds:
     seg: int = 32004
     phrase_start: int = 32005
     phrase_end: int = 32006
+
+    def __post_init__(self) -> None:
+        if len(set(vars(self).values())) < len(vars(self)):
+            raise ValueError(f"tokens are {vars(self)}; expected an id of its own for each")

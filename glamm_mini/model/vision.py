@@ -1,6 +1,6 @@
 """What the language model sees: the global image encoder (CLIP) with its feature levels, and the V-L projector."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor, nn
 from transformers import CLIPVisionModel
@@ -9,19 +9,16 @@ from transformers.modeling_outputs import BaseModelOutput
 from glamm_mini.model.config import GlammConfig
 
 
-@dataclass
-class GlobalFeatures:
-    """What CLIP makes of images."""
+class GlobalFeatures(NamedTuple):
+    """What CLIP makes of images: for the language model (B, P, C); for regions four (B, C, h, w), shallowest first."""
 
-    tokens: Tensor  # (B, P, C), what the language model reads
-    levels: list[Tensor]  # four (B, C, h, w), shallowest first, for regions
+    tokens: Tensor
+    levels: list[Tensor]
 
 
 class VisionTower(CLIPVisionModel):
-    """transformers' CLIP, parameters and all, that always returns the states of all layers.
-
-    transformers gathers them by hooks that stay on the layers, and that a model cannot be pickled with.
-    """
+    """transformers' CLIP, parameters and all, that always returns the states of all layers; not by transformers' hooks,
+    which stay on the layers, and which a model cannot be pickled with."""
 
     def forward(self, pixel_values: Tensor, output_hidden_states: bool = True) -> BaseModelOutput:
         """pixel_values: (B, 3, S, S). States (B, 1 + P, C): of the embeddings, then of every layer."""

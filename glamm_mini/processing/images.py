@@ -1,6 +1,7 @@
 """Images as the package wants them, upright RGB uint8, whatever was given; and masks as it stores them."""
 
 import struct
+from contextlib import nullcontext
 from io import BytesIO, IOBase, TextIOBase
 from os import PathLike
 from pathlib import Path
@@ -33,11 +34,11 @@ def load_image(image: Any) -> np.ndarray:
     if isinstance(image, Image.Image):
         return _pixels(image, "the PIL image")
     if isinstance(image, bytes | bytearray):
-        return _read(BytesIO(image), "the given data")
+        return _pixels(BytesIO(image), "the given data")
     if isinstance(image, IOBase) and not isinstance(image, TextIOBase):
         if image.closed:
             raise ValueError(f"the image is a file that was closed; {EXPECTED}")
-        return _read(image, "the open file")
+        return _pixels(image, "the open file")
     if isinstance(image, torch.Tensor) and image.dtype == torch.uint8 and not (image.is_meta or image.is_sparse):
         image = image.cpu().numpy()
     if not isinstance(image, np.ndarray):
@@ -52,9 +53,8 @@ def _read_array(array: np.ndarray) -> np.ndarray:
     if array.size == 0:
         raise ValueError(f"the image array has shape {array.shape}; it holds no pixel; {EXPECTED}")
     if array.dtype != np.uint8:
-        raise ValueError(
-            f"the image array has type {array.dtype}; expected uint8 with values 0..255: scale it to that range first"
-        )
+        expected = "expected uint8 with values 0..255: scale it to that range first"
+        raise ValueError(f"the image array has type {array.dtype}; {expected}")
     if array.ndim == 3 and array.shape[2] == 3:
         return array if not array.flags.writeable and array.flags.c_contiguous else _frozen(array.copy(order="C"))
     if array.ndim == 3 and array.shape[2] == 1:
@@ -80,33 +80,24 @@ def _read_path(path: Path) -> np.ndarray:
     if not is_file:
         hint = "download it first, then " if "://" in str(path) or str(path).startswith(("http:", "https:")) else ""
         raise FileNotFoundError(f"no image at {path}; {hint}give the path of a PNG, JPEG, WebP, BMP, GIF or TIFF file")
-    return _read(path, str(path))
+    return _pixels(path, str(path))
 
 
-def _read(file: Path | IOBase, name: str) -> np.ndarray:
+def _pixels(source: Image.Image | Path | IOBase, name: str) -> np.ndarray:
+    """A picture to (H, W, 3) uint8; the file of one that is open already may be read only now."""
+    is_open = isinstance(source, Image.Image)
     try:
-        with Image.open(file, formats=FORMATS) as image:
-            return _pixels(image, name)
+        with nullcontext(source) if is_open else Image.open(source, formats=FORMATS) as image:
+            (w, h), pixels = image.size, None if 0 in image.size else np.asarray(_upright_rgb(image))
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name} has too many pixels ({error}); make it smaller first") from error
     except UnidentifiedImageError as error:
         raise ValueError(f"{name} is not a PNG, JPEG, WebP, BMP, GIF or TIFF picture, or is damaged") from error
-    except (OSError, SyntaxError, struct.error) as error:
-        raise _unreadable(name, error) from error
-
-
-def _pixels(image: Image.Image, name: str) -> np.ndarray:
-    """A PIL image, whose file may be read only now, to (H, W, 3) uint8."""
-    if 0 in image.size:
-        raise ValueError(f"{name} is {image.size[0]} x {image.size[1]} pixels large; it holds no pixel")
-    try:
-        return _frozen(np.asarray(_upright_rgb(image)))
     except (OSError, SyntaxError, ValueError, struct.error) as error:
-        raise _unreadable(name, error) from error
-
-
-def _unreadable(name: str, error: Exception) -> ValueError:
-    return ValueError(f"{name} cannot be read as an image ({error}); the file may be damaged")
+        raise ValueError(f"{name} cannot be read as an image ({error}); the file may be damaged") from error
+    if pixels is None:
+        raise ValueError(f"{name} is {w} x {h} pixels large; it holds no pixel")
+    return _frozen(pixels)
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:

@@ -7,6 +7,7 @@ tokenizer.json, and come back with `PreTrainedTokenizerFast.from_pretrained`.
 """
 
 import json
+from itertools import groupby
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
@@ -54,32 +55,18 @@ def official_decode(tokenizer, ids) -> str:
     oddity: "[SEG] ." ends as "[SEG]  .</s>").
     """
     added = {tokenizer.convert_tokens_to_ids(token) for token in ADDED_TOKENS}
-    stretches = [[]]
-    for i in map(int, ids):
-        stretches += [[i], []] if i in added else []
-        if i not in added:
-            stretches[-1].append(i)
-    parts = [_join(tokenizer, stretch, added) for stretch in stretches if stretch]
-    return " ".join(parts)
-
-
-def _join(tokenizer, ids: list[int], added: set[int]) -> str:
-    """One added token, or a stretch of pieces with `<s>`, `</s>` and `<unk>` among them."""
-    if ids[0] in added:
-        return tokenizer.convert_ids_to_tokens(ids[0])
-    special, text, waiting = set(tokenizer.all_special_ids) - added, "", []
-    for k, i in enumerate(ids):
-        if i not in special:
-            waiting.append(i)
+    special, words, parts = set(tokenizer.all_special_ids) - added, tokenizer.convert_ids_to_tokens, []
+    for is_added, stretch in groupby(map(int, ids), added.__contains__):
+        if is_added:
+            parts += words(list(stretch))
             continue
-        text += " " if k and ids[k - 1] not in special else ""
-        text += _text(tokenizer, waiting) + tokenizer.convert_ids_to_tokens(i)
-        waiting = []
-    return text + _text(tokenizer, waiting)
-
-
-def _text(tokenizer, ids: list[int]) -> str:
-    return tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=False) if ids else ""
+        runs, text = [(is_special, list(run)) for is_special, run in groupby(stretch, special.__contains__)], ""
+        for k, (is_special, run) in enumerate(runs, 1):
+            blank = " " if not is_special and k < len(runs) else ""
+            plain = tokenizer.backend_tokenizer.decode
+            text += blank + ("".join(words(run)) if is_special else plain(run, skip_special_tokens=False))
+        parts.append(text)
+    return " ".join(parts)
 
 
 def _build(vocabulary: dict, merges: list, added: list[str]) -> PreTrainedTokenizerFast:

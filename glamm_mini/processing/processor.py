@@ -1,12 +1,14 @@
 """GlammProcessor: images, conversations, boxes and masks to one batch, and mask logits back to masks."""
 
 from collections.abc import Iterable, Sequence
+from operator import index
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 
@@ -15,10 +17,9 @@ from glamm_mini.model.config import GlammConfig
 from glamm_mini.model.sam import upscale_logits
 from glamm_mini.model.tokens import ADDED_TOKENS, IGNORE_INDEX, IMAGE, IMAGE_TOKEN_INDEX, TokenIds
 from glamm_mini.processing.boxes import checked_boxes
-from glamm_mini.processing.chat_template import chat_template
 from glamm_mini.processing.images import load_image
 from glamm_mini.processing.llama_tokenizer import official_decode, strips_blanks
-from glamm_mini.processing.prompts import Prompt, render
+from glamm_mini.processing.prompts import Prompt, chat_template, render
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -33,9 +34,13 @@ class GlammProcessor(ProcessorMixin):
     In `official` mode the global encoder sees the center crop while boxes are fractions of the full picture.
     """
 
+    model_input_names = ["input_ids", "attention_mask", "global_images", "grounding_images", "resized", "original"]
+
     def __init__(self, config: GlammConfig, tokenizer: PreTrainedTokenizerFast):
-        self.config = config
-        self.tokenizer = tokenizer
+        for name, given, kind in (("config", config, GlammConfig), ("tokenizer", tokenizer, PreTrainedTokenizerFast)):
+            if not isinstance(given, kind):
+                raise ValueError(f"{name} is a {type(given).__name__}; expected a {kind.__name__}")
+        self.config, self.tokenizer = config, tokenizer
         ids = [tokenizer.convert_tokens_to_ids(token) for token in ADDED_TOKENS]
         if len(set(ids)) < len(ids) or any(i is None or i == tokenizer.unk_token_id for i in ids):
             given, hint = dict(zip(ADDED_TOKENS, ids, strict=True)), "add them with tokenizer.add_tokens first"
@@ -51,8 +56,8 @@ class GlammProcessor(ProcessorMixin):
     def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> "GlammProcessor":
         """The processor of a bundled name, a folder or a hub id, in our format or official; no weights are needed.
 
-        Takes `subfolder`, `revision`, `token`, `cache_dir` ... as transformers does, and the `vision_tower` of
-        official checkpoints. Raises FileNotFoundError or ValueError that names what is missing or damaged.
+        Takes `subfolder`, `revision` ... as transformers does, and the `vision_tower` of official checkpoints. Raises
+        FileNotFoundError or ValueError that names what is missing or damaged.
         """
         return registry.find("checkpoint", "processor")(folder, **kwargs)
 
@@ -69,10 +74,15 @@ class GlammProcessor(ProcessorMixin):
         c = self.config
         return f"GlammProcessor({c.mode} mode, {len(self.tokenizer)} tokens, pictures of {c.grounding.image_size} px)"
 
-    @property
-    def model_input_names(self) -> list[str]:
-        """What a batch holds for the model."""
-        return ["input_ids", "attention_mask", "global_images", "grounding_images", "resized", "original"]
+    def apply_chat_template(self, conversation: list, *args: Any, **kwargs: Any) -> Any:
+        """As transformers', for messages that `prompts.chat_template` knows; ValueError for anything else."""
+        try:
+            return super().apply_chat_template(conversation, *args, **kwargs)
+        except (ValueError, OSError):
+            raise
+        except Exception as error:  # of Jinja, or of whatever it meets
+            expected = "messages of user and assistant in turn, each a table of role and content"
+            raise ValueError(f"the chat is {repr(conversation)[:60]} ({error}); expected {expected}") from error
 
     # --- images -----------------------------------------------------------------------------------------------------
 
@@ -92,25 +102,20 @@ class GlammProcessor(ProcessorMixin):
         return BatchFeature({"global_images": whole, "grounding_images": torch.stack(grounding), **sizes})
 
     def _global_image(self, array: np.ndarray) -> torch.Tensor:
-        side = self.config.vision.image_size
-        if self.config.mode == "official":
-            return _normalize(_center_crop(array, side), CLIP_MEAN, CLIP_STD)
-        fitted = _normalize(_fit(array, side, Image.Resampling.BICUBIC), CLIP_MEAN, CLIP_STD)
-        return _pad(fitted, side)
+        side, official = self.config.vision.image_size, self.config.mode == "official"
+        fitted = _center_crop(array, side) if official else _fit(array, side, Image.Resampling.BICUBIC)
+        return _square(fitted, side, CLIP_MEAN, CLIP_STD)
 
     def _grounding_image(self, array: np.ndarray) -> tuple[torch.Tensor, tuple[int, int]]:
         c = self.config.grounding
         fitted = _fit(array, c.image_size, Image.Resampling.BILINEAR)
-        scale = (
-            1 if self.config.mode == "official" else 255
-        )  # same numbers but for the last bit, which officially is so
-        normalized = _normalize(fitted, np.array(c.pixel_mean) / scale, np.array(c.pixel_std) / scale, scale)
-        return _pad(normalized, c.image_size), fitted.shape[:2]
+        scale = 1 if self.config.mode == "official" else 255  # the same numbers, but for the official last bit
+        mean, std = np.array(c.pixel_mean) / scale, np.array(c.pixel_std) / scale
+        return _square(fitted, c.image_size, mean, std, scale), fitted.shape[:2]
 
     def normalize_boxes(self, boxes: Sequence | np.ndarray, size: tuple[int, int]) -> torch.Tensor:
         """Boxes (N, 4) in pixels of a picture of `size` (height, width) to fractions, as the region encoder wants."""
-        h, w = size
-        x, y = (w, h) if self.config.mode == "official" else (max(h, w), max(h, w))
+        y, x = size if self.config.mode == "official" else (max(size), max(size))
         boxes = torch.as_tensor(np.asarray(boxes, np.float32).reshape(-1, 4))
         return boxes / torch.tensor([x, y, x, y], dtype=torch.float32)
 
@@ -132,9 +137,8 @@ class GlammProcessor(ProcessorMixin):
     def encode_latest(self, turns: Turns) -> tuple[list[int], int]:
         """Ids of the latest turns of a conversation about an image that fit into the longest row, for `prompts`.
 
-        Every turn is tokenized once, and the first that fits once more, however long the conversation is.
-        Returns the ids, those of `encode(turns[n:])`, and n, how many turns at the beginning were left out.
-        Raises ValueError where not even the last turn fits.
+        Returns the ids, those of `encode(turns[n:])`, and n, how many turns at the beginning were left out; ValueError
+        where not even the last fits. Turns are tokenized once, the first that fits twice, however many there are.
         """
         ids, tails, length, first = [], [], 0, len(turns)
         while first and length <= self.room:
@@ -153,8 +157,7 @@ class GlammProcessor(ProcessorMixin):
     def encode_packed(self, conversations: list[list[tuple[str, str]]]) -> tuple[list[int], list[int], list[int]]:
         """Ids, labels and segments of several conversations about one image, their common beginning stored once.
 
-        A conversation that does not fit into the longest row any more is left out; the caller learns how many fit
-        from the highest segment.
+        Those that do not fit into the longest row any more are left out: the highest segment tells how many fit.
         """
         ids, labels, segments = [], [], []
         for k, turns in enumerate(conversations, 1):
@@ -170,10 +173,14 @@ class GlammProcessor(ProcessorMixin):
     def _encode(self, prompt: Prompt) -> tuple[list[int], list[int], int]:
         """Ids, labels, and how many ids the shared beginning has.
 
-        Labels follow character offsets: no re-counting. The blank before an answer is learned too, by a tokenizer that
-        has a piece for it or lets the next piece swallow it, as Llama's does.
+        Labels follow character offsets. The blank before an answer is learned too, by a tokenizer that has a piece for
+        it or lets the next piece swallow it, as Llama's does.
         """
-        _check_letters(prompt.text)
+        try:
+            prompt.text.encode()  # tokenizers cannot take half of a letter, as it comes from broken file names or JSON
+        except UnicodeEncodeError as error:
+            half = prompt.text[error.start]
+            raise ValueError(f"the text holds {half!r}, half of a letter written in two; take it out") from error
         ids, labels, shared, at = [], [], 0, 0
         for k, chunk in enumerate(prompt.text.split(IMAGE)):
             if k:
@@ -193,7 +200,10 @@ class GlammProcessor(ProcessorMixin):
         """Ids of an answer to text, tags kept, begin, end and padding dropped."""
         t = self.tokenizer
         drop = {t.bos_token_id, t.eos_token_id, t.pad_token_id}
-        kept = [int(i) for i in ids if int(i) not in drop and int(i) >= 0]
+        try:
+            kept = [i for i in map(index, ids) if i not in drop and i >= 0]
+        except TypeError as error:
+            raise ValueError(f"{repr(ids)[:60]} cannot be read as ids ({error}); expected whole numbers") from error
         if strips_blanks(t):
             return official_decode(t, kept)
         return t.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
@@ -210,7 +220,7 @@ class GlammProcessor(ProcessorMixin):
         A row is a conversation, or the ids that `encode` or `encode_latest` made of it.
         """
         rows = [row if row and isinstance(row[0], int) else self.encode(row, has_image)[0] for row in rows]
-        return BatchFeature(_padded({"input_ids": (rows, self.tokenizer.pad_token_id)}, "left"))
+        return BatchFeature(pad_rows(rows, None, None, self.tokenizer.pad_token_id, "left"))
 
     def __call__(
         self,
@@ -233,13 +243,10 @@ class GlammProcessor(ProcessorMixin):
             conversations: R lists of (question, answer), to learn from; padded on the right, with labels.
             text: R whole prompts, as `apply_chat_template` writes them; padded on the left. Tokens in it are tokens:
                 clean what users typed with `prompts.plain_words` before.
-            boxes: per row (N, 4) pixels of the picture or None.
-            masks: per row (M, H, W) bool or None; not with text.
-            truncate: see `encode`.
-            videos, audio: not taken. return_tensors: "pt". padding: rows are always padded to the longest.
+            boxes: per row (N, 4) pixels of the picture or None. masks: (M, H, W) bool or None; not with text.
+            truncate: see `encode`. videos, audio: not taken. padding: rows are always padded to the longest.
 
-        Raises:
-            ValueError: numbers of rows, images, boxes or masks that differ.
+        Raises ValueError where numbers of rows, images, boxes or masks differ.
         """
         if videos is not None or audio is not None:
             raise ValueError("videos or audio were given, but GLaMM sees images alone")
@@ -294,7 +301,7 @@ class GlammProcessor(ProcessorMixin):
         rows = []
         for r, (given, size) in enumerate(zip(boxes, sizes, strict=True)):
             try:
-                checked = None if given is None else checked_boxes(given, size)
+                checked = checked_boxes(given, size)
             except ValueError as error:
                 raise ValueError(f"row {r}: {error}") from error
             rows.append(None if given is None else self.normalize_boxes([] if checked is None else checked, size))
@@ -314,32 +321,20 @@ AutoProcessor.register(GlammConfig, GlammProcessor)
 def _is_conversation(turns: Any) -> bool:
     """Whether these are pairs of a question and its answer, or None where that is to come."""
     pairs = isinstance(turns, list | tuple) and all(isinstance(turn, list | tuple) and len(turn) == 2 for turn in turns)
-    return pairs and all(isinstance(q, str) and (a is None or isinstance(a, str)) for q, a in turns)
+    return pairs and all(isinstance(q, str) and isinstance(a, str | None) for q, a in turns)
 
 
-def _check_letters(text: str) -> None:
-    """Tokenizers cannot take half of a surrogate pair, as it comes from broken file names or JSON."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        half = text[error.start]
-        raise ValueError(f"the text holds {half!r}, half of a letter that is written in two; take it out") from error
-
-
-def pad_rows(ids: list, labels: list, segments: list | None, pad_id: int) -> dict:
-    """Rows of different lengths to tensors (R, L), padded on the right."""
-    columns = {"input_ids": (ids, pad_id), "labels": (labels, IGNORE_INDEX)}
-    if segments is not None:
-        columns["segment_ids"] = (segments, 0)
-    return _padded(columns, "right")
-
-
-def _padded(columns: dict[str, tuple[list, int]], side: str) -> dict[str, torch.Tensor]:
-    """Rows of ids by name, with what they are filled up with, to tensors (R, L); and a mask of what was not filled."""
-    seen = [torch.ones(len(row), dtype=torch.bool) for row in columns["input_ids"][0]]
+def pad_rows(ids: list, labels: list | None, segments: list | None, pad_id: int, side: str = "right") -> dict:
+    """Rows of different lengths to tensors (R, L), filled up at one side, and a mask of what was not filled."""
+    seen = [torch.ones(len(row), dtype=torch.bool) for row in ids]
     out = {"attention_mask": pad_sequence(seen, True, False, side)}
-    for name, (rows, value) in columns.items():
-        out[name] = pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], True, value, side)
+    for name, rows, fill in (
+        ("input_ids", ids, pad_id),
+        ("labels", labels, IGNORE_INDEX),
+        ("segment_ids", segments, 0),
+    ):
+        if rows is not None:
+            out[name] = pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], True, fill, side)
     return out
 
 
@@ -351,34 +346,27 @@ def fitted_size(size: tuple[int, int], side: int) -> tuple[int, int]:
 
 def _fit(array: np.ndarray, side: int, resample: Image.Resampling) -> np.ndarray:
     h, w = fitted_size(array.shape[:2], side)
-    if (h, w) == array.shape[:2]:
-        return array
-    return np.asarray(Image.fromarray(array).resize((w, h), resample))
+    return array if (h, w) == array.shape[:2] else np.asarray(Image.fromarray(array).resize((w, h), resample))
 
 
 def _center_crop(array: np.ndarray, side: int) -> np.ndarray:
     """CLIP's own: shorter side to `side`, then the middle."""
+    short = min(array.shape[:2])
+    # Resized whole, a strip of 1 x 4000 pixels would take gigabytes; the ends are cut off below in any case.
+    top, left = (max(0, side - 64 * short) // 2 for side in array.shape[:2])
+    array = array[top : top + 64 * short, left : left + 64 * short]
     h, w = array.shape[:2]
-    short = min(h, w)
-    if max(h, w) > 64 * short:
-        # Resized whole, a strip of 1 x 4000 pixels would take gigabytes; the ends are cut off below in any case.
-        top, left = max(0, h - 64 * short) // 2, max(0, w - 64 * short) // 2
-        array = array[top : top + 64 * short, left : left + 64 * short]
-        h, w = array.shape[:2]
     new_h, new_w = (side, int(side * w / short)) if h <= w else (int(side * h / short), side)
     resized = np.asarray(Image.fromarray(array).resize((new_w, new_h), Image.Resampling.BICUBIC))
     top, left = (new_h - side) // 2, (new_w - side) // 2
     return resized[top : top + side, left : left + side]
 
 
-def _normalize(array: np.ndarray, mean: Sequence, std: Sequence, scale: int = 255) -> torch.Tensor:
-    """(H, W, 3) uint8 to (3, H, W) float32; mean and std are those of pixels over `scale`."""
+def _square(array: np.ndarray, side: int, mean: Sequence, std: Sequence, scale: int = 255) -> torch.Tensor:
+    """(H, W, 3) uint8 to (3, side, side) float32: normalized, zeros (the mean color) below and to the right.
+
+    mean and std are those of pixels over `scale`.
+    """
     x = (array.astype(np.float32) / scale - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
-    return torch.from_numpy(np.ascontiguousarray(x.transpose(2, 0, 1)))
-
-
-def _pad(image: torch.Tensor, side: int) -> torch.Tensor:
-    """Zeros below and to the right, up to a square; zero is the mean color."""
-    out = torch.zeros(3, side, side)
-    out[:, : image.shape[1], : image.shape[2]] = image
-    return out
+    x = torch.from_numpy(np.ascontiguousarray(x.transpose(2, 0, 1)))
+    return F.pad(x, (0, side - x.shape[2], 0, side - x.shape[1]))

@@ -1,5 +1,6 @@
-"""The conversation template: turns to one text, and which characters of it are learned."""
+"""The conversation template: turns to one text, and which characters of it are learned; and once more in Jinja."""
 
+import json
 from dataclasses import dataclass
 
 from glamm_mini.model.config import PromptConfig
@@ -10,27 +11,19 @@ EOS = "</s>"
 
 @dataclass
 class Prompt:
-    """A conversation as text.
-
-    Attributes:
-        text: the whole of it.
-        supervised: (start, end) of every answer with its `</s>`, in characters.
-        shared: length of the beginning that all conversations about one image have in common (to the image's end).
-        begins: whether it is the beginning of a row, before which `<s>` stands.
-    """
+    """A conversation as text."""
 
     text: str
-    supervised: list[tuple[int, int]]
-    shared: int = 0
-    begins: bool = True
+    supervised: list[tuple[int, int]]  # (start, end) of every answer with its `</s>`, in characters
+    shared: int = 0  # characters that all conversations about one image begin with, to the image's end
+    begins: bool = True  # whether it is the beginning of a row, before which `<s>` stands
 
 
 def render(prompt: PromptConfig, turns: list[tuple[str, str | None]], has_image: bool, begins: bool = True) -> Prompt:
     """Turns (question, answer) to a prompt; an answer of None, in the last turn only, ends it for generation.
 
-    Official layout: system, blank, then per turn "USER: question ASSISTANT: answer</s>" with nothing in between.
-    The line that introduces the image stands before the first question. begins: False for turns that follow others,
-    without the system's words.
+    Official layout: system, blank, then per turn "USER: question ASSISTANT: answer</s>" with nothing in between, the
+    line that introduces the image before the first question. begins: False for turns that follow others: no system.
     """
     if not turns:
         raise ValueError("the conversation has no turn; give at least one (question, answer)")
@@ -64,3 +57,49 @@ def plain_words(text: str, keep: tuple[str, ...] = (BBOX,)) -> str:
         if token not in keep:
             text = text.replace(token, f"{token[0]} {token[1:-1]} {token[-1]}")
     return text
+
+
+TEMPLATE = """\
+{%- macro words(message) -%}
+{%- if message.content is string -%}{{ message.content }}
+{%- elif message.content is undefined or message.content is not sequence -%}
+{{- raise_exception('a message has no content; expected text, or a list of parts') -}}
+{%- else -%}
+{%- for part in message.content if part.type != 'image' -%}
+{{- part.text if part.type == 'text' and part.text is string else raise_exception('a part is no text or image') -}}
+{%- endfor -%}
+{%- endif -%}
+{%- endmacro -%}
+{%- macro pictures(message) -%}
+{%- for part in message.content if part.type == 'image' -%}i{%- endfor -%}
+{%- endmacro -%}
+{%- set given = messages[0].role == 'system' -%}
+{%- set system = words(messages[0]) if given else SYSTEM -%}
+{{- system + ' ' if system else '' -}}
+{%- for message in (messages[1:] if given else messages) -%}
+{%- set wanted = 'user' if loop.index is odd else 'assistant' -%}
+{%- if message.role != wanted -%}
+{{- raise_exception('the role is ' + message.role + '; expected user and assistant in turn') -}}
+{%- endif -%}
+{%- if pictures(message) and (not loop.first or pictures(message) | length > 1) -%}
+{{- raise_exception('a conversation is about one image, which its first question holds') -}}
+{%- endif -%}
+{%- if message.role == 'user' -%}
+{{- USER + ': ' + (IMAGE if pictures(message) else '') + words(message) -}}
+{%- else -%}
+{{- ' ' + ASSISTANT + ': ' + words(message) + END -}}
+{%- endif -%}
+{%- endfor -%}
+{{- ' ' + ASSISTANT + ':' if add_generation_prompt else '' -}}
+"""
+
+
+def chat_template(prompt: PromptConfig) -> str:
+    """Jinja text for `apply_chat_template` that renders messages as `render` renders turns: the same ids.
+
+    Messages have role "user", "assistant" or, once at the beginning, "system" (in place of the prompt's own), and
+    text or a list of parts of type "text" and "image" as content.
+    """
+    line = prompt.image_line.replace(IMAGE, IM_START + IMAGE + IM_END)
+    names = dict(SYSTEM=prompt.system, USER=prompt.user, ASSISTANT=prompt.assistant, IMAGE=line, END=EOS)
+    return "".join(f"{{%- set {name} = {json.dumps(text)} -%}}\n" for name, text in names.items()) + TEMPLATE

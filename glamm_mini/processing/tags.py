@@ -64,8 +64,7 @@ class _Caption:
         self.text, self.blank, self.start = "", False, None  # start: of the phrase that was opened last
 
     def append(self, piece: str) -> None:
-        words = re.sub(r"\s+", " ", piece)
-        words = re.sub(r" ([.,;:!?])", r"\1", words)
+        words = re.sub(r" ([.,;:!?])", r"\1", re.sub(r"\s+", " ", piece))
         body = words.strip(" ")
         if not body:
             self.blank = self.blank or bool(words)
