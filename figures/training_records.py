@@ -34,7 +34,7 @@ class Round:
 
 
 def read_round(path: Path) -> Round:
-    """A record as `glamm_mini.training.recipes.write_record` writes it.
+    """A record as `glamm_mini.training.finetune.write_record` writes it.
 
     The record says at which step a validation was made; its minute is read off as if all steps took equally long.
     """

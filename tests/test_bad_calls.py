@@ -296,6 +296,7 @@ FORWARD = {
     "less than no words": (lambda b: dict(normalizers={"tokens": -5}), "-5"),
     "a count of nan": (lambda b: dict(normalizers={"masks": NAN}), "nan"),
     "a misspelled count": (lambda b: dict(normalizers={"token": 5}), "'token'"),
+    "counts that are a number": (lambda b: dict(normalizers=3), "3"),
     "a count in words": (lambda b: dict(normalizers={"tokens": "5"}), "'5'"),
     "two images in a row": (
         lambda b: dict.fromkeys(()) | {k: torch.cat([b[k]] * 2, 1) for k in ("input_ids", "labels", "attention_mask")},

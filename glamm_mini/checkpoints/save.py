@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -245,7 +246,7 @@ def shard_plan(sizes: Mapping[str, int], pattern: str, max_shard_size: int | str
     """Which tensor goes into which file. Raises ValueError for a size such as "much"."""
     size = int(max_shard_size) if str(max_shard_size).isdigit() else max_shard_size
     try:
-        if isinstance(size, int) and size <= 0:
+        if not re.match(r"[\d.]*[1-9]", str(size)):
             raise ValueError("no room for anything")
         return split_state_dict_into_shards_factory(
             dict(sizes), get_storage_size=lambda bytes_: bytes_, filename_pattern=pattern, max_shard_size=size

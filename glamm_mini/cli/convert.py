@@ -29,6 +29,8 @@ def convert(
     """
     if target is None and not check:
         raise ValueError("name the folder to write: glamm-mini convert SOURCE TARGET; or add --check")
+    if check and lora:
+        raise ValueError("--check compares names and shapes of weights, not of an adapter; leave --lora or --check out")
     if not check:
         check_place(target, "TARGET", folder=True)
         if target.is_dir() and any(target.iterdir()):

@@ -41,7 +41,9 @@ def mask_dice_sum(logits: Tensor, target: Tensor, scale: float, eps: float) -> T
 
 def check_counts(normalizers: Mapping[str, float] | None) -> None:
     """Raises ValueError for what no loss can be divided by; "images" is what a training counts besides."""
-    for name, count in ({} if normalizers is None else normalizers).items():
+    if not isinstance(normalizers, Mapping | None):
+        raise ValueError(f"normalizers is {normalizers!r}; expected the counts of 'tokens' and 'masks'")
+    for name, count in (normalizers or {}).items():
         if name not in ("tokens", "masks", "images") or not (isinstance(count, Real | Tensor) and 0 <= count < inf):
             raise ValueError(f"normalizers has {name!r}: {count!r}; expected finite 'tokens' and 'masks', from 0 on")
 
