@@ -35,8 +35,8 @@ def draw_architecture(options: argparse.Namespace) -> Image.Image:
     page = render(scene, long_side=512)
     boat = next(k for k, thing in enumerate(scene.things) if (thing.cls, thing.colour) == ("boat", "red"))
     dimmed = np.where(page.thing_masks[boat][..., None], page.image, page.image * 0.4).astype(np.uint8)
-    masked = overlay_at_size(dimmed, [page.thing_masks[boat]], (512, 512))
-    return architecture(Image.fromarray(page.image), masked)
+    masked = overlay_at_size(dimmed, [page.thing_masks[boat]], (page.image.shape[1], page.image.shape[0]))
+    return architecture(Image.fromarray(page.image), masked, phrase="a red boat")
 
 
 def draw_hero(options: argparse.Namespace) -> Image.Image:

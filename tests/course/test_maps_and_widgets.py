@@ -13,7 +13,7 @@ from traitlets import TraitError
 
 from glamm_mini import GroundedAnswer, GroundedPhrase
 from glamm_mini.course.drawing import maps
-from glamm_mini.course.drawing.diagram import PAPER, Diagram, tint
+from glamm_mini.course.drawing.diagram import PAPER, Diagram, fitted, tint
 from glamm_mini.course.drawing.illustration import illustration
 from glamm_mini.course.drawing.panels import phrase_panels, spotlight
 from glamm_mini.course.drawing.widgets import PhraseExplorer
@@ -74,6 +74,25 @@ def test_the_architecture_can_light_single_parts():
     assert whole.getpixel(elsewhere) != part.getpixel(elsewhere)
     with pytest.raises(ValueError, match="no part"):
         maps.architecture(square, square, ["heart"])
+
+
+@pytest.mark.parametrize("size", [(60, 60), (80, 60), (60, 80), (90, 30)])
+def test_pictures_on_the_map_keep_their_shape(size):
+    left, top, right, bottom = fitted(Image.new("RGB", size), (100, 200, 300, 400))
+    assert (right - left) / (bottom - top) == pytest.approx(size[0] / size[1])
+    assert max(right - left, bottom - top) == 200 and left + right == 400 and top + bottom == 600
+    drawn = np.asarray(maps.architecture(Image.new("RGB", size, "red"), Image.new("RGB", size, "lime")))
+    for pure in ((255, 0, 0), (0, 255, 0)):
+        rows, columns = np.nonzero((drawn == pure).all(-1))
+        wide, high = np.ptp(columns) + 1, np.ptp(rows) + 1
+        assert wide / high == pytest.approx(size[0] / size[1], rel=0.03)
+
+
+def test_the_answer_on_the_map_names_what_the_caller_says():
+    square = Image.new("RGB", (50, 50))
+    named = maps.architecture(square, square, phrase="a red boat")
+    changed = np.argwhere((np.asarray(named) != np.asarray(maps.architecture(square, square))).any(-1))
+    assert (changed.min(0) > (90, 1345)).all() and (changed.max(0) < (318, 1570)).all(), "the words stay in their box"
 
 
 def test_words_are_readable_on_the_tints_of_the_cards():

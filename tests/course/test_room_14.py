@@ -196,6 +196,13 @@ def test_graders_explain_near_misses(verdict, says):
 # ---- pictures ----
 
 
+def test_numbers_of_bars_stand_clear_of_the_lines():
+    assert views._clear(0, 100, 40, []) == 50
+    assert views._clear(0, 200, 40, [100]) == 70, "beside the line, as near to the middle as it can"
+    assert views._clear(0, 100, 40, [150]) == 50, "a line elsewhere does not matter"
+    assert views._clear(0, 100, 40, [30, 50, 70]) == 50, "no room: the line gives way"
+
+
 def test_bars_and_slices_are_drawn():
     rows = {"one": {"weights": 17.2, "activations": 30.0}, "two": {"weights": 0.001}}
     assert views.memory_bars(rows).width == 1600

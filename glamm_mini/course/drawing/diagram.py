@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from glamm_mini.visuals.overlay import font_file
+from glamm_mini.visuals.overlay import LONGEST_RATIO, font_file
 from glamm_mini.visuals.palette import PALETTE, RGB, ink_on
 
 PAPER: RGB = (255, 255, 255)
@@ -23,6 +23,18 @@ Box = tuple[float, float, float, float]
 def tint(rgb: RGB, strength: float) -> RGB:
     """The color thinned with paper: strength 0 is paper, 1 the color itself."""
     return tuple(round(p + (c - p) * strength) for c, p in zip(rgb, PAPER, strict=True))
+
+
+def fitted(picture: Image.Image, room: Box) -> Box:
+    """Where a picture stands that keeps its shape: the largest box of that shape, in the middle of the room.
+
+    An extremely long picture is shown stretched, as by all other views.
+    """
+    x0, y0, x1, y1 = room
+    ratio = min(max(picture.width / picture.height, 1 / LONGEST_RATIO), LONGEST_RATIO)
+    width, height = min(x1 - x0, (y1 - y0) * ratio), min(y1 - y0, (x1 - x0) / ratio)
+    left, top = (x0 + x1 - width) / 2, (y0 + y1 - height) / 2
+    return left, top, left + width, top + height
 
 
 class Diagram:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from glamm_mini.course.drawing.diagram import BLUE, GRAY, GREEN, INK, ORANGE, PURPLE, QUIET, Box, Diagram
+from glamm_mini.course.drawing.diagram import BLUE, GRAY, GREEN, INK, ORANGE, PURPLE, QUIET, Box, Diagram, fitted
 from glamm_mini.visuals.palette import RGB
 
 WIDTH = 1600
@@ -138,12 +138,15 @@ PARTS: dict[str, tuple[Box, str, RGB, str]] = {
 """Name of a part to: its box, what it does, its color, the room that builds it."""
 
 
-def architecture(picture: Image.Image, masked: Image.Image, lit: Collection[str] | None = None) -> Image.Image:
+def architecture(
+    picture: Image.Image, masked: Image.Image, lit: Collection[str] | None = None, phrase: str = "one thing"
+) -> Image.Image:
     """GLaMM on one page, 1600 pixels wide: its parts, and how a picture and a question flow through them.
 
     Args:
-        picture: what goes in. masked: the same with the masks that come out; both are drawn square.
+        picture: what goes in. masked: the same with the masks that come out. Both keep their shape.
         lit: the parts in color, of PARTS; all if left out.
+        phrase: what the answer names first; a few letters. The words left out are true of any picture.
 
     Raises:
         ValueError: for a part that GLaMM does not have.
@@ -155,7 +158,7 @@ def architecture(picture: Image.Image, masked: Image.Image, lit: Collection[str]
     _flow(diagram)
     for name in PARTS:
         _part(diagram, name, name in parts)
-    _ends(diagram, picture, masked)
+    _ends(diagram, picture, masked, phrase)
     return diagram.finish()
 
 
@@ -170,8 +173,6 @@ def _part(diagram: Diagram, name: str, lit: bool) -> None:
 
 def _flow(diagram: Diagram) -> None:
     """The arrows, and the words on them."""
-    diagram.arrow([(150, 290), (150, 120), (314, 120)])
-    diagram.arrow([(150, 520), (150, 650), (314, 650)])
     diagram.arrow([(620, 120), (684, 120)])
     diagram.arrow([(950, 120), (1014, 120)])
     diagram.arrow([(470, 180), (470, 300), (684, 300)])
@@ -184,21 +185,24 @@ def _flow(diagram: Diagram) -> None:
     diagram.arrow([(1457, 500), (1457, 545), (1150, 545), (1150, 584)])
     diagram.arrow([(620, 650), (1014, 650)])
     diagram.words((817, 624), "a grid of features", 24, ink=QUIET, anchor="mm")
-    diagram.arrow([(1280, 650), (1339, 650)])
 
 
-def _ends(diagram: Diagram, picture: Image.Image, masked: Image.Image) -> None:
-    """What goes in and what comes out."""
-    diagram.paste(picture, (30, 290, 260, 520))
-    diagram.words((30, 262), "picture", 24, bold=True, ink=QUIET)
+def _ends(diagram: Diagram, picture: Image.Image, masked: Image.Image, phrase: str) -> None:
+    """What goes in and what comes out, with the arrows from and to the pictures."""
+    place = fitted(picture, (30, 290, 260, 520))
+    diagram.arrow([(145, place[1]), (145, 120), (314, 120)])
+    diagram.arrow([(145, place[3]), (145, 650), (314, 650)])
+    diagram.paste(picture, place)
+    diagram.words((30, place[1] - 28), "picture", 24, bold=True, ink=QUIET)
     diagram.card((320, 400, 950, 500), GRAY, 0.06, width=2)
     diagram.words((342, 430), "question", 24, bold=True, ink=QUIET)
     diagram.words((342, 468), "“What is in <bbox>? Answer with masks.”", 24)
     diagram.card((1345, 60, 1570, 318), GRAY, 0.06, width=2)
     diagram.words((1367, 92), "answer", 24, bold=True, ink=QUIET)
-    diagram.words((1367, 140), "It is <p>", 24)
-    diagram.pill((1367, 186), "a red boat", BLUE, 24)
-    diagram.words((1367, 232), "</p>", 24)
-    diagram.pill((1436, 232), "[SEG]", BLUE, 24, bold=True)
-    diagram.words((1367, 280), "on the sea.", 24)
-    diagram.paste(masked, (1352, 555, 1562, 765))
+    diagram.words((1367, 148), "It is <p>", 24)
+    diagram.pill((1367, 204), phrase, BLUE, 24)
+    diagram.words((1367, 260), "</p>", 24)
+    diagram.words((diagram.pill((1436, 260), "[SEG]", BLUE, 24, bold=True) + 8, 260), "…", 24)
+    place = fitted(masked, (1352, 555, 1562, 765))
+    diagram.paste(masked, place)
+    diagram.arrow([(1280, 650), (place[0] - 13, 650)])

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from glamm_mini.course.drawing.diagram import BLUE, GRAY, GREEN, INK, ORANGE, QUIET, Box, Diagram
+from glamm_mini.course.drawing.diagram import BLUE, GRAY, GREEN, INK, ORANGE, QUIET, Box, Diagram, fitted
 from glamm_mini.course.room_06.pictures import heat
 from glamm_mini.model.sam import upscale_logits
 from glamm_mini.visuals.overlay import overlay_masks
@@ -70,27 +70,28 @@ def flow_picture(shapes: dict, picture: Image.Image, masked: Image.Image, questi
 
     Args:
         shapes: of a LiveShapes; a part that was not called is gray.
-        picture, masked: what went in and came out, drawn square. question, answer: words, cut to three lines.
+        picture, masked: what went in and came out, in their own shape. question, answer: words, cut to three lines.
     """
     diagram = Diagram(1600, 900)
+    before, after = fitted(picture, (30, 290, 270, 530)), fitted(masked, (1370, 670, 1580, 880))
     for points in (
-        [(150, 290), (150, 135), (294, 135)],
-        [(150, 530), (150, 775), (294, 775)],
+        [(150, before[1]), (150, 135), (294, 135)],
+        [(150, before[3]), (150, 775), (294, 775)],
         [(600, 135), (664, 135)],
         [(970, 135), (1034, 135)],
         [(970, 330), (1034, 330)],
         [(1190, 400), (1190, 464)],
         [(1190, 620), (1190, 694)],
         [(600, 775), (1034, 775)],
-        [(1340, 775), (1364, 775)],
+        [(1340, 775), (after[0] - 6, 775)],
     ):
         diagram.arrow(points)
     for name, (box, ink) in CARDS.items():
         _card(diagram, name, box, ink if name in shapes else GRAY, shapes.get(name))
     diagram.words((1215, 434), "the state before each [SEG]", 24, ink=QUIET)
     diagram.words((820, 748), "features of the picture", 24, ink=QUIET, anchor="mm")
-    diagram.paste(picture, (30, 290, 270, 530))
-    diagram.paste(masked, (1370, 670, 1580, 880))
+    diagram.paste(picture, before)
+    diagram.paste(masked, after)
     for left, top, title, text, width in (
         (300, 270, "question", question, 670),
         (300, 470, "answer (given here, or generated)", answer, 670),
@@ -139,6 +140,15 @@ def prompt_attention(pixel_decoder: nn.Module, grounding: torch.Tensor, prompts:
     finally:
         hook.remove()
     return found["looks"], low_res
+
+
+def titled(card: Image.Image, words: str) -> Image.Image:
+    """A card of `answer_png` with a line of words above its picture."""
+    diagram = Diagram(card.width, card.height + 40)
+    diagram.words((max(24, card.width // 30), 40), words, 26, bold=True)
+    sheet = diagram.finish()
+    sheet.paste(card.crop((0, 20, *card.size)), (0, 60))
+    return sheet
 
 
 class SegQueries:

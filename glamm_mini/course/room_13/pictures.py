@@ -251,27 +251,30 @@ def stage_bars(stages: Sequence[Stage], title: str = "", narrow: bool = False) -
     """How much of its own tolerance every stage uses, as bars on a scale of powers of ten, in the order of the flow.
 
     The dark line is the tolerance. Blue bars end before it; vermillion ones do not, and their names are bold.
-    narrow: half as wide, without the names of the parts, for small places.
+    narrow: half as wide, the names of the parts above their quantities instead of beside them, for small places.
     """
     sheet, top = (NARROW, 52) if narrow else (WIDE, 60)
     top += 44 if title else 0
-    diagram = Diagram(sheet.width, top + sheet.row * len(stages) + 20)
+    runs, head = _runs([stage.part for stage in stages]), NARROW.row if narrow else 0
+    bottom = top + sheet.row * len(stages) + head * len(runs)
+    diagram = Diagram(sheet.width, bottom + 20)
     if title:
         diagram.words((26 if narrow else 40, 34), title, 27, bold=True)
     for power in range(LOWEST, HIGHEST + 1, sheet.step):
         x = _place(10.0**power, sheet)
         color, alpha, half = (GRAY, 0.5, 1) if power else (INK, 1.0, 2)
         diagram.words((x, top - 28), SCALE[power], 24, ink=INK if power == 0 else QUIET, anchor="mm")
-        diagram.card((x - half, top - 10, x + half, top + sheet.row * len(stages)), color, alpha, width=0, radius=0)
-    for first, last in _runs([stage.part for stage in stages]):
+        diagram.card((x - half, top - 10, x + half, bottom), color, alpha, width=0, radius=0)
+    for number, (first, last) in enumerate(runs):
         color = PARTS[stages[first].part][2] if stages[first].part in PARTS else LINE
-        y0, y1 = top + sheet.row * first, top + sheet.row * (last + 1)
+        y0 = top + sheet.row * first + head * number
+        y1 = y0 + sheet.row * (last + 1 - first) + head
         x = 8 if narrow else 34
         diagram.card((x, y0 + 3, x + 10, y1 - 3), color, 1.0, width=0, radius=3)
-        if not narrow:
-            diagram.words((60, y0 + sheet.row / 2), stages[first].part, 24, bold=True)
-    for number, stage in enumerate(stages):
-        _bar(diagram, stage, top + sheet.row * (number + 0.5), sheet)
+        ink = QUIET if narrow else INK  # there, bold black words are names of what differs
+        diagram.words((26 if narrow else 60, y0 + sheet.row / 2), stages[first].part, 24, bold=True, ink=ink)
+        for place, stage in enumerate(stages[first : last + 1]):
+            _bar(diagram, stage, y0 + head + sheet.row * (place + 0.5), sheet)
     return diagram.finish()
 
 

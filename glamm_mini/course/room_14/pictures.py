@@ -24,12 +24,12 @@ KINDS: dict[str, RGB] = {
 
 PART_INKS: dict[str, RGB] = {
     "global encoder": PALETTE[0],
-    "vl projector": PALETTE[7],
+    "V-L projector": PALETTE[7],
     "region encoder": PALETTE[2],
     "language model": PALETTE[1],
     "grounding encoder": PALETTE[3],
     "pixel decoder": PALETTE[6],
-    "lp projector": PALETTE[5],
+    "L-P projector": PALETTE[5],
 }
 """The parts of the model, in the colors of the map where those differ enough."""
 
@@ -75,7 +75,8 @@ def stacked_bars(
         if total:
             words = f"{form.format(sum(parts.values()))} {unit}"
             diagram.words((width - _EDGE, y + 22), words, _SIZE, bold=True, anchor="rm")
-        filled.append(_bar(diagram, y + 44, parts, {part: inks[part] for part in used}, scale, form))
+        places = [_EDGE + value * scale for value in lines]
+        filled.append(_bar(diagram, y + 44, parts, {part: inks[part] for part in used}, scale, form, places))
     last = float("-inf")
     for value in lines:
         x = _EDGE + value * scale
@@ -92,14 +93,14 @@ def stacked_bars(
 
 
 def _crossing(diagram: Diagram, x: float, top: float, filled: Sequence[list[tuple[float, float]]]) -> None:
-    """An upright line at each row, with a rim of paper; where a number stands, its two ends alone.
+    """An upright line at each row, with a rim of paper; where a number stands, what sticks out of the bar alone.
 
     filled: for each row where numbers stand in its bar, from x to x.
     """
     for number, spans in enumerate(filled):
         y0, y1 = top + _ROW * number + 38, top + _ROW * number + 50 + _BAR
         covered = any(start - 4 < x < end + 4 for start, end in spans)
-        for start, stop in ((y0, y0 + 14), (y1 - 14, y1)) if covered else ((y0, y1),):
+        for start, stop in ((y0, y0 + 6), (y1 - 6, y1)) if covered else ((y0, y1),):
             diagram.card((x - 3, start, x + 3, stop), PAPER, 1, width=1, radius=0)
             diagram.card((x - 1, start, x + 1, stop), INK, 1, width=1, radius=0)
 
@@ -118,9 +119,18 @@ def _legend(names: Sequence[str], width: int) -> list[list[str]]:
 
 
 def _bar(
-    diagram: Diagram, y: float, parts: Mapping[str, float], inks: Mapping[str, RGB], scale: float, form: str
+    diagram: Diagram,
+    y: float,
+    parts: Mapping[str, float],
+    inks: Mapping[str, RGB],
+    scale: float,
+    form: str,
+    lines: Sequence[float] = (),
 ) -> list[tuple[float, float]]:
-    """Draws the parts of one row, each with its number where there is room; returns from where to where those stand."""
+    """Draws the parts of one row, each with its number where there is room; returns from where to where those stand.
+
+    lines: the x of upright lines, which the numbers keep off if they can.
+    """
     x, spans = float(_EDGE), []
     for part, ink in inks.items():
         wide = parts.get(part, 0) * scale
@@ -128,12 +138,22 @@ def _bar(
             continue
         diagram.card((x, y, x + wide, y + _BAR), ink, 1, width=0, radius=0)
         words = form.format(parts[part])
-        long, middle = diagram.length(words, 24), x + wide / 2
+        long = diagram.length(words, 24)
+        middle = _clear(x, x + wide, long, lines)
         if long + 12 < wide:
             diagram.words((middle, y + _BAR / 2), words, 24, ink=ink_on(ink), anchor="mm")
             spans.append((middle - long / 2, middle + long / 2))
         x += wide
     return spans
+
+
+def _clear(start: float, end: float, long: float, lines: Sequence[float]) -> float:
+    """The middle of a number `long` pixels wide in a part of a bar: the place nearest to the part's own middle where no
+    line comes close; that middle itself if there is none."""
+    middle, reach = (start + end) / 2, long / 2 + 10
+    edges = [start, *(x for x in lines if start < x < end), end]
+    gaps = [(a + reach, b - reach) for a, b in zip(edges, edges[1:], strict=False) if b - a >= 2 * reach]
+    return min((min(max(middle, a), b) for a, b in gaps), key=lambda x: abs(x - middle), default=middle)
 
 
 def memory_bars(rows: Mapping[str, Mapping[str, float]], width: int = 1600) -> Image.Image:
