@@ -23,7 +23,7 @@ PAIR := $(THREADS) $(KEEP) $(BIN)/python -m torch.distributed.run --standalone -
 TWO := $(PAIR) -m glamm_mini.cli.main
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-lowest lint lab notebooks badges bands classroom samples figures contact-sheet backbones tiny five-minutes card table clean
+.PHONY: help demo test coverage test-all test-lowest lint lab notebooks badges bands classroom samples figures contact-sheet backbones tiny five-minutes card table clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,9 +43,12 @@ $(VENV)/.dev.stamp: pyproject.toml | $(BIN)/python
 demo: $(VENV)/.base.stamp ## ask the tiny model about the bundled pictures; the last line names the picture it drew
 	@$(BIN)/glamm-mini demo --out $(OUT)
 
-test: $(VENV)/.dev.stamp ## lint, then all tests with coverage
+test: $(VENV)/.dev.stamp ## lint, then all tests
 	$(BIN)/ruff check .
-	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) -m "not late" \
+	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) -m "not late"
+
+coverage: $(VENV)/.dev.stamp ## run the quick tests again and measure which lines of the package they reach
+	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not late and not browser" \
 		--cov=glamm_mini --cov-report=term --cov-fail-under=$(COVERAGE)
 
 test-all: $(VENV)/.dev.stamp ## run what `make test` leaves out: notebooks 10 to 15, from top to bottom
