@@ -17,6 +17,7 @@ from glamm_mini.assistant.generation import BROKEN, MAX_NEW_TOKENS, AnswerStream
 from glamm_mini.assistant.memory import FeatureMemory, evaluating, weights_state
 from glamm_mini.assistant.requests import WORDINGS, Request, Wording, checked_turns, prepare, question_of, requests_for
 from glamm_mini.checkpoints.load import HUB, load_model
+from glamm_mini.checkpoints.save import check_pair
 from glamm_mini.dtypes import TYPES
 from glamm_mini.model.glamm import GlammForConditionalGeneration, ImageFeatures
 from glamm_mini.processing.boxes import box_array
@@ -55,6 +56,7 @@ class Assistant:
     def __init__(
         self, model: GlammForConditionalGeneration, processor: GlammProcessor, familiar: Familiar | None = None
     ):
+        check_pair(getattr(model, "_orig_mod", model), processor)  # what torch.compile made of one is good
         self.model, self.processor = model, processor
         self.max_new_tokens: int | None = None
         self._memory = FeatureMemory()
@@ -149,6 +151,8 @@ class Assistant:
         ids, boxes, own_boxes, notes = zip(*prepared, strict=True)
         batch, device = self.processor.prompts(ids), self.model.device
         chooser = TokenChooser(len(ids), how["temperature"], how["seed"], how["details"])
+        if device.type == "meta":
+            raise ValueError("the model lies on the meta device, without values; load it with glamm_mini.load")
         with torch.inference_mode(), evaluating(self.model):
             features, state = self._features(pictures)
             out = self.model.generate(

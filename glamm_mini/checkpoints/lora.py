@@ -10,9 +10,10 @@ choice of trained parts beside LoRA trains in place, which `modules_to_save` wou
 import json
 import logging
 import math
-import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from copy import deepcopy
+from numbers import Integral, Real
+from os import PathLike
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,15 +23,22 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from glamm_mini.checkpoints.files import Stored, list_tensors, mismatch, reading
+from glamm_mini.checkpoints.files import Stored, first_line, list_tensors, mismatch, reading
 from glamm_mini.checkpoints.placement import of_extra
 from glamm_mini.checkpoints.save import is_quantized, recover, whole_folder
+from glamm_mini.paths import folder_path
 
 ADAPTER = "default"
 """What peft calls the only adapter; part of the official names."""
 
 TARGETS = ("q_proj", "v_proj")
 WEIGHTS, SETTINGS, PREFIX = "adapter_model.safetensors", "adapter_config.json", "base_model.model."
+NEEDED = ("peft_type", "r", "lora_alpha")
+KNOWN = {*NEEDED, "lora_dropout", "target_modules", "modules_to_save", "task_type", "inference_mode", "use_rslora"}
+KNOWN |= {"base_model_name_or_path", "revision", "peft_version", "auto_mapping", "init_lora_weights", "exclude_modules"}
+KNOWN |= {"layers_to_transform", "layers_pattern", "rank_pattern"}
+"""Settings of peft that may differ from its defaults; any other would change what the matrices mean, unseen."""
+
 _PROBE = 16
 
 
@@ -43,17 +51,25 @@ def add_lora(model, rank: int = 8, alpha: float = 16, dropout: float = 0.05, tar
     Raises ModuleNotFoundError if peft is not installed, ValueError if the model has LoRA already, is quantized, has no
     layer of these names, or a setting is out of range.
     """
+    _check_model(model)
     targets = (targets,) if isinstance(targets, str) else targets
-    if type(rank) is not int or rank < 1 or not 0 < alpha < math.inf or not 0 <= dropout < 1:
+    kinds = zip((rank, alpha, dropout), (Integral, Real, Real), strict=True)  # NumPy's as well
+    sizes = all(isinstance(number, kind) and not isinstance(number, bool) for number, kind in kinds)
+    if not sizes or rank < 1 or not 0 < alpha < math.inf or not 0 <= dropout < 1:
         raise ValueError(f"rank {rank}, alpha {alpha}, dropout {dropout}; expected at least 1, above 0, and 0 to 1")
-    linear = {n.rpartition(".")[2] for n, m in model.language_model.named_modules() if isinstance(m, nn.Linear)}
-    absent = sorted(set(targets) - linear)
+    if not isinstance(targets, Collection) or not all(isinstance(name, str) for name in targets):
+        raise ValueError(f"targets is {targets!r}; expected names of layers, such as {TARGETS}")
+    named = model.language_model.named_modules()
+    sides = {n.rpartition(".")[2]: min(m.in_features, m.out_features) for n, m in named if isinstance(m, nn.Linear)}
+    absent = sorted(set(targets) - sides.keys())
     if not has_lora(model) and (absent or not targets):
         raise ValueError(f"the language model has no linear layer called {' or '.join(absent) or targets}")
+    if not has_lora(model) and rank > (most := max(sides[name] for name in targets)):
+        raise ValueError(f"rank {rank} is more than the layers' smaller side; expected at most {most}")
     settings = _peft().LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
+        r=int(rank),
+        lora_alpha=int(alpha) if isinstance(alpha, Integral) else float(alpha),
+        lora_dropout=float(dropout),
         task_type="CAUSAL_LM",  # peft's own loading then offers generate
         target_modules=rf"language_model\.(.*\.)?({'|'.join(sorted(targets))})",
     )
@@ -68,6 +84,7 @@ def has_lora(model) -> bool:
 
 def lora_settings(model) -> dict[str, Any]:
     """rank, alpha, dropout and targets of the model's LoRA. Raises ValueError if it has none."""
+    _check_model(model)
     if not has_lora(model):
         raise ValueError("the model has no LoRA; put it in with add_lora, or load one with load_lora")
     own = model.peft_config[ADAPTER]
@@ -77,13 +94,17 @@ def lora_settings(model) -> dict[str, Any]:
 
 def save_lora(folder: str | Path, model, base: str | None = None) -> Path:
     """Write what a run trains, LoRA and the other trained parts, as peft would. base: the name, folder or hub id of the
-    model that it belongs on. Raises ValueError if there is no LoRA, OSError if it cannot be written; older files are
-    untouched then."""
+    model that it belongs on. Raises ValueError if there is no LoRA or not all of it is finite, OSError if it cannot be
+    written; older files are untouched then."""
     lora_settings(model)
-    folder, settings = Path(folder), deepcopy(model.peft_config[ADAPTER])
+    if not isinstance(base, str | PathLike | None):
+        raise ValueError(f"base is {base!r}; expected the name, folder or hub id of a model")
+    folder, settings = folder_path(folder, "the place to save to"), deepcopy(model.peft_config[ADAPTER])
     trained = {name: p.detach() for name, p in _plain(model).items() if p.requires_grad or ".lora_" in name}
+    if broken := [name for name, tensor in trained.items() if not bool(tensor.isfinite().all())]:
+        raise ValueError(f"{broken[0]} holds values that are not finite; nothing was written")
     others = {name.rpartition(".")[0] for name in trained if ".lora_" not in name}
-    settings.base_model_name_or_path, settings.modules_to_save = base, sorted(others) or None
+    settings.base_model_name_or_path, settings.modules_to_save = base and str(base), sorted(others) or None
     settings.inference_mode = True
     probe = [] if _first_query(model).requires_grad else _probe(model)
     with whole_folder(folder, mine=(folder / SETTINGS).is_file()) as fresh:
@@ -103,16 +124,18 @@ def load_lora(model, folder: str | Path) -> dict[str, Any]:
     Raises FileNotFoundError if a file is missing. ValueError if a file is damaged, the adapter has another rank or
     other targets than the model's, or was trained on another model; the model is as it was then.
     """
-    settings, state, probe, folder = _read(Path(folder))
+    _check_model(model)
+    settings, state, probe, folder = _read(folder_path(folder, "the adapter"))
     whole, settings.modules_to_save = settings.modules_to_save or (), None  # these parts are trained in place
     fresh, trains = not has_lora(model), {}
-    if not fresh and (alpha := lora_settings(model)["alpha"]) != settings.lora_alpha:
-        raise ValueError(f"the LoRA in {folder} has alpha {settings.lora_alpha}, the model's has {alpha}")
+    for name in () if fresh else ("lora_alpha", "use_rslora"):
+        if (own := getattr(model.peft_config[ADAPTER], name)) != (other := getattr(settings, name)):
+            raise ValueError(f"the LoRA in {folder} has {name.removeprefix('lora_')} {other}, the model's has {own}")
     if fresh:
         try:
             trains = _put_in(model, settings)
-        except (ValueError, re.error) as error:  # none of its layers is there
-            raise ValueError(f"the LoRA in {folder} cannot be put in: {error}") from error
+        except Exception as error:  # none of its layers is there, or peft stumbles, in many ways, over a setting
+            raise ValueError(f"the LoRA in {folder} cannot be put in: {first_line(error)}") from error
     own = _plain(model)
     # Half of a module that stands beside LoRA would leave the other half as the base has it.
     wanted = {n for n in own if ".lora_" in n or n in state}.union(*(_of_module(own, name) for name in whole))
@@ -139,8 +162,13 @@ def merge_lora(model) -> int:
     Returns how many layers were merged. ValueError if there is no LoRA, or if a merged weight would not be finite."""
     lora_settings(model)
     layers = _layers(model)
-    for path in layers:
-        model.get_submodule(path).merge(safe_merge=True)
+    for k, path in enumerate(layers):
+        try:
+            model.get_submodule(path).merge(safe_merge=True)
+        except ValueError as error:
+            for done in layers[:k]:
+                model.get_submodule(done).unmerge()
+            raise ValueError(f"{path} cannot be merged ({error}); nothing was") from error
     _take_out(model, {})
     return len(layers)
 
@@ -155,7 +183,7 @@ def _put_in(model, settings) -> dict[str, bool]:
     trains = {name: p.requires_grad for name, p in model.named_parameters()}
     try:
         _peft().inject_adapter_in_model(settings, model, ADAPTER)
-    except ValueError:
+    except Exception:
         _take_out(model, trains)
         raise
     for name, parameter in model.named_parameters():
@@ -165,6 +193,11 @@ def _put_in(model, settings) -> dict[str, bool]:
             parameter.requires_grad = trains.get(name, False)
     model.train(model.training)  # new layers begin in training mode, dropout on
     return trains
+
+
+def _check_model(model) -> None:
+    if not isinstance(model, nn.Module) or not hasattr(model, "language_model"):
+        raise ValueError(f"model is a {type(model).__name__}; expected a GlammForConditionalGeneration")
 
 
 def _take_out(model, trains: dict[str, bool]) -> None:
@@ -228,6 +261,12 @@ def _read(folder: Path) -> tuple[Any, dict[str, Stored], torch.Tensor, Path]:
     state = {name.removeprefix(PREFIX): entry for name, entry in list_tensors([folder / WEIGHTS]).items()}
     peft = _peft()
     with reading(folder / SETTINGS, " cannot be used"):
+        given, plain = json.loads((folder / SETTINGS).read_text("utf-8")), vars(peft.LoraConfig())
+        lost = [name for name in NEEDED if given.get(name) is None]
+        odd = [n for n, value in given.items() if n in plain.keys() - KNOWN and (value or None) != (plain[n] or None)]
+        if lost or odd:
+            found = f"{odd[0]} is {given[odd[0]]!r}, which does not work here" if odd else f"{lost[0]} is missing"
+            raise ValueError(found)
         settings = peft.LoraConfig.from_pretrained(folder)
         settings.inference_mode, settings.lora_dropout = False, float(settings.lora_dropout)
         targets = settings.target_modules
