@@ -67,9 +67,6 @@ def save_model(
     broken = next((n for n, t in state.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())), None)
     if broken is not None:
         raise ValueError(f"{broken} holds values that are not finite; nothing was written: go back to an earlier model")
-    words, rows = len(processor.tokenizer), model.get_input_embeddings().num_embeddings
-    if words > rows:
-        raise ValueError(f"the tokenizer knows {words} tokens, the model {rows}; give the model's own processor")
     if dtype is not None:
         state = {name: t.to(dtype) if t.is_floating_point() else t for name, t in state.items()}
     with whole_folder(folder) as fresh:
@@ -85,6 +82,9 @@ def check_pair(model: torch.nn.Module, processor: "GlammProcessor") -> None:
     for name, given, kind in kinds:  # by name: a run, which saves by this module too, imports neither for it
         if not any(base.__name__ == kind for base in type(given).__mro__):
             raise ValueError(f"{name} is a {type(given).__name__}; expected a {kind}")
+    words, rows = len(processor.tokenizer), model.get_input_embeddings().num_embeddings
+    if words > rows:
+        raise ValueError(f"the tokenizer knows {words} tokens, the model {rows}; give the model's own processor")
     for name in ("mode", "tokens", "prompt", "vision.image_size", "grounding.image_size"):
         own, other = (attrgetter(name)(part.config) for part in (model, processor))
         if own != other:

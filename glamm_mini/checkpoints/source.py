@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers.models import WordPiece
 from transformers import CLIPVisionConfig, PreTrainedTokenizerFast
 
 from glamm_mini.checkpoints import files, official
@@ -135,6 +136,8 @@ class Source:
             ids, longest = tokenizer.get_vocab().values(), tokenizer.model_max_length
             if len(set(ids)) < len(ids):
                 raise ValueError(f"of {len(ids)} words, some share an id")
+            if isinstance(tokenizer.backend_tokenizer.model, WordPiece) and not tokenizer.backend_tokenizer.pre_tokenizer:
+                raise ValueError("pre_tokenizer is missing, without which a sentence is one word")
             if not isinstance(longest, int | float):
                 raise ValueError(f"model_max_length is {longest!r}; expected a number")
         words, rows = max(ids) + 1, self.config.text.vocab_size
