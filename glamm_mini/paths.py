@@ -6,6 +6,7 @@ A clone keeps them in `data/` beside the package; a wheel carries them inside th
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +49,10 @@ def parity_folder() -> Path:
 def folder_path(given: Any, what: str) -> Path:
     """The path of a folder, there or not. ValueError that names `what` for what is no path, or the empty one, which
     would mean the folder that we are in."""
-    name = os.fspath(given) if isinstance(given, str | os.PathLike) else b""
-    try:
-        if not isinstance(name, str) or not name or "\0" in name:
-            raise ValueError("no path")
-        Path(name).resolve()
-    except (ValueError, RuntimeError) as error:  # before Python 3.13, of links in a circle
-        raise ValueError(f"{what} is {given!r} ({error}); expected the path of a folder") from error
-    return Path(name)
+    with suppress(TypeError, ValueError, RuntimeError):  # the last before Python 3.13, of links in a circle
+        if os.fspath(given) and "\0" not in os.fspath(given) and Path(given).resolve():
+            return Path(given)
+    raise ValueError(f"{what} is {given!r}; expected the path of a folder")
 
 
 def place_to_save(given: Any, what: str) -> Path:

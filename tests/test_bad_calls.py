@@ -438,6 +438,7 @@ PLACES = {
     "an empty name": lambda w: save_model("", w.m, w.p),
     "no processor": lambda w: save_model(w.t / "new", w.m, None),
     "the assistant": lambda w: save_model(w.t / "new", w.g, w.p),
+    "swapped": lambda w: save_model(w.t / "new", w.p, w.m),
     "whole numbers": lambda w: save_model(w.t / "new", w.m, w.p, torch.int8),
     "a type in words": lambda w: save_model(w.t / "new", w.m, w.p, "bfloat16"),
     "files of nothing": lambda w: save_model(w.t / "new", w.m, w.p, max_shard_size=0),

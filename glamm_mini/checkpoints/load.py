@@ -165,8 +165,7 @@ def filled(
             empty = source.empty_model()
             source.check(empty)
             if isinstance(device, Mapping):
-                names = (name for name, _ in (*empty.named_modules(), *empty.named_parameters()))
-                _check_parts("device_map", device, set(names))
+                _check_parts("device_map", device, dict(empty.named_modules()) | dict(empty.named_parameters()))
             layers = quantized_layers(empty, settings) if settings else []
             if device in PLACED and settings:  # on one device
                 device = "cuda" if torch.cuda.is_available() else "cpu"

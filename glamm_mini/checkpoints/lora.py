@@ -33,10 +33,11 @@ ADAPTER = "default"
 
 TARGETS = ("q_proj", "v_proj")
 WEIGHTS, SETTINGS, PREFIX = "adapter_model.safetensors", "adapter_config.json", "base_model.model."
-NEEDED = ("peft_type", "r", "lora_alpha")
-KNOWN = {*NEEDED, "lora_dropout", "target_modules", "modules_to_save", "task_type", "inference_mode", "use_rslora"}
-KNOWN |= {"base_model_name_or_path", "revision", "peft_version", "auto_mapping", "init_lora_weights", "exclude_modules"}
-KNOWN |= {"layers_to_transform", "layers_pattern", "rank_pattern"}
+NEEDED = ["peft_type", "r", "lora_alpha"]
+KNOWN = "lora_dropout target_modules modules_to_save rank_pattern exclude_modules layers_to_transform layers_pattern"
+KNOWN += (
+    " use_rslora init_lora_weights inference_mode task_type base_model_name_or_path revision auto_mapping peft_version"
+)
 """Settings of peft that may differ from its defaults; any other would change what the matrices mean, unseen."""
 
 _PROBE = 16
@@ -51,20 +52,17 @@ def add_lora(model, rank: int = 8, alpha: float = 16, dropout: float = 0.05, tar
     Raises ModuleNotFoundError if peft is not installed, ValueError if the model has LoRA already, is quantized, has no
     layer of these names, or a setting is out of range.
     """
-    _check_model(model)
-    targets = (targets,) if isinstance(targets, str) else targets
-    kinds = zip((rank, alpha, dropout), (Integral, Real, Real), strict=True)  # NumPy's as well
-    sizes = all(isinstance(number, kind) and not isinstance(number, bool) for number, kind in kinds)
-    if not sizes or rank < 1 or not 0 < alpha < math.inf or not 0 <= dropout < 1:
+    fresh, listed = not has_lora(model), isinstance(targets, Collection) and not isinstance(targets, str)
+    targets, sizes = targets if listed else (targets,), (rank, alpha, dropout)
+    numbers = isinstance(rank, Integral) and all(isinstance(x, Real) and type(x) is not bool for x in sizes)
+    if not numbers or rank < 1 or not 0 < alpha < math.inf or not 0 <= dropout < 1:
         raise ValueError(f"rank {rank}, alpha {alpha}, dropout {dropout}; expected at least 1, above 0, and 0 to 1")
-    if not isinstance(targets, Collection) or not all(isinstance(name, str) for name in targets):
-        raise ValueError(f"targets is {targets!r}; expected names of layers, such as {TARGETS}")
     named = model.language_model.named_modules()
     sides = {n.rpartition(".")[2]: min(m.in_features, m.out_features) for n, m in named if isinstance(m, nn.Linear)}
-    absent = sorted(set(targets) - sides.keys())
-    if not has_lora(model) and (absent or not targets):
+    absent = sorted({str(name) for name in targets if name not in list(sides)})
+    if fresh and (absent or not targets):
         raise ValueError(f"the language model has no linear layer called {' or '.join(absent) or targets}")
-    if not has_lora(model) and rank > (most := max(sides[name] for name in targets)):
+    if fresh and rank > (most := max(sides[name] for name in targets)):
         raise ValueError(f"rank {rank} is more than the layers' smaller side; expected at most {most}")
     settings = _peft().LoraConfig(
         r=int(rank),
@@ -78,13 +76,14 @@ def add_lora(model, rank: int = 8, alpha: float = 16, dropout: float = 0.05, tar
 
 
 def has_lora(model) -> bool:
-    """Whether LoRA stands beside layers of the model."""
+    """Whether LoRA stands beside layers of the model. ValueError for what is none."""
+    if not isinstance(model, nn.Module) or not hasattr(model, "language_model"):
+        raise ValueError(f"model is a {type(model).__name__}; expected a GlammForConditionalGeneration")
     return any(".lora_" in name for name, _ in model.named_parameters())
 
 
 def lora_settings(model) -> dict[str, Any]:
     """rank, alpha, dropout and targets of the model's LoRA. Raises ValueError if it has none."""
-    _check_model(model)
     if not has_lora(model):
         raise ValueError("the model has no LoRA; put it in with add_lora, or load one with load_lora")
     own = model.peft_config[ADAPTER]
@@ -124,10 +123,9 @@ def load_lora(model, folder: str | Path) -> dict[str, Any]:
     Raises FileNotFoundError if a file is missing. ValueError if a file is damaged, the adapter has another rank or
     other targets than the model's, or was trained on another model; the model is as it was then.
     """
-    _check_model(model)
+    fresh, trains = not has_lora(model), {}
     settings, state, probe, folder = _read(folder_path(folder, "the adapter"))
     whole, settings.modules_to_save = settings.modules_to_save or (), None  # these parts are trained in place
-    fresh, trains = not has_lora(model), {}
     for name in () if fresh else ("lora_alpha", "use_rslora"):
         if (own := getattr(model.peft_config[ADAPTER], name)) != (other := getattr(settings, name)):
             raise ValueError(f"the LoRA in {folder} has {name.removeprefix('lora_')} {other}, the model's has {own}")
@@ -195,11 +193,6 @@ def _put_in(model, settings) -> dict[str, bool]:
     return trains
 
 
-def _check_model(model) -> None:
-    if not isinstance(model, nn.Module) or not hasattr(model, "language_model"):
-        raise ValueError(f"model is a {type(model).__name__}; expected a GlammForConditionalGeneration")
-
-
 def _take_out(model, trains: dict[str, bool]) -> None:
     """Put the plain layers back in their places; `trains` says which of their weights are trained."""
     for path in _layers(model):
@@ -262,17 +255,16 @@ def _read(folder: Path) -> tuple[Any, dict[str, Stored], torch.Tensor, Path]:
     peft = _peft()
     with reading(folder / SETTINGS, " cannot be used"):
         given, plain = json.loads((folder / SETTINGS).read_text("utf-8")), vars(peft.LoraConfig())
-        lost = [name for name in NEEDED if given.get(name) is None]
-        odd = [n for n, value in given.items() if n in plain.keys() - KNOWN and (value or None) != (plain[n] or None)]
-        if lost or odd:
-            found = f"{odd[0]} is {given[odd[0]]!r}, which does not work here" if odd else f"{lost[0]} is missing"
-            raise ValueError(found)
+        lost, others = [n for n in NEEDED if given.get(n) is None], plain.keys() - {*NEEDED, *KNOWN.split()}
+        odd = [f"{n} {given[n]!r}" for n in others if (given.get(n) or None) not in (None, plain[n])]
         settings = peft.LoraConfig.from_pretrained(folder)
         settings.inference_mode, settings.lora_dropout = False, float(settings.lora_dropout)
         targets = settings.target_modules
         targets = [targets] if isinstance(targets, str) else list(targets)
         lacking = [m for m in settings.modules_to_save or () if not any(f".{m}." in f".{name}" for name in state)]
         for good, found in (
+            (not lost, f"{', '.join(lost)} is missing"),
+            (not odd, f"{', '.join(odd)} does not work here"),
             (not lacking, f"it names {', '.join(lacking[:3])}, which {WEIGHTS} lacks"),
             (targets and all(isinstance(one, str) for one in targets), f"target_modules are {targets}"),
             (0 <= settings.lora_dropout < 1, f"lora_dropout is {settings.lora_dropout}; expected 0 to 1"),
