@@ -20,7 +20,6 @@ from glamm_mini.checkpoints.save import quiet
 from glamm_mini.checkpoints.source import UNREADABLE, Source, open_checkpoint, type_name
 from glamm_mini.model.config import GlammConfig
 from glamm_mini.model.glamm import GlammForConditionalGeneration
-from glamm_mini.paths import folder_path
 from glamm_mini.processing.processor import GlammProcessor
 
 HUB = ("revision", "token", "cache_dir", "force_download", "local_files_only", "subfolder")
@@ -224,8 +223,6 @@ def dtype_of(dtype: str | torch.dtype | None) -> torch.dtype | None:
 
 
 def _check_device(device: Any, quantize: Any = None, **placement: Any) -> None:
-    if placement.get("offload_folder") is not None:
-        folder_path(placement["offload_folder"], "offload_folder")
     auto, mapped = isinstance(device, str) and device in PLACED, isinstance(device, Mapping)
     given = " and ".join(name for name, value in placement.items() if value is not None)
     if given and not auto and not (mapped and given == "offload_folder"):

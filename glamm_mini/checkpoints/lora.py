@@ -13,7 +13,6 @@ import math
 from collections.abc import Collection, Iterable
 from copy import deepcopy
 from numbers import Integral, Real
-from os import PathLike
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -69,7 +68,7 @@ def add_lora(model, rank: int = 8, alpha: float = 16, dropout: float = 0.05, tar
         lora_alpha=int(alpha) if isinstance(alpha, Integral) else float(alpha),
         lora_dropout=float(dropout),
         task_type="CAUSAL_LM",  # peft's own loading then offers generate
-        target_modules=rf"language_model\.(.*\.)?({'|'.join(sorted(targets))})",
+        target_modules=rf"language_model\.(.*\.)?({'|'.join(sorted(map(str, targets)))})",
     )
     _put_in(model, settings)
     return len(_layers(model))
@@ -96,7 +95,7 @@ def save_lora(folder: str | Path, model, base: str | None = None) -> Path:
     model that it belongs on. Raises ValueError if there is no LoRA or not all of it is finite, OSError if it cannot be
     written; older files are untouched then."""
     lora_settings(model)
-    if not isinstance(base, str | PathLike | None):
+    if not isinstance(base, str | Path | None):
         raise ValueError(f"base is {base!r}; expected the name, folder or hub id of a model")
     folder, settings = folder_path(folder, "the place to save to"), deepcopy(model.peft_config[ADAPTER])
     trained = {name: p.detach() for name, p in _plain(model).items() if p.requires_grad or ".lora_" in name}

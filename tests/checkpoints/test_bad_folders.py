@@ -64,8 +64,6 @@ LOADS = [
     ("nope", {"subfolder": "nope"}),
     ("subfolder", {"subfolder": "../tiny"}),
     ("subfolder", {"subfolder": "/tmp"}),
-    ("offload_folder", {"device": "auto", "offload_folder": ""}),
-    ("offload_folder", {"device": "auto", "offload_folder": 5}),
 ]
 
 
@@ -84,6 +82,8 @@ PRETRAINED = [
     ("load_in_4bit", {"load_in_4bit": True}),
     ("foo", {"device_map": {"foo": "cpu"}}),
     ("{}", {"device_map": {}}),
+    ("offload_folder", {"device_map": {"": "disk"}, "offload_folder": ""}),
+    ("offload_folder", {"device_map": {"": "disk"}, "offload_folder": 5}),
     ("[]", {"device_map": []}),
     ("meta", {"device_map": {"": "meta"}}),
     ("nope", {"device_map": {"": "nope"}}),
