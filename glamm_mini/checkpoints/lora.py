@@ -256,13 +256,14 @@ def _read(folder: Path) -> tuple[Any, dict[str, Stored], torch.Tensor, Path]:
         given, plain = json.loads((folder / SETTINGS).read_text("utf-8")), vars(peft.LoraConfig())
         lost, others = [n for n in NEEDED if given.get(n) is None], plain.keys() - {*NEEDED, *KNOWN.split()}
         odd = [f"{n} {given[n]!r}" for n in others if (given.get(n) or None) not in (None, plain[n])]
+        if lost:  # peft would take defaults
+            raise ValueError(f"{', '.join(lost)} is missing")
         settings = peft.LoraConfig.from_pretrained(folder)
         settings.inference_mode, settings.lora_dropout = False, float(settings.lora_dropout)
         targets = settings.target_modules
         targets = [targets] if isinstance(targets, str) else list(targets)
         lacking = [m for m in settings.modules_to_save or () if not any(f".{m}." in f".{name}" for name in state)]
         for good, found in (
-            (not lost, f"{', '.join(lost)} is missing"),
             (not odd, f"{', '.join(odd)} does not work here"),
             (not lacking, f"it names {', '.join(lacking[:3])}, which {WEIGHTS} lacks"),
             (targets and all(isinstance(one, str) for one in targets), f"target_modules are {targets}"),
