@@ -232,6 +232,11 @@ def test_a_batch_that_is_none(w, name):
     check(lambda: call(w), named)
 
 
+@pytest.mark.parametrize("turn", [("<bbox>?", "[SEG]"), ("What?", "sea " * 5000 + "[SEG]")], ids=["bbox", "long"])
+def test_a_given_answer_that_cannot_be_read(w, turn):
+    check(lambda: w.g.teacher_force(w.pic, [turn]), "conversation has")
+
+
 @pytest.mark.parametrize("place", [None, 5, "", "a\0.png", "answer", "answer.svg", b"a.png", "folder.png"], ids=repr)
 def test_a_place_where_no_answer_can_be_saved(w, place, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -227,7 +227,10 @@ class Assistant:
     def teacher_force(self, image, conversation: list[tuple[str, str]]) -> list[np.ndarray]:
         """Masks (H, W) for every [SEG] of given answers, as the official referring segmentation is scored."""
         picture, turns = load_image(image), checked_turns("conversation", conversation)
-        ids = torch.tensor([self.processor.encode(turns)[0]], device=self.model.device)
+        row, room = self.processor.encode(turns)[0], self.processor.room
+        if len(row) > room or self.config.tokens.bbox in row:
+            raise ValueError(f"conversation has {len(row)} tokens; expected at most {room}, and no <bbox> among them")
+        ids = torch.tensor([row], device=self.model.device)
         with torch.inference_mode(), evaluating(self.model):
             out = self.model(ids, image_features=self._features([picture])[0], return_logits=False)
         return [mask.numpy() for mask, _ in self._masks(out.low_res, picture)]
