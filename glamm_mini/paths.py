@@ -4,7 +4,11 @@ A clone keeps them in `data/` beside the package; a wheel carries them inside th
 (pyproject.toml, `force-include`).
 """
 
+import json
+import os
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -40,6 +44,34 @@ def samples_folder() -> Path:
 def parity_folder() -> Path:
     """The folder of the official model's expected numbers. Raises FileNotFoundError when it is missing."""
     return _bundled(data_folder(), "parity", "folder", "reinstall the package")
+
+
+def folder_path(given: Any, what: str) -> Path:
+    """The path of a folder, there or not. ValueError that names `what` for what is no path, or the empty one, which
+    would mean the folder that we are in."""
+    with suppress(TypeError, ValueError, RuntimeError):  # the last before Python 3.13, of links in a circle
+        if os.fspath(given) and "\0" not in os.fspath(given) and Path(given).resolve():
+            return Path(given)
+    raise ValueError(f"{what} is {given!r}; expected the path of a folder")
+
+
+def place_to_save(given: Any, what: str) -> Path:
+    """The folder that transformers' `save_pretrained` may write into. ValueError for what is none, FileExistsError for
+    one that holds another kind of model."""
+    folder = folder_path(given, "save_directory")
+    if folder.is_file():  # transformers would write nothing, and go on
+        raise ValueError(f"{folder} is a file; {what} is saved to a folder")
+    if (folder / "config.json").exists() and not holds_our_model(folder):
+        raise FileExistsError(f"{folder} holds config.json of something else; choose another folder")
+    return folder
+
+
+def holds_our_model(folder: Path) -> bool:
+    """Whether config.json in the folder is one of a GLaMM in our format."""
+    try:
+        return json.loads((folder / "config.json").read_text("utf-8")).get("model_type") == "glamm_mini"
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _bundled(parent: Path, name: str, what: str, fix: str) -> Path:

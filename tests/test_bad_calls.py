@@ -1,5 +1,6 @@
 """Calls that cannot work, through the public names: each ends in one error that names what is wrong."""
 
+import copy
 import struct
 import time
 import zlib
@@ -10,11 +11,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from small_models import small_model
 from transformers import GenerationConfig, GPT2Config, TextStreamer
 
 import glamm_mini
 from glamm_mini import GlammConfig, GlammForConditionalGeneration, GlammProcessor, Request
+from glamm_mini.assistant.assistant import Assistant
+from glamm_mini.checkpoints.lora import add_lora, load_lora, save_lora
 from glamm_mini.checkpoints.save import save_model
 
 BAD = (ValueError, FileNotFoundError)
@@ -64,6 +68,9 @@ PICTURES = {
     "an address": ("https://example.org/a.png", "download"),
     "a long name": ("a" * 5000, "aaa"),
     "a picture in two lists": ([[np.zeros((4, 4, 3), np.uint8)]], "list"),
+    "hidden pixels": (np.ma.masked_array(np.full((4, 4, 3), 90, np.uint8), np.eye(4)[..., None] * np.ones(3)), "mask"),
+    "no number": (Image.fromarray(np.full((4, 4), NAN, np.float32)), "finite"),
+    "below black": (Image.fromarray(np.full((4, 4), -5, np.int32)), "at least 0"),
     "one of two": ([np.zeros((4, 4), np.uint8), None], "picture 1 of 2"),
 }
 
@@ -105,6 +112,8 @@ BOXES = {
     "a box too many": ([(0, 0, 5, 5), (1, 1, 6, 6)], "2"),
     "none": (None, "0"),
     "without memory": (torch.zeros(4, device="meta"), "meta"),
+    "numbers in words": (("0", "0", "5", "5"), "'5'"),
+    "truth values": ((False, False, True, True), "bool"),
 }
 
 
@@ -179,12 +188,15 @@ OPTIONS = [
     {"temperature": "1"},
     {"temperature": [0.5]},
     {"temperature": 1j},
+    {"temperature": np.True_},
+    {"temperature": torch.tensor(True)},
     {"seed": -1},
     {"seed": 0.5},
     {"seed": "1"},
     {"seed": 2**64},
     {"streamer": True},
     {"streamer": TextStreamer},
+    {"streamer": SimpleNamespace(put=print, end=None)},
     {"details": 1},
     {"details": "yes"},
     {"num_beams": 3},
@@ -218,6 +230,11 @@ BATCHES = {
 def test_a_batch_that_is_none(w, name):
     call, named = BATCHES[name]
     check(lambda: call(w), named)
+
+
+@pytest.mark.parametrize("turn", [("<bbox>?", "[SEG]"), ("What?", "sea " * 5000 + "[SEG]")], ids=["bbox", "long"])
+def test_a_given_answer_that_cannot_be_read(w, turn):
+    check(lambda: w.g.teacher_force(w.pic, [turn]), "conversation has")
 
 
 @pytest.mark.parametrize("place", [None, 5, "", "a\0.png", "answer", "answer.svg", b"a.png", "folder.png"], ids=repr)
@@ -426,13 +443,78 @@ PLACES = {
     "an empty name": lambda w: save_model("", w.m, w.p),
     "no processor": lambda w: save_model(w.t / "new", w.m, None),
     "the assistant": lambda w: save_model(w.t / "new", w.g, w.p),
+    "swapped": lambda w: save_model(w.t / "new", w.p, w.m),
     "whole numbers": lambda w: save_model(w.t / "new", w.m, w.p, torch.int8),
     "a type in words": lambda w: save_model(w.t / "new", w.m, w.p, "bfloat16"),
     "files of nothing": lambda w: save_model(w.t / "new", w.m, w.p, max_shard_size=0),
+    "files of half a byte": lambda w: save_model(w.t / "new", w.m, w.p, max_shard_size=1.5),
+    "a type that is never loaded": lambda w: save_model(w.t / "new", w.m, w.p, torch.float8_e4m3fn),
+    "another kind of model": lambda w: save_model(w.t / "new", torch.nn.Linear(2, 2), w.p),
+    "a processor of another mode": lambda w: save_model(w.t / "new", w.m, of_another_mode(w.p)),
     "files of much": lambda w: save_model(w.t / "new", w.m, w.p, max_shard_size="much"),
     "transformers' way, onto a file": lambda w: w.m.save_pretrained(w.t / "file"),
     "the processor, onto a file": lambda w: w.p.save_pretrained(w.t / "file"),
 }
+
+
+def of_another_mode(processor) -> GlammProcessor:
+    other = copy.deepcopy(processor)
+    other.config.mode = "official"
+    return other
+
+
+ASSISTANTS = {
+    "nothing": (lambda w: (None, None), "model is a NoneType"),
+    "swapped": (lambda w: (w.p, w.m), "model is a GlammProcessor"),
+    "a tokenizer": (lambda w: (w.m, w.p.tokenizer), "processor is a"),
+    "a wrapped model": (lambda w: (torch.nn.DataParallel(w.m), w.p), "DataParallel"),
+    "another mode": (lambda w: (w.m, of_another_mode(w.p)), "mode is official"),
+}
+
+
+@pytest.mark.parametrize("name", ASSISTANTS)
+def test_an_assistant_is_a_model_and_its_own_processor(w, name):
+    pair, named = ASSISTANTS[name]
+    check(lambda: Assistant(*pair(w)), named)
+
+
+def test_a_model_without_values_answers_nothing(w):
+    check(lambda: Assistant(copy.deepcopy(w.m).to("meta"), w.p).describe(w.pic), "meta")
+
+
+@pytest.mark.parametrize("place", [None, 5, "", b"x", "a\0b", "loop"], ids=repr)
+@pytest.mark.parametrize("way", ["save_model", "model", "processor", "save_lora", "load_lora"])
+def test_a_place_that_is_no_folder(w, place, way, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("loop").symlink_to("loop")
+    with_lora = small_model()
+    add_lora(with_lora, rank=1)
+    calls = {
+        "save_model": lambda: save_model(place, w.m, w.p),
+        "model": lambda: w.m.save_pretrained(place),
+        "processor": lambda: w.p.save_pretrained(place),
+        "save_lora": lambda: save_lora(place, with_lora),
+        "load_lora": lambda: load_lora(small_model(), place),
+    }
+    check(calls[way], "loop" if place == "loop" else repr(place), (*BAD, OSError))
+    assert [path.name for path in tmp_path.iterdir()] == ["loop"]
+
+
+@pytest.mark.parametrize("way", ["model", "processor"])
+def test_another_kind_of_model_is_not_overwritten(w, way, tmp_path):
+    names = ("config.json", "model.safetensors", "tokenizer.json")
+    for name in names:
+        (tmp_path / name).write_text('{"model_type": "bert"}')
+    saved = w.m if way == "model" else w.p
+    check(lambda: saved.save_pretrained(tmp_path), "config.json of something else", FileExistsError)
+    assert {path.read_text() for path in tmp_path.iterdir()} == {'{"model_type": "bert"}'}
+    assert len(list(tmp_path.iterdir())) == len(names)
+
+
+def test_model_and_processor_are_saved_over_older_ones_in_either_order(w, tmp_path):
+    for saved in (w.p, w.m, w.p, w.m):
+        saved.save_pretrained(str(tmp_path))
+    assert glamm_mini.load(tmp_path, device="cpu").describe(w.pic, max_new_tokens=2).text
 
 
 @pytest.mark.parametrize("name", PLACES)

@@ -17,6 +17,7 @@ from glamm_mini.assistant.generation import BROKEN, MAX_NEW_TOKENS, AnswerStream
 from glamm_mini.assistant.memory import FeatureMemory, evaluating, weights_state
 from glamm_mini.assistant.requests import WORDINGS, Request, Wording, checked_turns, prepare, question_of, requests_for
 from glamm_mini.checkpoints.load import HUB, load_model
+from glamm_mini.checkpoints.save import check_pair
 from glamm_mini.dtypes import TYPES
 from glamm_mini.model.glamm import GlammForConditionalGeneration, ImageFeatures
 from glamm_mini.processing.boxes import box_array
@@ -55,6 +56,7 @@ class Assistant:
     def __init__(
         self, model: GlammForConditionalGeneration, processor: GlammProcessor, familiar: Familiar | None = None
     ):
+        check_pair(getattr(model, "_orig_mod", model), processor)  # what torch.compile made of one is good
         self.model, self.processor = model, processor
         self.max_new_tokens: int | None = None
         self._memory = FeatureMemory()
@@ -149,6 +151,8 @@ class Assistant:
         ids, boxes, own_boxes, notes = zip(*prepared, strict=True)
         batch, device = self.processor.prompts(ids), self.model.device
         chooser = TokenChooser(len(ids), how["temperature"], how["seed"], how["details"])
+        if device.type == "meta":
+            raise ValueError("the model lies on the meta device, without values; load it with glamm_mini.load")
         with torch.inference_mode(), evaluating(self.model):
             features, state = self._features(pictures)
             out = self.model.generate(
@@ -223,7 +227,10 @@ class Assistant:
     def teacher_force(self, image, conversation: list[tuple[str, str]]) -> list[np.ndarray]:
         """Masks (H, W) for every [SEG] of given answers, as the official referring segmentation is scored."""
         picture, turns = load_image(image), checked_turns("conversation", conversation)
-        ids = torch.tensor([self.processor.encode(turns)[0]], device=self.model.device)
+        row, room = self.processor.encode(turns)[0], self.processor.room
+        if len(row) > room or self.config.tokens.bbox in row:
+            raise ValueError(f"conversation has {len(row)} tokens; expected at most {room}, and no <bbox> among them")
+        ids = torch.tensor([row], device=self.model.device)
         with torch.inference_mode(), evaluating(self.model):
             out = self.model(ids, image_features=self._features([picture])[0], return_logits=False)
         return [mask.numpy() for mask, _ in self._masks(out.low_res, picture)]

@@ -56,14 +56,15 @@ def checked_options(options: Options, default_length: int, rows: int) -> Options
     for name, (convert, least, end, expected) in NUMBERS.items():
         try:
             # A truth value is a number, and a text may hold one, but neither was meant.
-            number = math.nan if isinstance(how[name], bool | str | bytes) else convert(how[name])
+            truth = isinstance(how[name], bool) or str(getattr(how[name], "dtype", "")).endswith("bool")
+            number = math.nan if truth or isinstance(how[name], str | bytes) else convert(how[name])
         except (TypeError, ValueError, ArithmeticError, RuntimeError):
             number = math.nan
         if not least <= number < end:
             raise ValueError(f"{name} is {how[name]!r}; expected {expected}")
         how[name] = number
     streamer, details = how["streamer"], how["details"]
-    fits = not isinstance(streamer, type) and callable(getattr(streamer, "put", None)) and hasattr(streamer, "end")
+    fits = not isinstance(streamer, type) and all(callable(getattr(streamer, key, None)) for key in ("put", "end"))
     if streamer is not None and not fits:
         raise ValueError(f"streamer is {streamer!r}; expected one with put and end, as transformers' TextStreamer")
     if streamer is not None and rows != 1:

@@ -43,8 +43,9 @@ def find_folder(name: str | Path, weights: bool = True, subfolder: str = "", **h
     """
     if not isinstance(name, str | os.PathLike) or not str(name).strip():
         raise ValueError(f"no model was named, but {name!r}; give a bundled name such as 'tiny', a folder or a hub id")
-    if not isinstance(subfolder, str | os.PathLike):
-        raise ValueError(f"subfolder is {subfolder!r}; expected the name of a folder")
+    inner = Path(subfolder) if isinstance(subfolder, str | os.PathLike) else Path("..")
+    if inner.is_absolute() or ".." in inner.parts:
+        raise ValueError(f"subfolder is {subfolder!r}; expected the name of a folder inside")
     path, revision = Path(name), hub.get("revision")
     if path.is_file():
         raise FileNotFoundError(f"{path} is a file; give the folder that holds config.json and the weights")
@@ -216,13 +217,15 @@ def list_tensors(files: Iterable[str | Path]) -> dict[str, Stored]:
 def mismatch(
     wanted: Mapping[str, tuple], given: Mapping[str, Any], extra: Iterable[Stored] = (), named: Callable = str
 ) -> str:
-    """What is missing (as `named` gives its name), unexpected (`extra` too) or of another shape than `wanted`, in words
-    with its files; "" where all fits."""
+    """What is missing (as `named` gives its name), unexpected (`extra` too), of another shape than `wanted` or of whole
+    numbers, in words with its files; "" where all fits."""
     odd = [*extra, *(entry for name, entry in given.items() if name not in wanted)]
+    whole = [entry for name, entry in given.items() if name in wanted and not entry.dtype.is_floating_point]
     shapes = [(e, wanted[n]) for n, e in given.items() if n in wanted and e.shape not in (None, wanted[n])]
     kinds = {
         "missing": [named(name) for name in wanted if name not in given],
         "unexpected": [f"{entry.name} in {entry.file.name}" for entry in odd],
+        "no floating-point numbers": [f"{e.name} in {e.file.name} is {e.dtype}" for e in whole],
         "of another shape": [f"{e.name} in {e.file.name} is {e.shape}, the model has {s}" for e, s in shapes],
     }
     listed = {kind: "; ".join(names[:5]) + (" ..." if len(names) > 5 else "") for kind, names in kinds.items()}

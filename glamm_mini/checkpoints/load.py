@@ -5,7 +5,7 @@ takes the values one tensor at a time, by transformers' `from_pretrained` where 
 """
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +92,9 @@ def model_from(cls: type, name: str | Path, config: GlammConfig | None = None, *
     if len(kinds) > 1:
         raise ValueError(f"dtype and torch_dtype are {' and '.join(map(str, kinds))}; leave torch_dtype out")
     [kind], device = kinds, given.get("device_map", "cpu")
-    if isinstance(device, str) and device not in PLACED:
-        _check_device(device)
+    _check_device(device, **{key: given[key] for key in placement[:2] if key in given})
+    if isinstance(kinds := given.get("attn_implementation"), Mapping):
+        _check_parts("attn_implementation", kinds, ("", *GlammConfig.sub_configs))
     source, _ = _opened(name, given.get("vision_tower"), config, given.get("drop", ()), hub, alone=True)
     settings = quantization(given.get("quantization_config"), kind)
     model = filled(cls, source, kind, device, settings, **{key: given[key] for key in placement if key in given})
@@ -155,12 +156,15 @@ def filled(
         device = device[""]
     if not source.official and (source.folder / "generation_config.json").is_file():
         # An official one holds settings of training, which would cut answers short and slow them.
-        answers = GenerationConfig.from_pretrained(source.folder)
+        with reading(source.folder / "generation_config.json", " cannot be used"):
+            answers = GenerationConfig.from_pretrained(source.folder)
     with _ONE_AT_A_TIME:
         if settings or attention or device in PLACED or isinstance(device, Mapping):
             dtype = kind or next(iter(half), torch.float32)
             empty = source.empty_model()
             source.check(empty)
+            if isinstance(device, Mapping):
+                _check_parts("device_map", device, dict(empty.named_modules()) | dict(empty.named_parameters()))
             layers = quantized_layers(empty, settings) if settings else []
             if device in PLACED and settings:  # on one device
                 device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -219,16 +223,25 @@ def dtype_of(dtype: str | torch.dtype | None) -> torch.dtype | None:
 
 
 def _check_device(device: Any, quantize: Any = None, **placement: Any) -> None:
+    auto, mapped = isinstance(device, str) and device in PLACED, isinstance(device, Mapping)
     given = " and ".join(name for name, value in placement.items() if value is not None)
-    if given and device != "auto":
+    if given and not auto and not (mapped and given == "offload_folder"):
         raise ValueError(f"{given} belong to device='auto', but device is {device!r}")
     if given and quantize:
         raise ValueError(f"quantize={quantize!r} keeps the model on one device; leave out {given}")
     try:
-        torch.empty(0, device=None if device == "auto" else device)
+        for one in (None, *(device.values() if mapped else [None if auto else device])):  # None: torch's default
+            if torch.empty(0, device=None if mapped and one == "disk" else one).is_meta:
+                raise RuntimeError("on meta, torch's default or asked for, are no values")
     except (RuntimeError, TypeError, AssertionError) as error:
         expected = "expected such as 'cpu', 'cuda', 'cuda:1' or 'auto'"
         raise ValueError(f"device {device!r} cannot be used ({first_line(error)}); {expected}") from error
+
+
+def _check_parts(what: str, given: Mapping, known: Collection[str]) -> None:
+    odd = [name for name in given if name not in known]
+    if odd or not given:
+        raise ValueError(f"{what} is {given!r}; expected names of parts, such as {', '.join(sorted(known)[1:4])}")
 
 
 def load_weights(module: torch.nn.Module, path: str | Path) -> None:

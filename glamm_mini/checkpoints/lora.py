@@ -10,9 +10,9 @@ choice of trained parts beside LoRA trains in place, which `modules_to_save` wou
 import json
 import logging
 import math
-import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from copy import deepcopy
+from numbers import Integral, Real
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,15 +22,23 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from glamm_mini.checkpoints.files import Stored, list_tensors, mismatch, reading
+from glamm_mini.checkpoints.files import Stored, first_line, list_tensors, mismatch, reading
 from glamm_mini.checkpoints.placement import of_extra
 from glamm_mini.checkpoints.save import is_quantized, recover, whole_folder
+from glamm_mini.paths import folder_path
 
 ADAPTER = "default"
 """What peft calls the only adapter; part of the official names."""
 
 TARGETS = ("q_proj", "v_proj")
 WEIGHTS, SETTINGS, PREFIX = "adapter_model.safetensors", "adapter_config.json", "base_model.model."
+NEEDED = ["peft_type", "r", "lora_alpha"]
+KNOWN = "lora_dropout target_modules modules_to_save rank_pattern exclude_modules layers_to_transform layers_pattern"
+KNOWN += (
+    " use_rslora init_lora_weights inference_mode task_type base_model_name_or_path revision auto_mapping peft_version"
+)
+"""Settings of peft that may differ from its defaults; any other would change what the matrices mean, unseen."""
+
 _PROBE = 16
 
 
@@ -43,26 +51,33 @@ def add_lora(model, rank: int = 8, alpha: float = 16, dropout: float = 0.05, tar
     Raises ModuleNotFoundError if peft is not installed, ValueError if the model has LoRA already, is quantized, has no
     layer of these names, or a setting is out of range.
     """
-    targets = (targets,) if isinstance(targets, str) else targets
-    if type(rank) is not int or rank < 1 or not 0 < alpha < math.inf or not 0 <= dropout < 1:
+    fresh, listed = not has_lora(model), isinstance(targets, Collection) and not isinstance(targets, str)
+    targets, sizes = targets if listed else (targets,), (rank, alpha, dropout)
+    numbers = isinstance(rank, Integral) and all(isinstance(x, Real) and type(x) is not bool for x in sizes)
+    if not numbers or rank < 1 or not 0 < alpha < math.inf or not 0 <= dropout < 1:
         raise ValueError(f"rank {rank}, alpha {alpha}, dropout {dropout}; expected at least 1, above 0, and 0 to 1")
-    linear = {n.rpartition(".")[2] for n, m in model.language_model.named_modules() if isinstance(m, nn.Linear)}
-    absent = sorted(set(targets) - linear)
-    if not has_lora(model) and (absent or not targets):
+    named = model.language_model.named_modules()
+    sides = {n.rpartition(".")[2]: min(m.in_features, m.out_features) for n, m in named if isinstance(m, nn.Linear)}
+    absent = sorted({str(name) for name in targets if name not in list(sides)})
+    if fresh and (absent or not targets):
         raise ValueError(f"the language model has no linear layer called {' or '.join(absent) or targets}")
+    if fresh and rank > (most := max(sides[name] for name in targets)):
+        raise ValueError(f"rank {rank} is more than the layers' smaller side; expected at most {most}")
     settings = _peft().LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
+        r=int(rank),
+        lora_alpha=int(alpha) if isinstance(alpha, Integral) else float(alpha),
+        lora_dropout=float(dropout),
         task_type="CAUSAL_LM",  # peft's own loading then offers generate
-        target_modules=rf"language_model\.(.*\.)?({'|'.join(sorted(targets))})",
+        target_modules=rf"language_model\.(.*\.)?({'|'.join(sorted(map(str, targets)))})",
     )
     _put_in(model, settings)
     return len(_layers(model))
 
 
 def has_lora(model) -> bool:
-    """Whether LoRA stands beside layers of the model."""
+    """Whether LoRA stands beside layers of the model. ValueError for what is none."""
+    if not isinstance(model, nn.Module) or not hasattr(model, "language_model"):
+        raise ValueError(f"model is a {type(model).__name__}; expected a GlammForConditionalGeneration")
     return any(".lora_" in name for name, _ in model.named_parameters())
 
 
@@ -77,13 +92,17 @@ def lora_settings(model) -> dict[str, Any]:
 
 def save_lora(folder: str | Path, model, base: str | None = None) -> Path:
     """Write what a run trains, LoRA and the other trained parts, as peft would. base: the name, folder or hub id of the
-    model that it belongs on. Raises ValueError if there is no LoRA, OSError if it cannot be written; older files are
-    untouched then."""
+    model that it belongs on. Raises ValueError if there is no LoRA or not all of it is finite, OSError if it cannot be
+    written; older files are untouched then."""
     lora_settings(model)
-    folder, settings = Path(folder), deepcopy(model.peft_config[ADAPTER])
+    if not isinstance(base, str | Path | None):
+        raise ValueError(f"base is {base!r}; expected the name, folder or hub id of a model")
+    folder, settings = folder_path(folder, "the place to save to"), deepcopy(model.peft_config[ADAPTER])
     trained = {name: p.detach() for name, p in _plain(model).items() if p.requires_grad or ".lora_" in name}
+    if broken := [name for name, tensor in trained.items() if not bool(tensor.isfinite().all())]:
+        raise ValueError(f"{broken[0]} holds values that are not finite; nothing was written")
     others = {name.rpartition(".")[0] for name in trained if ".lora_" not in name}
-    settings.base_model_name_or_path, settings.modules_to_save = base, sorted(others) or None
+    settings.base_model_name_or_path, settings.modules_to_save = base and str(base), sorted(others) or None
     settings.inference_mode = True
     probe = [] if _first_query(model).requires_grad else _probe(model)
     with whole_folder(folder, mine=(folder / SETTINGS).is_file()) as fresh:
@@ -103,16 +122,17 @@ def load_lora(model, folder: str | Path) -> dict[str, Any]:
     Raises FileNotFoundError if a file is missing. ValueError if a file is damaged, the adapter has another rank or
     other targets than the model's, or was trained on another model; the model is as it was then.
     """
-    settings, state, probe, folder = _read(Path(folder))
-    whole, settings.modules_to_save = settings.modules_to_save or (), None  # these parts are trained in place
     fresh, trains = not has_lora(model), {}
-    if not fresh and (alpha := lora_settings(model)["alpha"]) != settings.lora_alpha:
-        raise ValueError(f"the LoRA in {folder} has alpha {settings.lora_alpha}, the model's has {alpha}")
+    settings, state, probe, folder = _read(folder_path(folder, "the adapter"))
+    whole, settings.modules_to_save = settings.modules_to_save or (), None  # these parts are trained in place
+    for name in () if fresh else ("lora_alpha", "use_rslora"):
+        if (own := getattr(model.peft_config[ADAPTER], name)) != (other := getattr(settings, name)):
+            raise ValueError(f"the LoRA in {folder} has {name.removeprefix('lora_')} {other}, the model's has {own}")
     if fresh:
         try:
             trains = _put_in(model, settings)
-        except (ValueError, re.error) as error:  # none of its layers is there
-            raise ValueError(f"the LoRA in {folder} cannot be put in: {error}") from error
+        except Exception as error:  # none of its layers is there, or peft stumbles, in many ways, over a setting
+            raise ValueError(f"the LoRA in {folder} cannot be put in: {first_line(error)}") from error
     own = _plain(model)
     # Half of a module that stands beside LoRA would leave the other half as the base has it.
     wanted = {n for n in own if ".lora_" in n or n in state}.union(*(_of_module(own, name) for name in whole))
@@ -139,8 +159,13 @@ def merge_lora(model) -> int:
     Returns how many layers were merged. ValueError if there is no LoRA, or if a merged weight would not be finite."""
     lora_settings(model)
     layers = _layers(model)
-    for path in layers:
-        model.get_submodule(path).merge(safe_merge=True)
+    for k, path in enumerate(layers):
+        try:
+            model.get_submodule(path).merge(safe_merge=True)
+        except ValueError as error:
+            for done in layers[:k]:
+                model.get_submodule(done).unmerge()
+            raise ValueError(f"{path} cannot be merged ({error}); nothing was") from error
     _take_out(model, {})
     return len(layers)
 
@@ -155,7 +180,7 @@ def _put_in(model, settings) -> dict[str, bool]:
     trains = {name: p.requires_grad for name, p in model.named_parameters()}
     try:
         _peft().inject_adapter_in_model(settings, model, ADAPTER)
-    except ValueError:
+    except Exception:
         _take_out(model, trains)
         raise
     for name, parameter in model.named_parameters():
@@ -228,12 +253,18 @@ def _read(folder: Path) -> tuple[Any, dict[str, Stored], torch.Tensor, Path]:
     state = {name.removeprefix(PREFIX): entry for name, entry in list_tensors([folder / WEIGHTS]).items()}
     peft = _peft()
     with reading(folder / SETTINGS, " cannot be used"):
+        given, plain = json.loads((folder / SETTINGS).read_text("utf-8")), vars(peft.LoraConfig())
+        lost, others = [n for n in NEEDED if given.get(n) is None], plain.keys() - {*NEEDED, *KNOWN.split()}
+        odd = [f"{n} {given[n]!r}" for n in others if (given.get(n) or None) not in (None, plain[n])]
+        if lost:  # peft would take defaults
+            raise ValueError(f"{', '.join(lost)} is missing")
         settings = peft.LoraConfig.from_pretrained(folder)
         settings.inference_mode, settings.lora_dropout = False, float(settings.lora_dropout)
         targets = settings.target_modules
         targets = [targets] if isinstance(targets, str) else list(targets)
         lacking = [m for m in settings.modules_to_save or () if not any(f".{m}." in f".{name}" for name in state)]
         for good, found in (
+            (not odd, f"{', '.join(odd)} does not work here"),
             (not lacking, f"it names {', '.join(lacking[:3])}, which {WEIGHTS} lacks"),
             (targets and all(isinstance(one, str) for one in targets), f"target_modules are {targets}"),
             (0 <= settings.lora_dropout < 1, f"lora_dropout is {settings.lora_dropout}; expected 0 to 1"),

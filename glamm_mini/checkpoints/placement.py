@@ -16,6 +16,8 @@ from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from accelerate.utils import compute_module_sizes
 from torch import nn
 
+from glamm_mini.paths import folder_path
+
 WHOLE = ("LlamaDecoderLayer", "VisionTower", "GroundingImageEncoder", "RegionEncoder", "PixelDecoder")
 """Classes whose weights lie on one device: what they compute goes back and forth between them."""
 
@@ -92,7 +94,7 @@ def folder_on_disk(devices: Mapping[str, str | int], offload_folder: str | Path 
     if offload_folder is None:
         raise ValueError("some weights are to lie on the disk; say where by offload_folder='FOLDER'")
     try:
-        Path(offload_folder).mkdir(parents=True, exist_ok=True)
+        folder_path(offload_folder, "offload_folder").mkdir(parents=True, exist_ok=True)
         return TemporaryDirectory(prefix="glamm-", dir=offload_folder)
     except OSError as error:
         hint = "name a place that can be written"

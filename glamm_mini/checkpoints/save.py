@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers.utils import logging
+
+from glamm_mini import paths
 
 if TYPE_CHECKING:  # a run saves by `whole_folder` as well, and every process of it would import this for nothing
     from glamm_mini.processing.processor import GlammProcessor
@@ -46,15 +49,13 @@ def save_model(
     ValueError for a model whose weights are not finite, not all there (quantized, offloaded) or stand beside LoRA, and
     for the processor of another model.
     """
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize > 1):
         raise ValueError(f"dtype is {dtype!r}; expected a torch.dtype of weights, such as torch.bfloat16")
-    if not isinstance(model, torch.nn.Module) or not hasattr(processor, "tokenizer"):
-        kinds = f"{type(model).__name__} and a {type(processor).__name__}"
-        raise ValueError(f"a {kinds} were given; expected a model and its GlammProcessor: assistant.model, .processor")
     shard_plan({}, "model{suffix}.safetensors", max_shard_size)  # a size that cannot be read
     wrapped = None
-    while model is not wrapped:  # one wrapper may stand in another
+    while isinstance(model, torch.nn.Module) and model is not wrapped:  # one wrapper may stand in another
         model, wrapped = extract_model_from_parallel(model, keep_fp32_wrapper=False, keep_torch_compile=False), model
+    check_pair(model, processor)
     state = model.state_dict()
     if any(".lora_" in name for name in state):
         raise ValueError("the model has LoRA beside its weights: merge it first (merge_lora), or save it by save_lora")
@@ -63,9 +64,6 @@ def save_model(
     broken = next((n for n, t in state.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())), None)
     if broken is not None:
         raise ValueError(f"{broken} holds values that are not finite; nothing was written: go back to an earlier model")
-    words, rows = len(processor.tokenizer), model.get_input_embeddings().num_embeddings
-    if words > rows:
-        raise ValueError(f"the tokenizer knows {words} tokens, the model {rows}; give the model's own processor")
     if dtype is not None:
         state = {name: t.to(dtype) if t.is_floating_point() else t for name, t in state.items()}
     with whole_folder(folder) as fresh:
@@ -73,6 +71,21 @@ def save_model(
         with quiet(sum(tensor.nbytes for tensor in state.values())):
             model.save_pretrained(fresh, state_dict=state, max_shard_size=max_shard_size)
     return Path(folder)
+
+
+def check_pair(model: torch.nn.Module, processor: "GlammProcessor") -> None:
+    """ValueError for what is no GLaMM, no processor of one, or that of another: it would read and ask otherwise."""
+    kinds = ("model", model, "GlammForConditionalGeneration"), ("processor", processor, "GlammProcessor")
+    for name, given, kind in kinds:  # by name: a run, which saves by this module too, imports neither for it
+        if not any(base.__name__ == kind for base in type(given).__mro__):
+            raise ValueError(f"{name} is a {type(given).__name__}; expected a {kind}")
+    words, rows = len(processor.tokenizer), model.get_input_embeddings().num_embeddings
+    if words > rows:
+        raise ValueError(f"the tokenizer knows {words} tokens, the model {rows}; give the model's own processor")
+    for name in ("mode", "tokens", "prompt", "vision.image_size", "grounding.image_size"):
+        own, other = (attrgetter(name)(part.config) for part in (model, processor))
+        if own != other:
+            raise ValueError(f"the processor is of another model: its {name} is {other}, the model's {own}")
 
 
 @contextmanager
@@ -102,12 +115,10 @@ def whole_folder(folder: str | Path, mine: bool | None = None) -> Iterator[Path]
     mine: whether files of the same names may be replaced; default: if the folder holds a model of ours.
     Raises OSError if the place cannot be written, FileExistsError for files in the way that are of something else.
     """
-    if not isinstance(folder, str | os.PathLike) or not str(folder):
-        raise ValueError(f"the place to save to is {folder!r}; expected the path of a folder")
-    folder = Path(folder).resolve()
+    folder = paths.folder_path(folder, "the place to save to").resolve()
     if folder.is_file():
         raise OSError(f"{folder} is a file; a checkpoint is a folder: give another name")
-    mine, fresh = holds_our_model(folder) if mine is None else mine, folder / FRESH
+    mine, fresh = paths.holds_our_model(folder) if mine is None else mine, folder / FRESH
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -153,14 +164,6 @@ def _claim(fresh: Path) -> None:
         raise FileExistsError(f"{fresh} is in the way: saving needs a folder of that name; move it elsewhere")
     fresh.mkdir(exist_ok=True)
     (fresh / OURS).mkdir()
-
-
-def holds_our_model(folder: Path) -> bool:
-    """Whether config.json in the folder is one of a GLaMM in our format."""
-    try:
-        return json.loads((folder / "config.json").read_text("utf-8")).get("model_type") == "glamm_mini"
-    except (OSError, ValueError, AttributeError):
-        return False
 
 
 def _complete(folder: Path, fresh: Path, mine: bool) -> None:
@@ -246,7 +249,7 @@ def shard_plan(sizes: Mapping[str, int], pattern: str, max_shard_size: int | str
     """Which tensor goes into which file. Raises ValueError for a size such as "much"."""
     size = int(max_shard_size) if str(max_shard_size).isdigit() else max_shard_size
     try:
-        if not re.match(r"[\d.]*[1-9]", str(size)):
+        if isinstance(size, bool | float) or not re.match(r"[\d.]*[1-9]", str(size)):
             raise ValueError("no room for anything")
         return split_state_dict_into_shards_factory(
             dict(sizes), get_storage_size=lambda bytes_: bytes_, filename_pattern=pattern, max_shard_size=size

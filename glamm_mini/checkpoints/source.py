@@ -131,7 +131,11 @@ class Source:
             own = whole and (not self.official or (not pieces and OURS in read_config(folder)))
             tokenizer = (PreTrainedTokenizerFast.from_pretrained if own else official_tokenizer)(folder)
             processor = GlammProcessor(self.config, tokenizer)
-        words, rows = max(tokenizer.get_vocab().values()) + 1, self.config.text.vocab_size
+            tokenizer("a")  # without words or with a length that is no number, it fails only now
+            ids = tokenizer.get_vocab().values()
+            if len(set(ids)) < len(ids):
+                raise ValueError(f"of {len(ids)} words, some share an id")
+        words, rows = max(ids) + 1, self.config.text.vocab_size
         if words > rows:
             raise ValueError(f"{folder}: the tokenizer knows {words} tokens, the model {rows}; it is of another model")
         return processor

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.models.clip.modeling_clip import CLIPVisionEmbeddings
 
-from glamm_mini import registry
+from glamm_mini import paths, registry
 from glamm_mini.model.config import GlammConfig
 
 POSITION_SCALE = 0.2  # of the sines in position tables: started so, small encoders learn far faster than from noise
@@ -46,11 +46,10 @@ class GlammPreTrained(PreTrainedModel, GenerationMixin):
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
         """As transformers', with weights that others than their owner may read as well."""
-        if Path(save_directory).is_file():  # transformers would write nothing, and go on
-            raise ValueError(f"{save_directory} is a file; a model is saved to a folder")
-        super().save_pretrained(save_directory, *args, **kwargs)
-        if Path(save_directory).is_dir():
-            registry.find("checkpoint", "rights")(Path(save_directory))
+        folder = paths.place_to_save(save_directory, "a model")
+        super().save_pretrained(folder, *args, **kwargs)
+        if folder.is_dir():
+            registry.find("checkpoint", "rights")(folder)
 
     def _init_weights(self, module: nn.Module) -> None:
         """One module's starting values; transformers calls this for every module it finds without weights."""

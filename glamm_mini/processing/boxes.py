@@ -12,8 +12,8 @@ def box_array(boxes) -> np.ndarray | None:
         return None
     try:
         array = np.asarray(boxes.detach() if hasattr(boxes, "detach") else boxes)  # a tensor that learns
-        if array.dtype.kind in "mMc":
-            raise ValueError(f"they are of type {array.dtype}")
+        if array.dtype.kind in "bmMcSU":
+            raise ValueError(f"they are {array!r:.80}, of type {array.dtype}")
         array = array.astype(np.float32)
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"boxes cannot be read as numbers ({error}); expected (N, 4): x0 y0 x1 y1 of each") from error

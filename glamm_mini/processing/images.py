@@ -52,6 +52,8 @@ def load_image(image: Any) -> np.ndarray:
 def _read_array(array: np.ndarray) -> np.ndarray:
     if array.size == 0:
         raise ValueError(f"the image array has shape {array.shape}; it holds no pixel; {EXPECTED}")
+    if np.ma.is_masked(array):
+        raise ValueError("the image array hides some of its pixels behind a mask; fill them first: array.filled(0)")
     if array.dtype != np.uint8:
         expected = "expected uint8 with values 0..255: scale it to that range first"
         raise ValueError(f"the image array has type {array.dtype}; {expected}")
@@ -104,7 +106,9 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         # Pillow's own conversion would clip at 255. Sixteen bits have a known range, the wider types have none.
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0, neginf=0)
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64), nan=-1, posinf=-1, neginf=-1)
+        if values.size and values.max() < 0:
+            raise ValueError("no pixel is finite and at least 0")
         top = 65535 if image.mode.startswith("I;16") else max(values.max(), 1)
         image = Image.fromarray((values / top * 255).clip(0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "RGBa", "LA", "PA") or "transparency" in image.info:

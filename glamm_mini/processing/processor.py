@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 
-from glamm_mini import registry
+from glamm_mini import paths, registry
 from glamm_mini.model.config import GlammConfig
 from glamm_mini.model.sam import upscale_logits
 from glamm_mini.model.tokens import ADDED_TOKENS, IGNORE_INDEX, IMAGE, IMAGE_TOKEN_INDEX, TokenIds
@@ -63,12 +63,11 @@ class GlammProcessor(ProcessorMixin):
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Write the tokenizer and the configuration; `push_to_hub` and its arguments as in transformers."""
-        if Path(save_directory).is_file():
-            raise ValueError(f"{save_directory} is a file; a processor is saved to a folder")
-        self.tokenizer.save_pretrained(save_directory)
-        self.config.save_pretrained(save_directory)
+        folder = paths.place_to_save(save_directory, "a processor")
+        self.tokenizer.save_pretrained(folder)
+        self.config.save_pretrained(folder)
         if push_to_hub:
-            self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
+            self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
 
     def __repr__(self) -> str:
         c = self.config

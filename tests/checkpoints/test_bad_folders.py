@@ -15,7 +15,7 @@ from transformers import GPT2Config
 
 import glamm_mini
 from glamm_mini import GlammForConditionalGeneration, GlammProcessor, paths
-from glamm_mini.checkpoints.lora import add_lora, load_lora, save_lora
+from glamm_mini.checkpoints.lora import add_lora, load_lora, merge_lora, save_lora
 
 TINY = paths.checkpoint_folder("tiny")
 BAD = (ValueError, FileNotFoundError)
@@ -62,6 +62,8 @@ LOADS = [
     ("lora", {"lora": 3}),
     ("subfolder", {"subfolder": 3}),
     ("nope", {"subfolder": "nope"}),
+    ("subfolder", {"subfolder": "../tiny"}),
+    ("subfolder", {"subfolder": "/tmp"}),
 ]
 
 
@@ -78,6 +80,15 @@ PRETRAINED = [
     ("quantiz", {"quantization_config": {}}),
     ("config", {"config": GPT2Config()}),
     ("load_in_4bit", {"load_in_4bit": True}),
+    ("foo", {"device_map": {"foo": "cpu"}}),
+    ("{}", {"device_map": {}}),
+    ("offload_folder", {"device_map": {"": "disk"}, "offload_folder": ""}),
+    ("offload_folder", {"device_map": {"": "disk"}, "offload_folder": 5}),
+    ("[]", {"device_map": []}),
+    ("meta", {"device_map": {"": "meta"}}),
+    ("nope", {"device_map": {"": "nope"}}),
+    ("max_memory", {"max_memory": {"cpu": "1GB"}}),
+    ("nope", {"attn_implementation": {"nope": "sdpa"}}),
 ]
 
 
@@ -93,6 +104,18 @@ def test_what_from_pretrained_cannot_do(named, given):
 def test_what_the_processors_from_pretrained_cannot_do(named, given):
     given = {"name": "tiny"} | given
     check(lambda: GlammProcessor.from_pretrained(given.pop("name"), **given), named)
+
+
+def test_no_model_is_loaded_where_new_tensors_have_no_values():
+    with torch.device("meta"):
+        check(lambda: glamm_mini.load("tiny", device="cpu"), "meta")
+
+
+@pytest.mark.parametrize("device_map", [{"": "cpu"}, "cpu", torch.device("cpu"), "auto"], ids=str)
+@pytest.mark.parametrize("attention", [{"text": "eager"}, {"": "eager"}, "sdpa"], ids=str)
+def test_what_from_pretrained_can_do(device_map, attention):
+    given = dict(device_map=device_map, attn_implementation=attention)
+    assert GlammForConditionalGeneration.from_pretrained("tiny", **given).device.type != "meta"
 
 
 def changed(name: str, *path, to=None):
@@ -151,6 +174,7 @@ FOLDERS = {
     "a place behind the end": (header(lambda e: e.update(data_offsets=[10**12, 10**12 + 4])), "model.safetensors"),
     "a name too many": (weights(lambda s: {**s, "zzz": torch.zeros(2)}), "zzz"),
     "a shape of another model": (weights(lambda s: {**s, next(iter(s)): torch.zeros(3, 3)}), "shape"),
+    "weights of whole numbers": (weights(lambda s: {n: t.to(torch.int8) for n, t in s.items()}), "int8"),
     "shards outside": (index('{"weight_map": {"a": "../x.safetensors"}}'), "../x.safetensors"),
     "shards that are not there": (index('{"weight_map": {"a": "model-2.safetensors"}}'), "model-2.safetensors"),
     "shards that are numbers": (index('{"weight_map": {"a": 3}}'), "index.json"),
@@ -181,6 +205,10 @@ FOLDERS = {
     "a tokenizer cut": (lambda f: (f / "tokenizer.json").write_text("{"), "tokenizer"),
     "a tokenizer without GLaMM's tokens": (changed("tokenizer.json", "added_tokens", to=[]), "<im_start>"),
     "no end": (changed("tokenizer_config.json", "eos_token"), "eos_token"),
+    "a tokenizer without words": (changed("tokenizer.json", "model", "vocab", to={}), "tokenizer"),
+    "two words of one id": (changed("tokenizer.json", "model", "vocab", "balloon", to=20), "share an id"),
+    "a length in words": (changed("tokenizer_config.json", "model_max_length", to="zz"), "tokenizer"),
+    "answers in a list": (lambda f: (f / "generation_config.json").write_text("[]"), "generation_config.json"),
     "no padding": (changed("tokenizer_config.json", "pad_token"), "pad_token"),
     "no settings of the tokenizer": (lambda f: (f / "tokenizer_config.json").unlink(), "tokenizer_config.json"),
 }
@@ -208,6 +236,12 @@ def test_how_a_folder_wants_to_generate_does_not_change_answers(w, settings, mod
     assert other.describe(picture, max_new_tokens=40) == w.g.describe(picture, max_new_tokens=40)
 
 
+def whole_numbers(folder):
+    state = load_file(folder / "adapter_model.safetensors")
+    state = {name: tensor.to(torch.int8) for name, tensor in state.items()}
+    save_file(state, folder / "adapter_model.safetensors", {"format": "pt", "probe": "[]"})
+
+
 ADAPTERS = {
     "cut": (lambda f: (f / "adapter_model.safetensors").write_bytes(b""), "adapter_model.safetensors"),
     "settings cut": (lambda f: (f / "adapter_config.json").write_text("{"), "adapter_config.json"),
@@ -221,6 +255,17 @@ ADAPTERS = {
         changed("adapter_config.json", "target_modules", to="("),
         "cannot be put in",
     ),
+    "without alpha": (changed("adapter_config.json", "lora_alpha"), "lora_alpha"),
+    "without a kind": (changed("adapter_config.json", "peft_type"), "peft_type"),
+    "with biases": (changed("adapter_config.json", "bias", to="all"), "bias"),
+    "with biases of no kind": (changed("adapter_config.json", "bias", to="zz"), "bias"),
+    "turned around": (changed("adapter_config.json", "fan_in_fan_out", to=True), "fan_in_fan_out"),
+    "with other sizes": (changed("adapter_config.json", "alpha_pattern", to={"q_proj": 9}), "alpha_pattern"),
+    "with tokens": (changed("adapter_config.json", "trainable_token_indices", to=[1]), "trainable_token_indices"),
+    "beside parameters": (changed("adapter_config.json", "target_parameters", to=["x"]), "target_parameters"),
+    "of ranks that are none": (changed("adapter_config.json", "rank_pattern", to=5), "cannot be put in"),
+    "beside everything": (changed("adapter_config.json", "target_modules", to=".*"), "cannot be put in"),
+    "of whole numbers": (whole_numbers, "int8"),
     "with parts that it lacks": (changed("adapter_config.json", "modules_to_save", to=["zzz"]), "zzz"),
 }
 
@@ -230,11 +275,60 @@ def test_an_adapter_that_is_none(w, name, tmp_path):
     change, named = ADAPTERS[name]
     folder = Path(shutil.copytree(w.t / "lora", tmp_path / "lora"))
     change(folder)
-    check(lambda: load_lora(glamm_mini.load("tiny", device="cpu").model, folder), named)
+    model = glamm_mini.load("tiny", device="cpu").model
+    with pytest.raises(BAD) as error:
+        load_lora(model, folder)
+    assert named in str(error.value) and "\n" not in str(error.value), str(error.value)
+    assert not any(".lora_" in n or "token_adapter" in n for n, _ in model.named_parameters())
+
+
+LORA = [{"rank": 0}, {"rank": "x"}, {"rank": 1.5}, {"rank": True}, {"rank": 10**6}, {"alpha": NAN}, {"alpha": "16"}]
+LORA += [{"alpha": None}, {"alpha": True}, {"dropout": 1}, {"dropout": "a"}, {"dropout": None}]
+LORA += [{"targets": "zz"}, {"targets": None}, {"targets": 5}, {"targets": [5]}, {"targets": ()}]
+
+
+@pytest.mark.parametrize("given", LORA, ids=str)
+def test_lora_that_cannot_be_added(given):
+    [value] = given.values()
+    check(lambda: add_lora(small_model(), **given), str(*value) if isinstance(value, list) else str(value))
+
+
+def test_lora_of_numpys_numbers_is_saved(tmp_path):
+    model = small_model()
+    add_lora(model, rank=np.int64(2), alpha=np.float32(4), dropout=np.float64(0))
+    save_lora(tmp_path, model, Path("tiny"))
+    assert load_lora(small_model(), tmp_path)["alpha"] == 4
 
 
 @pytest.mark.parametrize(
-    "given", [{"rank": 0}, {"rank": "x"}, {"rank": 1.5}, {"alpha": NAN}, {"dropout": 1}, {"targets": "zz"}], ids=str
+    "call", [add_lora, merge_lora, lambda m: load_lora(m, "lora"), lambda m: save_lora(m, m)], ids=range(4)
 )
-def test_lora_that_cannot_be_added(given):
-    check(lambda: add_lora(small_model(), **given), str(next(iter(given.values()))))
+@pytest.mark.parametrize("model", [None, "lora", torch.nn.Linear(2, 2)], ids=str)
+def test_what_lora_cannot_stand_in(call, model):
+    check(lambda: call(model), f"model is a {type(model).__name__}")
+
+
+def test_lora_that_cannot_be_saved_or_merged(w, tmp_path):
+    model = small_model()
+    add_lora(model, rank=1)
+    check(lambda: save_lora(tmp_path / "new", model, 5), "base is 5")
+    own = model.state_dict()
+    before = {name: tensor.clone() for name, tensor in own.items() if ".lora_" not in name}
+    for name, parameter in model.named_parameters():
+        if "layers.1" in name and ".lora_" in name:
+            parameter.data.fill_(1e30)
+    check(lambda: merge_lora(model), "layers.1.self_attn.q_proj")
+    for name, tensor in before.items():
+        torch.testing.assert_close(own[name], tensor)
+    next(p for n, p in model.named_parameters() if ".lora_" in n).data.fill_(NAN)
+    check(lambda: save_lora(tmp_path / "new", model), "not finite")
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("of_peft", [{"use_rslora": True}, {"lora_alpha": 4}], ids=str)
+def test_an_adapter_of_another_size_than_the_models_own(w, of_peft, tmp_path):
+    folder = Path(shutil.copytree(w.t / "lora", tmp_path / "lora"))
+    [(name, value)] = of_peft.items()
+    changed("adapter_config.json", name, to=value)(folder)
+    model = glamm_mini.load("tiny", device="cpu", lora=w.t / "lora").model
+    check(lambda: load_lora(model, folder), f"{name.removeprefix('lora_')} {value}")
