@@ -57,13 +57,31 @@ def check_ranges(given: Mapping, right: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def check_multiples(config: object) -> None:
-    """Raises ValueError for sizes in a configuration that do not divide each other as MULTIPLES says."""
+def check_together(config: Any) -> None:
+    """Raises ValueError for settings of a configuration of which each can be, but not all at once."""
+    v, text, g, prompt = config.vision, config.text, config.grounding, config.prompt
+    depth, layers = v.num_hidden_layers, config.region_layers
+    needs = f"less: the region encoder needs hidden states {layers}, but the vision tower has only {depth} layers"
+    faults = [
+        ("region.scales", not layers, "one number for each feature level"),
+        ("feature_layer", config.feature_layer >= 0, f"one below 0: {depth} layers are counted from the end"),
+        ("feature_layer", config.feature_layer < -depth - 1, f"{-depth - 1} to -1: the vision tower has {depth} layers"),
+        ("level_step", min(layers, default=0) < 0, needs),
+        ("vision.image_size", v.image_size < v.patch_size, f"a patch of {v.patch_size} or more"),
+        ("text.pad_token_id", (text.pad_token_id or 0) >= text.vocab_size, f"one of {text.vocab_size} words"),
+        ("grounding.global_attention", max(g.global_attention, default=-1) >= g.depth, f"layers, below {g.depth}"),
+        ("grounding.pixel_mean", len(g.pixel_mean) != 3, "3 numbers, one for each color"),
+        ("grounding.pixel_std", len(g.pixel_std) != 3, "3 numbers, one for each color"),
+        ("prompt.image_line", prompt.image_line.count("<image>") != 1, "one <image> in it"),
+        ("prompt.system", "<image>" in prompt.system, "no <image>, which the image_line holds"),
+    ]
     for (name, part), times in MULTIPLES.items():
-        whole, unit = attrgetter(name)(config), times * (1 if part is None else attrgetter(part)(config))
-        if whole % unit or whole < unit:
-            of = "" if part is None else f": {part} is {attrgetter(part)(config)}"
-            raise ValueError(f"{name} is {whole}; expected a multiple of {unit}{of}")
+        unit = times * (1 if part is None else attrgetter(part)(config))
+        whole, of = attrgetter(name)(config), "" if part is None else f", for {part}"
+        faults.append((name, whole % unit or whole < unit, f"a multiple of {unit}{of}"))
+    for name, bad, expected in faults:
+        if bad:
+            raise ValueError(f"{name} is {attrgetter(name)(config)!r}; expected {expected}")
 
 
 def _expected(name: str, value: Any, right: Mapping[str, Any]) -> str:

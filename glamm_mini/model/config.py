@@ -3,7 +3,6 @@
 import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from operator import attrgetter
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedConfig
 
-from glamm_mini.model.tokens import IMAGE, TokenIds
-from glamm_mini.ranges import check_multiples, check_ranges, flat
+from glamm_mini.model.tokens import TokenIds
+from glamm_mini.ranges import check_ranges, check_together, flat
 
 SIZES = ("tiny", "colab", "7b")
 MODES = ("official", "fixed")
@@ -151,25 +150,9 @@ class GlammConfig(PreTrainedConfig):
             kind = str(kwargs[name]).removeprefix("torch.")
             if kind != "None" and not isinstance(getattr(torch, kind, None), torch.dtype):
                 raise ValueError(f"{name} is {kwargs[name]!r}; expected a number type, such as 'float32'")
-        self._check_together()
+        check_together(self)
         kwargs.setdefault("tie_word_embeddings", self.text.tie_word_embeddings)
         super().__init__(**kwargs)
-
-    def _check_together(self) -> None:
-        """Raises ValueError for settings of which each can be, but not all at once."""
-        check_multiples(self)
-        v, text, g, prompt = self.vision, self.text, self.grounding, self.prompt
-        for name, bad, expected in (
-            ("vision.image_size", v.image_size < v.patch_size, f"a patch of {v.patch_size} or more"),
-            ("text.pad_token_id", (text.pad_token_id or 0) >= text.vocab_size, f"one of {text.vocab_size} words"),
-            ("grounding.global_attention", max(g.global_attention, default=-1) >= g.depth, f"layers, below {g.depth}"),
-            ("grounding.pixel_mean", len(g.pixel_mean) != 3, "3 numbers, one for each color"),
-            ("grounding.pixel_std", len(g.pixel_std) != 3, "3 numbers, one for each color"),
-            ("prompt.image_line", prompt.image_line.count(IMAGE) != 1, f"one {IMAGE} in it"),
-            ("prompt.system", IMAGE in prompt.system, f"no {IMAGE}, which the image_line holds"),
-        ):
-            if bad:
-                raise ValueError(f"{name} is {attrgetter(name)(self)!r}; expected {expected}")
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike, *args: Any, **kwargs: Any) -> "GlammConfig":
@@ -213,18 +196,8 @@ class GlammConfig(PreTrainedConfig):
     @property
     def region_layers(self) -> tuple[int, ...]:
         """Hidden states (0 = embeddings) that the region encoder reads, shallowest first; 14 17 20 23 officially."""
-        depth = self.vision.num_hidden_layers
-        last = depth + 1 + self.feature_layer
-        layers = tuple(last - self.level_step * k for k in reversed(range(len(self.region.scales))))
-        if not layers:
-            raise ValueError("region.scales is empty; expected one number for each feature level")
-        if last > depth:
-            expected = f"expected a number below 0, which counts the vision tower's {depth} layers from the end"
-            raise ValueError(f"feature_layer is {self.feature_layer}; {expected}")
-        if layers[0] < 0:
-            only = f"the vision tower has only {depth} layers; lower level_step, or cut scales"
-            raise ValueError(f"the region encoder needs hidden states {layers}, but {only}")
-        return layers
+        last = self.vision.num_hidden_layers + 1 + self.feature_layer
+        return tuple(last - self.level_step * k for k in reversed(range(len(self.region.scales))))
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> LlamaConfig:
         """The language model's, wherever transformers asks for words."""
