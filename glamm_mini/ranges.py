@@ -64,8 +64,8 @@ def check_together(config: Any) -> None:
     needs = f"less: the region encoder needs hidden states {layers}, but the vision tower has only {depth} layers"
     faults = [
         ("region.scales", not layers, "one number for each feature level"),
-        ("feature_layer", config.feature_layer >= 0, f"one below 0: {depth} layers are counted from the end"),
-        ("feature_layer", config.feature_layer < -depth - 1, f"{-depth - 1} to -1: the vision tower has {depth} layers"),
+        ("feature_layer", config.feature_layer >= 0, "one below 0, counted from the end"),
+        ("feature_layer", config.feature_layer < -depth - 1, f"{-depth - 1} or more: there are {depth} layers"),
         ("level_step", min(layers, default=0) < 0, needs),
         ("vision.image_size", v.image_size < v.patch_size, f"a patch of {v.patch_size} or more"),
         ("text.pad_token_id", (text.pad_token_id or 0) >= text.vocab_size, f"one of {text.vocab_size} words"),
@@ -94,6 +94,6 @@ def _expected(name: str, value: Any, right: Mapping[str, Any]) -> str:
     if kind in (int, float):
         number = Integral if kind is int else Real
         good = isinstance(values, list | tuple) and len(values) <= 1024
-        good = good and all(isinstance(one, number) and type(one) is not bool and least <= one <= most for one in values)
+        good = good and all(isinstance(x, number) and type(x) is not bool and least <= x <= most for x in values)
         return "" if good else f"{'a list, each ' if several else ''}{KINDS[kind]} from {least} to {most}"
     return "" if kind not in KINDS or isinstance(value, kind) else KINDS[kind]

@@ -31,7 +31,9 @@ class Spliced:
     images: list[int] | None = None  # (R,), the image of each row, -1 for none
 
 
-def check_ids(ids: Tensor, words: int, attention: Tensor | None, labels: Tensor | None, segments: Tensor | None) -> None:
+def check_ids(
+    ids: Tensor, words: int, attention: Tensor | None, labels: Tensor | None, segments: Tensor | None
+) -> None:
     """Raises ValueError that names what has another type or shape than ids (R, L), or a value that it cannot have."""
     given = dict(input_ids=ids, attention_mask=attention, labels=labels, segment_ids=segments)
     for name, x in given.items():

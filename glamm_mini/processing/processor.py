@@ -92,8 +92,7 @@ class GlammProcessor(ProcessorMixin):
 
         resized and original are lists of (height, width).
         """
-        many = hasattr(pictures, "__len__") and not isinstance(pictures, str | bytes)
-        if not many or getattr(pictures, "ndim", 4) != 4:
+        if isinstance(pictures, str | bytes) or not hasattr(pictures, "__len__") or getattr(pictures, "ndim", 4) != 4:
             raise ValueError(f"a {type(pictures).__name__} was given; expected a list of pictures: put one in [ ]")
         if len(pictures) == 0:
             raise ValueError("no picture was given; expected at least one path, PIL image or uint8 array")
@@ -217,9 +216,7 @@ class GlammProcessor(ProcessorMixin):
 
     def batch_decode(self, rows: Iterable[Iterable[int]] | torch.Tensor) -> list[str]:
         """`decode` of every row."""
-        if not isinstance(rows, Iterable):
-            raise ValueError(f"rows is {rows!r}; expected rows of ids")
-        return [self.decode(ids) for ids in rows]
+        return [self.decode(ids) for ids in (rows if isinstance(rows, Iterable) else [rows])]
 
     # --- both -------------------------------------------------------------------------------------------------------
 
@@ -232,8 +229,8 @@ class GlammProcessor(ProcessorMixin):
             raise ValueError(f"rows is {repr(rows)[:60]}; expected a list of open conversations, or of their ids")
         if closed := [r for r, row in enumerate(rows) if row and is_conversation(row) and row[-1][1] is not None]:
             raise ValueError(f"row {closed[0]} ends with an answer; expected None there, which is to be generated")
-        are_ids = [isinstance(r, list | tuple) and len(r) and all(isinstance(i, Integral) for i in r) for r in rows]
-        rows = [row if whole else self.encode(row, has_image)[0] for row, whole in zip(rows, are_ids, strict=True)]
+        ids = [isinstance(row, list | tuple) and row and all(isinstance(i, Integral) for i in row) for row in rows]
+        rows = [row if own else self.encode(row, has_image)[0] for row, own in zip(rows, ids, strict=True)]
         return BatchFeature(pad_rows(rows, None, None, self.tokenizer.pad_token_id, "left"))
 
     def __call__(
@@ -266,12 +263,10 @@ class GlammProcessor(ProcessorMixin):
             raise ValueError("videos or audio were given, but GLaMM sees images alone")
         if return_tensors not in (None, "pt"):
             raise ValueError(f"return_tensors is {return_tensors!r}; only 'pt' can be made")
-        if not isinstance(truncate, bool | np.bool_) or not (isinstance(padding, bool) or padding == "longest"):
-            given = f"truncate is {truncate!r} and padding {padding!r}"
-            raise ValueError(f"{given}; expected True or False, and rows are always padded to the longest")
-        for name, given in (("boxes", boxes), ("masks", masks)):
-            if given is not None and not hasattr(given, "__len__"):
-                raise ValueError(f"{name} is {given!r}; expected one entry a row")
+        if not isinstance(truncate, bool | np.bool_) or padding not in (True, False, "longest"):
+            raise ValueError(f"truncate is {truncate!r}, padding {padding!r}; expected True or False, and True")
+        if not (boxes is None or hasattr(boxes, "__len__")):
+            raise ValueError(f"boxes is {boxes!r}; expected one entry a row")
         if text is not None:
             if conversations is not None or masks is not None:
                 raise ValueError("text is for generation; to learn from conversations or masks, leave it out")
@@ -283,8 +278,7 @@ class GlammProcessor(ProcessorMixin):
         for name, given in (("images", images), ("boxes", boxes), ("masks", masks)):
             if given is not None and images is None:
                 raise ValueError(f"{name} were given without images; give the images that they lie in")
-            count = len(given) if hasattr(given, "__len__") else 1
-            if given is not None and count != len(conversations):
+            if given is not None and (count := len(given) if hasattr(given, "__len__") else 1) != len(conversations):
                 entries = f"{count} entries for {len(conversations)} conversations"
                 raise ValueError(f"{name} has {entries}; give one a row, or None")
         rows = [self.encode(turns, images is not None, truncate) for turns in conversations]
@@ -353,16 +347,14 @@ def _check_size(size: Any) -> None:
 
 def _mask_row(r: int, given: Any, turns: Turns, size: tuple[int, int]) -> torch.Tensor:
     """Masks (M, H, W) of row r, a picture of `size`, one for each [SEG] in its turns; none where None is given."""
-    count = 0 if given is None else sum(f"{q}{a}".count(SEG) for q, a in turns)
+    wanted = (0 if given is None else sum(f"{q}{a}".count(SEG) for q, a in turns), *size)
     try:
-        masks = torch.as_tensor(np.zeros((0, *size), bool) if given is None else given)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"masks of row {r} are {repr(given)[:60]}; expected (M, H, W)") from error
-    truth = masks.dtype == torch.bool or (not masks.is_complex() and bool(((masks >= 0) & (masks <= 1)).all()))
-    if masks.shape != (count, *size) or not truth:
-        shown = f"{masks.dtype} {tuple(masks.shape)}{'' if truth else ', with values that are not 0 to 1'}"
-        raise ValueError(f"masks of row {r} are {shown}; expected {(count, *size)}, one for each {SEG}, and bool")
-    return masks
+        masks = torch.as_tensor(np.zeros(wanted, bool) if given is None else given)
+        if masks.shape == wanted and bool(((masks >= 0) & (masks <= 1)).all()):
+            return masks
+    except (TypeError, ValueError, RuntimeError):  # nothing that compares
+        masks = np.asarray(given, object)
+    raise ValueError(f"masks of row {r}: {masks.dtype} {tuple(masks.shape)}; expected {wanted}, bool, for each {SEG}")
 
 
 def pad_rows(ids: list, labels: list | None, segments: list | None, pad_id: int, side: str = "right") -> dict:

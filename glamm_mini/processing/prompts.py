@@ -26,7 +26,9 @@ def render(prompt: PromptConfig, turns: list[tuple[str, str | None]], has_image:
     line that introduces the image before the first question. begins: False for turns that follow others: no system.
     """
     if not turns or not is_conversation(turns):
-        raise ValueError(f"the conversation is {repr(turns)[:60]}; expected at least one turn (question, answer)")
+        raise ValueError(f"{repr(turns)[:60]} holds no turn, or not of (question, answer) alone; give at least one")
+    if has_image and prompt.image_line.count(IMAGE) != 1:
+        raise ValueError(f"the prompt's image_line is {prompt.image_line!r}; expected one {IMAGE} in it")
     text = f"{prompt.system} " if prompt.system and begins else ""
     spans, shared = [], 0
     for k, (question, answer) in enumerate(turns):
@@ -89,7 +91,6 @@ TEMPLATE = """\
 {%- if pictures(message) and (not loop.first or pictures(message) | length > 1) -%}
 {{- raise_exception('a conversation is about one image, which its first question holds') -}}
 {%- endif -%}
-{{- '' if words(message) | trim else raise_exception('a message has no words') -}}
 {%- if message.role == 'user' -%}
 {{- USER + ': ' + (IMAGE if pictures(message) else '') + words(message) -}}
 {%- else -%}
