@@ -16,7 +16,7 @@ from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerFast, P
 from glamm_mini import registry
 from glamm_mini.model.config import GlammConfig
 from glamm_mini.model.sam import upscale_logits
-from glamm_mini.model.tokens import ADDED_TOKENS, BBOX, IGNORE_INDEX, IMAGE, IMAGE_TOKEN_INDEX, SEG, TokenIds
+from glamm_mini.model.tokens import ADDED_TOKENS, IGNORE_INDEX, IMAGE, IMAGE_TOKEN_INDEX, TokenIds
 from glamm_mini.processing.boxes import checked_boxes
 from glamm_mini.processing.images import load_image
 from glamm_mini.processing.llama_tokenizer import official_decode, strips_blanks
@@ -227,8 +227,6 @@ class GlammProcessor(ProcessorMixin):
         """
         if not isinstance(rows, list | tuple) or not rows:
             raise ValueError(f"rows is {repr(rows)[:60]}; expected a list of open conversations, or of their ids")
-        if closed := [r for r, row in enumerate(rows) if row and is_conversation(row) and row[-1][1] is not None]:
-            raise ValueError(f"row {closed[0]} ends with an answer; expected None there, which is to be generated")
         ids = [isinstance(row, list | tuple) and row and all(isinstance(i, Integral) for i in row) for row in rows]
         rows = [row if own else self.encode(row, has_image)[0] for row, own in zip(rows, ids, strict=True)]
         return BatchFeature(pad_rows(rows, None, None, self.tokenizer.pad_token_id, "left"))
@@ -286,11 +284,10 @@ class GlammProcessor(ProcessorMixin):
         if images is not None:
             batch.update(self.images(images))
         if boxes is not None:
-            texts = ["".join(f"{q}{a}" for q, a in turns) for turns in conversations]
-            batch["boxes"] = self._box_rows(boxes, batch["original"], texts)
+            batch["boxes"] = self._box_rows(boxes, batch["original"])
         if masks is not None:
-            rows = zip(masks, conversations, batch["original"], strict=True)
-            batch["masks"] = [_mask_row(r, *row) for r, row in enumerate(rows)]
+            rows = enumerate(zip(masks, batch["original"], strict=True))
+            batch["masks"] = [_mask_row(r, *row) for r, row in rows]
         return batch
 
     def _prompts_of_text(self, text: str | Sequence[str], images: Any, boxes: Sequence | None) -> BatchFeature:
@@ -311,16 +308,14 @@ class GlammProcessor(ProcessorMixin):
         if boxes is not None:
             if len(boxes) != len(texts) or any(b is not None and i < 0 for b, i in zip(boxes, which, strict=True)):
                 raise ValueError(f"there are boxes for {len(boxes)} of {len(texts)} rows, or for rows without image")
-            batch["boxes"] = self._box_rows(boxes, [batch["original"][i] if i >= 0 else None for i in which], texts)
+            batch["boxes"] = self._box_rows(boxes, [batch["original"][i] if i >= 0 else None for i in which])
         return batch
 
-    def _box_rows(self, boxes: Sequence, sizes: Sequence, texts: Sequence[str]) -> list[torch.Tensor | None]:
+    def _box_rows(self, boxes: Sequence, sizes: Sequence) -> list[torch.Tensor | None]:
         rows = []
-        for r, (given, size, text) in enumerate(zip(boxes, sizes, texts, strict=True)):
+        for r, (given, size) in enumerate(zip(boxes, sizes, strict=True)):
             try:
                 checked = checked_boxes(given, size)
-                if given is not None and (have := len([] if checked is None else checked)) != text.count(BBOX):
-                    raise ValueError(f"{text.count(BBOX)} {BBOX} in its text but {have} boxes; give one for each")
             except ValueError as error:
                 raise ValueError(f"row {r}: {error}") from error
             rows.append(None if given is None else self.normalize_boxes([] if checked is None else checked, size))
@@ -345,16 +340,15 @@ def _check_size(size: Any) -> None:
         raise ValueError(f"size is {size!r}; expected (height, width) of a picture in pixels")
 
 
-def _mask_row(r: int, given: Any, turns: Turns, size: tuple[int, int]) -> torch.Tensor:
-    """Masks (M, H, W) of row r, a picture of `size`, one for each [SEG] in its turns; none where None is given."""
-    wanted = (0 if given is None else sum(f"{q}{a}".count(SEG) for q, a in turns), *size)
+def _mask_row(r: int, given: Any, size: tuple[int, int]) -> torch.Tensor:
+    """Masks (M, H, W) of row r, a picture of `size`; none where None is given."""
     try:
-        masks = torch.as_tensor(np.zeros(wanted, bool) if given is None else given)
-        if masks.shape == wanted and bool(((masks >= 0) & (masks <= 1)).all()):
+        masks = torch.as_tensor(np.zeros((0, *size), bool) if given is None else given)
+        if masks.ndim == 3 and masks.shape[1:] == size and bool(((masks >= 0) & (masks <= 1)).all()):
             return masks
     except (TypeError, ValueError, RuntimeError):  # nothing that compares
         masks = np.asarray(given, object)
-    raise ValueError(f"masks of row {r}: {masks.dtype} {tuple(masks.shape)}; expected {wanted}, bool, for each {SEG}")
+    raise ValueError(f"masks of row {r}: {masks.dtype} {tuple(masks.shape)}; expected bool (M, {size[0]}, {size[1]})")
 
 
 def pad_rows(ids: list, labels: list | None, segments: list | None, pad_id: int, side: str = "right") -> dict:
