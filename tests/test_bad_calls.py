@@ -265,6 +265,9 @@ GENERATE = {
     "look-up": (dict(prompt_lookup_num_tokens=3), "prompt_lookup"),
     "chunks": (dict(prefill_chunk_size=2), "prefill_chunk_size"),
     "an assistant": (dict(generation_config=GenerationConfig(penalty_alpha=0.6, top_k=4)), "penalty_alpha"),
+    "a streamer of no kind": (dict(streamer=5), "streamer"),
+    "a processor of no kind": (dict(logits_processor=[5]), "logits_processor"),
+    "an end that is no word": (dict(forced_eos_token_id=10**6), "forced_eos_token_id"),
     "an end in words": (dict(eos_token_id="x"), "eos_token_id"),
     "ends in words": (dict(eos_token_id=[2, "x"]), "eos_token_id"),
     "an end in words, by config": (
@@ -307,6 +310,28 @@ FORWARD = {
     "masks of 255": (lambda b: dict(masks=[torch.full((1, 48, 64), 255.0)]), "masks"),
     "masks below 0": (lambda b: dict(masks=[torch.full((1, 48, 64), -0.1)]), "masks"),
     "masks of NumPy": (lambda b: dict(masks=[np.ones((1, 48, 64), bool)]), "ndarray"),
+    "masks of bytes": (lambda b: dict(masks=[torch.full((1, 48, 64), 255, dtype=torch.uint8)]), "masks"),
+    "masks that are a number": (lambda b: dict(masks=5), "masks"),
+    "pictures of nan": (lambda b: dict(global_images=b["global_images"] * NAN), "global images"),
+    "grounding of nan": (lambda b: dict(grounding_images=b["grounding_images"] * NAN), "grounding images"),
+    "pictures of bytes": (lambda b: dict(global_images=b["global_images"].to(torch.uint8)), "uint8"),
+    "pictures in a list": (lambda b: dict(global_images=[1]), "list"),
+    "grounding of two": (lambda b: dict(grounding_images=torch.cat([b["grounding_images"]] * 2)), "grounding images"),
+    "half an image": (lambda b: dict(image_index=[0.7]), "image_index"),
+    "an image below none": (lambda b: dict(image_index=[-2]), "image_index"),
+    "attention to nothing": (lambda b: dict(attention_mask=torch.zeros_like(b["input_ids"])), "attention_mask"),
+    "attention below 0": (lambda b: dict(attention_mask=-torch.ones_like(b["input_ids"])), "attention_mask"),
+    "attention of nan": (lambda b: dict(attention_mask=b["input_ids"] * NAN), "attention_mask"),
+    "labels in a list": (lambda b: dict(labels=[1]), "labels"),
+    "segments that fall": (lambda b: dict(segment_ids=-torch.ones_like(b["input_ids"]).cumsum(1)), "segment_ids"),
+    "segments of fractions": (lambda b: dict(segment_ids=b["input_ids"] * 0.5), "segment_ids"),
+    "ids without memory": (lambda b: dict(input_ids=b["input_ids"].to("meta")), "input_ids"),
+    "features that are a number": (lambda b: dict(image_features=5), "image_features"),
+    "sizes of truth": (lambda b: dict(original=[(True, True)]), "original"),
+    "a side without end": (lambda b: dict(original=[(10**9, 64)]), "original"),
+    "no words": (lambda b: dict(normalizers={"tokens": 0}), "tokens"),
+    "a count of truth": (lambda b: dict(normalizers={"tokens": True}), "tokens"),
+    "two counts": (lambda b: dict(normalizers={"tokens": torch.ones(2)}), "tokens"),
     "an id too large": (lambda b: dict(input_ids=b["input_ids"] + 10**6), "input_ids"),
     "a label too large": (lambda b: dict(labels=b["labels"] + 10**6), "labels"),
     "sizes of two": (lambda b: dict(resized=b["resized"] * 2), "resized"),
@@ -328,6 +353,23 @@ def test_what_the_model_cannot_learn_from(w, name):
     check(lambda: w.m(**w.batch | change(w.batch)), named)
 
 
+BAD_BOXES = {
+    "nan": torch.full((1, 4), NAN),
+    "inf": torch.tensor([[0, 0, float("inf"), 1]]),
+    "reversed": torch.tensor([[0.5, 0.5, 0.1, 0.1]]),
+    "negative": torch.tensor([[-0.5, 0, 0.5, 1]]),
+    "pixels": torch.tensor([[0.0, 0, 40, 40]]),
+    "without size": torch.tensor([[0.5, 0.5, 0.5, 0.5]]),
+    "truth": torch.tensor([[False, False, True, True]]),
+}
+
+
+@pytest.mark.parametrize("name", BAD_BOXES)
+def test_boxes_that_lie_in_no_picture_do_not_reach_the_model(w, name):
+    check(lambda: w.m(**w.batch | {"boxes": [BAD_BOXES[name]]}), "row 0")
+    check(lambda: w.m.generate(**w.prompt | {"boxes": [BAD_BOXES[name]]}), "row 0")
+
+
 TALK = [[("What is <bbox>?", "A fish.")]]
 PROCESSOR = {
     "one pair": (dict(conversations=[("a", "b")]), "conversations"),
@@ -341,6 +383,13 @@ PROCESSOR = {
     "a box outside": (dict(conversations=TALK, boxes=[[(900, 0, 999, 9)]]), "row 0"),
     "eight numbers": (dict(conversations=TALK, boxes=[list(range(8))]), "(8,)"),
     "a box in words": (dict(conversations=TALK, boxes=["abcd"]), "row 0"),
+    "boxes that are a number": (dict(conversations=TALK, boxes=5), "boxes"),
+    "masks of another size": (dict(conversations=[[("a", "[SEG]")]], masks=[np.ones((1, 4, 4), bool)]), "row 0"),
+    "masks in words": (dict(conversations=[[("a", "[SEG]")]], masks=["x"]), "row 0"),
+    "masks of 255": (dict(conversations=[[("a", "[SEG]")]], masks=[np.full((1, 48, 64), 255)]), "row 0"),
+    "a conversation that is a number": (dict(conversations=5), "conversations"),
+    "truncation in words": (dict(conversations=[[("a", "b")]], truncate="no"), "truncate"),
+    "another padding": (dict(text="x", padding="max_length"), "padding"),
     "no prompts": (dict(text=[]), "text"),
     "a number": (dict(text=3), "text"),
     "numbers for prompts": (dict(text=[3]), "text"),
@@ -424,6 +473,34 @@ SETTINGS = [
     {"losses": {"mask_dice": -1.0}},
     {"losses": {"mask_bce": "x"}},
     {"tokens": {"seg": 32001}},
+    {"tokens": {"seg": -1}},
+    {"tokens": {"seg": True}},
+    {"vision": {"image_size": 0}},
+    {"vision": {"patch_size": 0}},
+    {"vision": {"num_attention_heads": 0}},
+    {"text": {"vocab_size": 0}},
+    {"text": {"num_key_value_heads": 3}},
+    {"text": {"rope_theta": 0}},
+    {"text": {"hidden_act": "x"}},
+    {"text": {"pad_token_id": 40000}},
+    {"region": {"channels": 0}},
+    {"region": {"scales": (0,)}},
+    {"region": {"rounds": -1}},
+    {"grounding": {"patch_size": 7}},
+    {"grounding": {"global_attention": (99,)}},
+    {"grounding": {"decoder_heads": 7}},
+    {"grounding": {"pixel_mean": 5}},
+    {"grounding": {"relative_positions": "no"}},
+    {"losses": {"dice_scale": 0}},
+    {"losses": {"mask_bce": True}},
+    {"prompt": {"max_length": 0}},
+    {"prompt": {"user": None}},
+    {"prompt": {"image_line": "no picture"}},
+    {"level_step": 0},
+    {"level_step": "3"},
+    {"feature_layer": -1.5},
+    {"size_name": 5},
+    {"dtype": "zz"},
 ]
 
 
@@ -436,6 +513,21 @@ def test_what_no_model_can_be(settings):
 @pytest.mark.parametrize("length", [0, -5, 5, "x", 5.5])
 def test_a_vocabulary_without_the_added_tokens(length):
     check(lambda: small_model().resize_token_embeddings(length), "new_num_tokens")
+
+
+@pytest.mark.parametrize("rows", [5, "a", [], [5], [[1, "x"]]], ids=str)
+def test_rows_that_are_no_prompts(w, rows):
+    check(lambda: w.p.prompts(rows), "")
+
+
+@pytest.mark.parametrize("size", [5, (0, 5), (0, 0), ("a", "b")], ids=str)
+def test_a_size_that_is_none(w, size):
+    check(lambda: w.p.normalize_boxes([(0, 0, 1, 1)], size), "size")
+    check(lambda: w.p.post_process_masks(torch.zeros(1, 4, 4), size), "size")
+
+
+def test_a_folder_without_settings_is_not_the_default_model(tmp_path):
+    check(lambda: GlammConfig.from_pretrained(tmp_path), "config.json")
 
 
 PLACES = {

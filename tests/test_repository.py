@@ -17,9 +17,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "glamm_mini"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-# A room imports only from those left of it. `paths`, `registry` and `dtypes` lie under all; the annexes may import the
+# A room imports only from those left of it. What is UNDER lies under all; the annexes may import the
 # library and each other in their own order, and nothing of the library imports them.
-UNDER = ("paths", "registry", "dtypes")
+UNDER = ("paths", "registry", "dtypes", "ranges")
 ROOMS = (
     "model", "processing", "checkpoints", "visuals", "assistant", "data", "evaluation", "training", "grand", "cli",
 )  # fmt: skip

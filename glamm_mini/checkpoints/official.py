@@ -6,14 +6,13 @@ released size, and said in the notes where no shape would tell. Its `max_length`
 and not taken over.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import torch
 from transformers import CLIPVisionConfig
-from transformers.activations import ACT2FN
 
-from glamm_mini.model.config import COMMON, GlammConfig
+from glamm_mini.model.config import RIGHT, GlammConfig
+from glamm_mini.ranges import check_ranges, flat
 
 NAMES = (
     ("model.embed_tokens.", "language_model.model.embed_tokens."),
@@ -58,21 +57,6 @@ SEEN_BY_CLIP = ("image_size", "patch_size", "num_hidden_layers", "num_attention_
 STORED = (*OWN, "tokens", *(f"text.{name}" for name in (*TEXT, "rope_parameters")))
 STORED += tuple(f"vision.{name}" for name in (*SEEN_BY_CLIP, "hidden_size", "intermediate_size", "layer_norm_eps"))
 """What every config.json of ours holds: left out, a setting would silently be the default one."""
-
-MOST = {
-    1024: "num_hidden_layers depth decoder_depth level_step num_channels patch_size roi_size box_image_size scales",
-    4096: "num_attention_heads num_key_value_heads heads decoder_heads groups head_dim image_size",
-    2**16: "hidden_size mm_hidden_size hidden channels prompt_dim position_hidden iou_hidden mask_in_channels",
-    2**20: "intermediate_size decoder_hidden",
-    2**24: "vocab_size max_position_embeddings max_length",
-}
-RANGES = {name: (1, most) for most, names in MOST.items() for name in names.split()}
-RANGES |= {"window": (0, 4096), "rounds": (0, 64), "sampling_ratio": (-1, 64), "global_attention": (0, 1024)}
-RANGES |= {"pixel_mean": (-1000, 1000), "pixel_std": (1e-6, 1000)}
-RANGES |= dict.fromkeys(("feature_layer", "mm_vision_select_layer"), (-1024, 1024))
-"""The least and the most that a setting may be, far beyond any model that there is; of others, 0 and 2**24."""
-
-KINDS = {bool: "true or false", str: "text", dict: "a table of settings", int: "a whole number", float: "a number"}
 
 
 def official_to_ours(name: str) -> str | None:
@@ -146,53 +130,22 @@ def read_official_config(
     own["feature_layer"] = given.get("mm_vision_select_layer", base.feature_layer)
     own["size_name"] = "7b" if text["hidden_size"] == base.text.hidden_size else "custom"
     own |= {name: value for name, value in (given.get(OURS) or {}).items() if name in OWN and value}
-    config = GlammConfig((vision or base.vision).to_dict() | wide, text | {"pad_token_id": 0}, **own)
-    if config.region.channels % 4:
-        raise ValueError(f"region.channels is {config.region.channels}; expected a multiple of 4")
-    return config, notes
+    return GlammConfig((vision or base.vision).to_dict() | wide, text | {"pad_token_id": 0}, **own), notes
 
 
-def _flat(table: Mapping, inside: str = "") -> Iterator[tuple[str, Any]]:
-    """Every setting by its dotted name, tables and what is in them."""
-    for name, value in table.items():
-        yield f"{inside}{name}", value
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{inside}{name}.")
-
-
-DEFAULTS = {name: value for name, value in _flat(GlammConfig().to_dict()) if name.startswith(STORED)}
-RIGHT = {name.rpartition(".")[2]: value for name, value in _flat(GlammConfig.of_size("7b").to_dict())}
-RIGHT |= {OURS: {}, "vision_config": {}, "mm_vision_tower": CLIP, "vision_tower": CLIP}
-RIGHT |= {"mm_hidden_size": 1024, "mm_vision_select_layer": -2, **dict.fromkeys((*COMMON, "eos_token_id"))}
-"""A right value of every setting whose kind is checked, by its last name; None for those that others check."""
+DEFAULTS = {name: value for name, value in flat(GlammConfig().to_dict()) if name.startswith(STORED)}
+OF_CHECKPOINTS = RIGHT | {OURS: {}, "vision_config": {}, "mm_vision_tower": CLIP, "vision_tower": CLIP}
+OF_CHECKPOINTS |= {"mm_hidden_size": 1024, "mm_vision_select_layer": -2}
+"""A right value of every setting whose kind is checked, by its last name."""
 
 
 def check_settings(given: Mapping) -> None:
     """Raises ValueError for a setting of a config.json, of ours, an official one or CLIP's, that has another kind or
     range than it should, before anything is built of it. Null stands for "left out", which in ours nothing may be."""
-    found = dict(_flat(given))
-    for name, value in found.items():
-        expected = "" if value is None else _expected(name.rpartition(".")[2], value)
-        if expected:
-            shown = repr(value)
-            raise ValueError(f"{name} is {shown[:60]}{' ...' * (len(shown) > 60)}; expected {expected}")
+    found = check_ranges(given, OF_CHECKPOINTS)
     for name, default in DEFAULTS.items() if given.get("model_type") == GlammConfig.model_type else ():
         if found.get(name) is None and (default is not None or name not in found):
             raise ValueError(f"{name} is {'null' if name in found else 'missing'}; expected a value")
-
-
-def _expected(name: str, value: Any) -> str:
-    """What a setting has to be, in words; "" if it is that, or if its name is none that we know."""
-    right, (least, most) = RIGHT.get(name), RANGES.get(name, (0, 2**24))
-    several = isinstance(right, list | tuple)
-    kind, values = type(right[0] if several else right), value if several else [value]
-    if name == "hidden_act":
-        return "" if value in list(ACT2FN) else f"one of {', '.join(ACT2FN)}"
-    if kind in (int, float):
-        good = isinstance(values, list | tuple) and len(values) <= 1024
-        good = good and all(type(one) in (int, kind) and least <= one <= most for one in values)
-        return "" if good else f"{'a list, each ' if several else ''}{KINDS[kind]} from {least} to {most}"
-    return "" if kind not in KINDS or isinstance(value, kind) else KINDS[kind]
 
 
 def unlike_clip(vision: CLIPVisionConfig) -> dict[str, str]:

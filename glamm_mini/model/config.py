@@ -3,16 +3,16 @@
 import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from math import inf
-from numbers import Real
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedConfig
 
 from glamm_mini.model.tokens import TokenIds
+from glamm_mini.ranges import check_ranges, check_together, flat
 
 SIZES = ("tiny", "colab", "7b")
 MODES = ("official", "fixed")
@@ -60,14 +60,6 @@ class GroundingConfig:
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
 
-    def __post_init__(self) -> None:
-        if not len(self.pixel_mean) == len(self.pixel_std) == 3:
-            raise ValueError("grounding.pixel_mean or pixel_std has not 3 numbers; expected one for each color")
-        if self.heads < 1 or self.hidden % self.heads:
-            raise ValueError(f"grounding.hidden is {self.hidden}, which {self.heads} heads do not divide")
-        if self.patch_size < 1 or self.image_size < self.patch_size:
-            raise ValueError(f"grounding.image_size is {self.image_size}, less than a patch of {self.patch_size}")
-
     @property
     def grid(self) -> int:
         """Side of the image embedding, in patches."""
@@ -84,11 +76,6 @@ class LossConfig:
     dice_scale: float = 1000.0
     dice_eps: float = 1e-6
 
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not (isinstance(value, Real) and 0 <= value < inf):
-                raise ValueError(f"losses.{name} is {value!r}; expected a finite number, not below 0")
-
 
 @dataclass
 class PromptConfig:
@@ -102,6 +89,12 @@ class PromptConfig:
 
 
 PARTS = dict(region=RegionConfig, grounding=GroundingConfig, losses=LossConfig, prompt=PromptConfig, tokens=TokenIds)
+RIGHT = {name: value for cls in (CLIPVisionConfig, LlamaConfig) for name, value in flat(cls().to_dict())}
+RIGHT = {name.rpartition(".")[2]: value for name, value in RIGHT.items()}
+RIGHT |= {name: value for cls in PARTS.values() for name, value in vars(cls()).items()}
+RIGHT |= dict.fromkeys(("vision", "text", *PARTS), {}) | {"box_image_size": 224, "pad_token_id": 0}
+RIGHT |= dict(feature_layer=-2, level_step=3, size_name="7b") | dict.fromkeys((*COMMON, "eos_token_id"))
+"""A right value of every setting whose kind is checked, by its last name; None for those that others check."""
 OFFICIAL_SYSTEM = (
     "A chat between a curious human and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the human's questions."
@@ -147,11 +140,17 @@ class GlammConfig(PreTrainedConfig):
                 raise ValueError(f"{name} is {value!r}; expected one of {known}")
         if "transformers_version" not in kwargs and (unknown := sorted(kwargs.keys() - COMMON)):
             raise ValueError(f"GlammConfig has no setting {unknown}; sizes are those of its parts, such as text=...")
-        self.vision, self.text = _part(CLIPVisionConfig, vision), _part(LlamaConfig, text)
-        for (name, cls), given in zip(PARTS.items(), (region, grounding, losses, prompt, tokens), strict=True):
-            setattr(self, name, _part(cls, given))
+        classes, given = dict(vision=CLIPVisionConfig, text=LlamaConfig) | PARTS, locals()
+        for name, cls in classes.items():
+            setattr(self, name, _part(name, cls, given[name]))
         self.feature_layer, self.level_step = feature_layer, level_step
         self.mode, self.seg_state, self.size_name = mode, seg_state, size_name
+        check_ranges({name: given[name] for name in ("feature_layer", "level_step", "size_name")}, RIGHT)
+        for name in kwargs.keys() & {"dtype", "torch_dtype"}:
+            kind = str(kwargs[name]).removeprefix("torch.")
+            if kind != "None" and not isinstance(getattr(torch, kind, None), torch.dtype):
+                raise ValueError(f"{name} is {kwargs[name]!r}; expected a number type, such as 'float32'")
+        check_together(self)
         kwargs.setdefault("tie_word_embeddings", self.text.tie_word_embeddings)
         super().__init__(**kwargs)
 
@@ -160,6 +159,9 @@ class GlammConfig(PreTrainedConfig):
         """As transformers', which would ask the hub for anything; ValueError for what cannot be a name."""
         if not isinstance(pretrained_model_name_or_path, str | PathLike):
             raise ValueError(f"no model was named, but {pretrained_model_name_or_path!r}; give a folder or a hub id")
+        if (folder := Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")).is_dir():
+            if not (folder / (kwargs.get("_configuration_file") or "config.json")).is_file():
+                raise FileNotFoundError(f"there is no config.json in {folder}")
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @classmethod
@@ -194,18 +196,8 @@ class GlammConfig(PreTrainedConfig):
     @property
     def region_layers(self) -> tuple[int, ...]:
         """Hidden states (0 = embeddings) that the region encoder reads, shallowest first; 14 17 20 23 officially."""
-        depth = self.vision.num_hidden_layers
-        last = depth + 1 + self.feature_layer
-        layers = tuple(last - self.level_step * k for k in reversed(range(len(self.region.scales))))
-        if not layers:
-            raise ValueError("region.scales is empty; expected one number for each feature level")
-        if last > depth:
-            expected = f"expected a number below 0, which counts the vision tower's {depth} layers from the end"
-            raise ValueError(f"feature_layer is {self.feature_layer}; {expected}")
-        if layers[0] < 0:
-            only = f"the vision tower has only {depth} layers; lower level_step, or cut scales"
-            raise ValueError(f"the region encoder needs hidden states {layers}, but {only}")
-        return layers
+        last = self.vision.num_hidden_layers + 1 + self.feature_layer
+        return tuple(last - self.level_step * k for k in reversed(range(len(self.region.scales))))
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> LlamaConfig:
         """The language model's, wherever transformers asks for words."""
@@ -227,21 +219,25 @@ class GlammConfig(PreTrainedConfig):
         return super().to_dict() | parts | {"vision": self.vision.to_dict(), "text": self.text.to_dict()}
 
 
-def _part(cls: type, given: object) -> Any:
-    """A part from itself, or from its settings. ValueError for a setting that there is not, or another kind of part."""
+def _part(name: str, cls: type, given: object) -> Any:
+    """A part from itself, or from its settings. ValueError for a setting that there is not, or that cannot be."""
+    ours, names = cls in PARTS.values(), [f.name for f in fields(cls)]
+    as_table = (vars if isinstance(given, cls) else asdict) if ours else PreTrainedConfig.to_dict
+    table = as_table(given) if isinstance(given, cls | PreTrainedConfig) else {} if given is None else given
+    kind = table.get("model_type") if isinstance(table, dict) and not ours else None
+    if kind is not None and kind != cls.model_type:
+        raise ValueError(f"{name} is a configuration of kind {kind!r}; GLaMM has a {cls.__name__} here")
+    check_ranges({name: table}, RIGHT)
     if isinstance(given, cls):
         return given
-    table = given.to_dict() if isinstance(given, PreTrainedConfig) else {} if given is None else given
-    if not isinstance(table, dict):
-        raise ValueError(f"{repr(given)[:60]} was given for a {cls.__name__}; expected that, or its settings")
-    ours, names, kind = cls in PARTS.values(), [f.name for f in fields(cls)], table.get("model_type")
-    if kind is not None and not ours and kind != cls.model_type:
-        raise ValueError(f"a configuration of kind {kind!r} was given; GLaMM is made of {cls.__name__} here")
     unknown = sorted(map(str, table.keys() - (set(names) if ours else COMMON | {"rope_theta", *dir(cls())})))
     if unknown and "transformers_version" not in table:
         own = [name for name in names if name not in COMMON]
         raise ValueError(f"{cls.__name__} has no setting {unknown}; it has {own}")
+    for key in table if ours else ():
+        if table[key] is None and getattr(cls, key, None) is not None:
+            raise ValueError(f"{name}.{key} is None; expected a value, such as {getattr(cls, key)!r}")
     try:
         return cls(**{k: tuple(v) if ours and isinstance(v, list) else v for k, v in table.items()})
     except StrictDataclassError as error:  # transformers' own check of types
-        raise ValueError(f"no {cls.__name__} can be made of these settings: {error}") from error
+        raise ValueError(f"no {name} can be made of these settings: {' '.join(str(error).split())}") from error

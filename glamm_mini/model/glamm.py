@@ -41,11 +41,31 @@ class GlammForConditionalGeneration(GlammPreTrained):
 
     def encode_images(self, global_images: Tensor, grounding_images: Tensor | None = None) -> ImageFeatures:
         """global_images (I, 3, S, S) and, where masks are wanted, grounding_images (I, 3, G, G)."""
+        given, sides = {"global": global_images}, (self.config.vision.image_size, self.config.grounding.image_size)
+        given |= {} if grounding_images is None else {"grounding": grounding_images}
+        for (kind, x), side in zip(given.items(), sides, strict=False):
+            floats = isinstance(x, Tensor) and x.is_floating_point()
+            if not floats or x.ndim != 4 or x.shape != (len(global_images), 3, side, side):
+                shown = f"have shape {tuple(x.shape)}" if floats else f"are {getattr(x, 'dtype', type(x).__name__)}"
+                raise ValueError(f"{kind} images {shown}; expected (B, 3, {side}, {side}), B global and grounding ones")
         features, grounding = self.global_encoder(global_images), None
         if grounding_images is not None:
             grounding = self.grounding_encoder(in_type_of(self.grounding_encoder, grounding_images))
         tokens = self.vl_projector(in_type_of(self.vl_projector, features.tokens))
+        for kind, x in given.items():
+            if not bool(x.isfinite().all()):  # asked when a GPU has all its work
+                raise ValueError(f"{kind} images are not finite; look at the pictures")
         return ImageFeatures(tokens, features.levels, grounding)
+
+    def _features(self, made: ImageFeatures | None, *given: Tensor | Sizes | None) -> ImageFeatures | None:
+        """Those that are there already, or those of the images given, to which the sizes must belong."""
+        global_images, grounding_images, *sizes = given
+        if not isinstance(made, ImageFeatures | None):
+            raise ValueError(f"image_features is a {type(made).__name__}; expected what encode_images returns")
+        if made is None and global_images is not None:
+            made = self.encode_images(global_images, grounding_images)
+        check_sizes(made and len(made.tokens), self.config.grounding.image_size, *sizes)
+        return made
 
     def splice(
         self,
@@ -129,11 +149,8 @@ class GlammForConditionalGeneration(GlammPreTrained):
         """
         if input_ids is None or inputs_embeds is not None:
             raise ValueError("GLaMM reads input_ids, not inputs_embeds: images and boxes become embeddings inside")
-        features = image_features
-        if features is None and global_images is not None:
-            features = self.encode_images(global_images, grounding_images)
-        check_sizes(features and len(features.tokens), self.config.grounding.image_size, resized, original)
-        losses.check_counts(normalizers)
+        losses.check_counts(normalizers, masks)
+        features = self._features(image_features, global_images, grounding_images, resized, original)
         spliced = self.splice(input_ids, attention_mask, labels, features, image_index, boxes, segment_ids)
         with across_types(self.language_model):
             wanted = dict(output_hidden_states=output_hidden_states, output_attentions=output_attentions)
@@ -185,11 +202,11 @@ class GlammForConditionalGeneration(GlammPreTrained):
         keep = labels[:, 1:] != IGNORE_INDEX
         target = labels[:, 1:][keep]
         logits = self._logits(out.last_hidden[:, :-1][keep])  # (K, V), supervised positions only
-        parts = {"ce": losses.cross_entropy_sum(logits, target) / max(counts.get("tokens", len(target)), 1)}
+        parts = {"ce": losses.cross_entropy_sum(logits, target) / counts.get("tokens", max(len(target), 1))}
         total = c.cross_entropy * parts["ce"]
         if masks is not None and (out.mask_logits is not None or any(map(len, masks))):
             bce, dice, count = losses.mask_sums(out.mask_logits, masks, c, cut_surplus=self.config.mode == "official")
-            count = max(counts.get("masks", count), 1)
+            count = counts.get("masks") or max(count, 1)
             parts |= {"mask_bce": bce / count, "mask_dice": dice / count}
             total = total + c.mask_bce * parts["mask_bce"] + c.mask_dice * parts["mask_dice"]
         out.loss, out.losses = total, parts
@@ -219,10 +236,11 @@ class GlammForConditionalGeneration(GlammPreTrained):
 
         Raises ValueError as `forward` does, and for ways to generate that GLaMM cannot go (`REFUSED`, `MODES`).
         """
-        features = image_features
-        if features is None and global_images is not None:
-            features = self.encode_images(global_images, grounding_images)
-        check_sizes(features and len(features.tokens), self.config.grounding.image_size, resized, original)
+        pad = self.config.text.pad_token_id
+        if attention_mask is None and isinstance(input_ids, Tensor) and pad != self.config.text.bos_token_id:
+            if pad is not None and bool((input_ids[..., :1] == pad).any()):
+                raise ValueError(f"input_ids begin with padding ({pad}); give the attention_mask that tells what it is")
+        features = self._features(image_features, global_images, grounding_images, resized, original)
         spliced = self.splice(input_ids, attention_mask, None, features, image_index, boxes)
         prompt = pad_left(spliced, features and features.grounding)
         with across_types(self.language_model):

@@ -6,10 +6,11 @@ up their calls. So each call brings a list of its own, which travels among its a
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LlamaForCausalLM
@@ -69,7 +70,7 @@ def answer(model: LanguageModel, prompt: Spliced, **options: Any) -> tuple[Tenso
     this way to generate do not have them in order (beams change places); and what else was asked for (`KEPT`).
     """
     given = copy.deepcopy(options.pop("generation_config", None))
-    beams = _checked(given or model.generation_config, options, prompt.embeds.device.type)
+    beams = _checked(given or model.generation_config, options, prompt.embeds.device.type, model.config.vocab_size)
     # A compiled step reuses the memory of its outputs, and so of states that are kept.
     (options if given is None else vars(given))["disable_compile"] = True
     states: list[Tensor] = []  # of every forward pass, in order: (R, T, D) of the prompt, then (R, 1, D) each
@@ -85,7 +86,7 @@ def answer(model: LanguageModel, prompt: Spliced, **options: Any) -> tuple[Tenso
     return ids, torch.cat(states, dim=1)[:, :length] if in_order else None, extra
 
 
-def _checked(config: GenerationConfig, options: Mapping[str, Any], device: str) -> int:
+def _checked(config: GenerationConfig, options: Mapping[str, Any], device: str, words: int) -> int:
     """The number of beams that the options mean; a ValueError for what cannot be done."""
     if not isinstance(config, GenerationConfig):
         raise ValueError(f"generation_config is a {type(config).__name__}; expected a GenerationConfig")
@@ -94,6 +95,15 @@ def _checked(config: GenerationConfig, options: Mapping[str, Any], device: str) 
         several = value if name == "eos_token_id" and isinstance(value, list | tuple) else [value]
         if not all(isinstance(one, Integral | Tensor | None) for one in several):
             raise ValueError(f"{name} is {value!r}; expected a whole number")
+    for name in ("forced_bos_token_id", "forced_eos_token_id"):
+        value = options.get(name, getattr(config, name))
+        if not all(isinstance(i, Integral) and 0 <= i < words for i in np.ravel([] if value is None else value)):
+            raise ValueError(f"{name} is {value!r}; expected ids of {words} words")
+    for name in ("streamer", "logits_processor", "stopping_criteria"):
+        value = options.get(name)
+        called = [value.put, value.end] if hasattr(value, "put") and hasattr(value, "end") else value
+        if value is not None and not (isinstance(called, Sequence) and all(map(callable, called))):
+            raise ValueError(f"{name} is {repr(value)[:60]}; expected transformers' kind of it")
     config = copy.deepcopy(config)
     given = config.update(**options) | vars(config)
     given = {name: value for name, value in given.items() if value is not None and value is not False}

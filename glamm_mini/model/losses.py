@@ -18,7 +18,7 @@ from glamm_mini.model.tokens import IGNORE_INDEX
 
 def cross_entropy_sum(logits: Tensor, labels: Tensor) -> Tensor:
     """Summed cross-entropy of logits (N, V) against labels (N,); ignored labels add nothing."""
-    return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE_INDEX, reduction="sum")
+    return F.cross_entropy(logits.float(), labels.long(), ignore_index=IGNORE_INDEX, reduction="sum")
 
 
 def mask_bce_sum(logits: Tensor, target: Tensor) -> Tensor:
@@ -39,13 +39,19 @@ def mask_dice_sum(logits: Tensor, target: Tensor, scale: float, eps: float) -> T
     return (1 - (overlap + eps) / (area + eps)).sum()
 
 
-def check_counts(normalizers: Mapping[str, float] | None) -> None:
-    """Raises ValueError for what no loss can be divided by; "images" is what a training counts besides."""
+def check_counts(normalizers: Mapping[str, float] | None, masks: Sequence[Tensor] | None) -> None:
+    """Raises ValueError for what no loss can be divided by ("images" is what a training counts besides), and for
+    anything but tensors of masks. Where a whole step has no mask, their count may be 0."""
     if not isinstance(normalizers, Mapping | None):
         raise ValueError(f"normalizers is {normalizers!r}; expected the counts of 'tokens' and 'masks'")
     for name, count in (normalizers or {}).items():
-        if name not in ("tokens", "masks", "images") or not (isinstance(count, Real | Tensor) and 0 <= count < inf):
-            raise ValueError(f"normalizers has {name!r}: {count!r}; expected finite 'tokens' and 'masks', from 0 on")
+        one = isinstance(count, Real) and type(count) is not bool or isinstance(count, Tensor) and count.numel() == 1
+        least = 0 if name in ("masks", "images") else 1e-6
+        if name not in ("tokens", "masks", "images") or not (one and least <= count < inf):
+            raise ValueError(f"normalizers has {name!r}: {count!r}; expected finite 'tokens' above 0 and 'masks'")
+    if masks is not None and not (isinstance(masks, Sequence | Tensor) and all(isinstance(m, Tensor) for m in masks)):
+        kinds = sorted({type(m).__name__ for m in (masks if isinstance(masks, Sequence) else [masks])})
+        raise ValueError(f"masks are of {kinds}; expected a list of tensors (M, H, W), one for each image")
 
 
 def mask_sums(
@@ -69,8 +75,6 @@ def mask_sums(
 
 
 def _matched(image: str, logits: Tensor, truth: Tensor, cut_surplus: bool) -> Tensor:
-    if not isinstance(truth, Tensor):
-        raise ValueError(f"the true masks of {image} are a {type(truth).__name__}; expected a tensor (M, H, W)")
     truth = truth[: len(logits)] if cut_surplus else truth
     if len(truth) != len(logits):
         count = f"{len(logits)} [SEG] in its answers but {len(truth)} true masks"
@@ -78,6 +82,6 @@ def _matched(image: str, logits: Tensor, truth: Tensor, cut_surplus: bool) -> Te
     if truth.shape != logits.shape:
         shapes = f"{tuple(truth.shape)}; expected {tuple(logits.shape)}: masks, height and width (`original`)"
         raise ValueError(f"the true masks of {image} have shape {shapes}")
-    if truth.is_floating_point() and not bool(((truth >= 0) & (truth <= 1)).all()):  # NaN is not either
+    if truth.is_complex() or truth.dtype != torch.bool and not bool(((truth >= 0) & (truth <= 1)).all()):  # nor NaN
         raise ValueError(f"the true masks of {image} hold values that are not 0 to 1; give bool or shares")
     return truth.to(logits.device)

@@ -1,6 +1,7 @@
 """What transformers' users expect of a model around its passes: starting values, loading, saving, embeddings."""
 
 import math
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Self
 
@@ -98,8 +99,8 @@ class GlammPreTrained(PreTrainedModel, GenerationMixin):
         """As transformers': embedding, head and `config.text.vocab_size` follow the tokenizer's new length; ValueError
         for one that leaves out one of GLaMM's added tokens."""
         least = 1 + max(vars(self.config.tokens).values())
-        if not (new_num_tokens is None or (isinstance(new_num_tokens, int) and new_num_tokens >= least)):
-            raise ValueError(f"new_num_tokens is {new_num_tokens!r}; expected {least} or more, for the added tokens")
+        if not (new_num_tokens is None or (isinstance(new_num_tokens, Integral) and least <= new_num_tokens <= 2**24)):
+            raise ValueError(f"new_num_tokens is {new_num_tokens!r}; expected {least} (the added tokens) to {2**24}")
         return self.language_model.resize_token_embeddings(new_num_tokens, *args, **kwargs)
 
 

@@ -104,9 +104,6 @@ class GroundingImageEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """images: (B, 3, S, S), normalized, zeros where the picture was padded."""
-        if images.ndim != 4 or images.shape[1:] != (3, self.image_size, self.image_size):
-            expected = f"(B, 3, {self.image_size}, {self.image_size})"
-            raise ValueError(f"grounding images have shape {tuple(images.shape)}; expected {expected}")
         # The library sees the grid of patches with channels last; laid out so in memory, no norm has to copy it.
         return self.vit(images.to(memory_format=torch.channels_last))
 
@@ -197,9 +194,9 @@ def upscale_logits(logits: Tensor, image_size: int, resized: tuple[int, int], or
 
 def check_sizes(images: int | None, side: int, resized: Sizes | None, original: Sizes | None) -> None:
     """Raises ValueError for sizes that are not one (height, width) for each image, `resized` in a square of `side`."""
-    for name, sizes, most in (("resized", resized, side), ("original", original, math.inf)):
+    for name, sizes, most in (("resized", resized, side), ("original", original, 2**20)):
         given = np.array([] if sizes is None else sizes, dtype=object)
-        whole = all(isinstance(n, Integral) and 1 <= n <= most for n in given.flat)
+        whole = all(isinstance(n, Integral) and type(n) is not bool and 1 <= n <= most for n in given.flat)
         if sizes is not None and images and (given.shape != (images, 2) or not whole):
             expected = f"whole (height, width), 1 to {most}, of each of {images} images"
             raise ValueError(f"{name} is {repr(sizes)[:60]}; expected {expected}")

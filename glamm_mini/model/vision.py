@@ -40,9 +40,6 @@ class GlobalImageEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> GlobalFeatures:
         """images: (B, 3, S, S) normalized as CLIP wants, S the config's image size."""
-        side = self.clip.config.image_size
-        if images.ndim != 4 or images.shape[1:] != (3, side, side):
-            raise ValueError(f"global images have shape {tuple(images.shape)}; expected (B, 3, {side}, {side})")
         states = self.clip(images).hidden_states
         columns = (states[layer][:, 1:].transpose(1, 2) for layer in self.region_layers)  # (B, P, C) -> (B, C, P)
         levels = [level.unflatten(2, (self.grid, self.grid)) for level in columns]  # (B, C, P) -> (B, C, h, w)

@@ -1,6 +1,7 @@
 """GlammProcessor: images, conversations, boxes and masks to one batch, and mask logits back to masks."""
 
 from collections.abc import Iterable, Sequence
+from numbers import Integral, Real
 from operator import index
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from glamm_mini.model.tokens import ADDED_TOKENS, IGNORE_INDEX, IMAGE, IMAGE_TOK
 from glamm_mini.processing.boxes import checked_boxes
 from glamm_mini.processing.images import load_image
 from glamm_mini.processing.llama_tokenizer import official_decode, strips_blanks
-from glamm_mini.processing.prompts import Prompt, chat_template, render
+from glamm_mini.processing.prompts import Prompt, chat_template, is_conversation, render
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -90,8 +91,8 @@ class GlammProcessor(ProcessorMixin):
 
         resized and original are lists of (height, width).
         """
-        if isinstance(pictures, str | bytes) or getattr(pictures, "ndim", 4) != 4:
-            raise ValueError("one picture was given; expected a list of pictures: put it in [ ]")
+        if isinstance(pictures, str | bytes) or not hasattr(pictures, "__len__") or getattr(pictures, "ndim", 4) != 4:
+            raise ValueError(f"a {type(pictures).__name__} was given; expected a list of pictures: put one in [ ]")
         if len(pictures) == 0:
             raise ValueError("no picture was given; expected at least one path, PIL image or uint8 array")
         arrays = [load_image(p) for p in pictures]
@@ -114,6 +115,7 @@ class GlammProcessor(ProcessorMixin):
 
     def normalize_boxes(self, boxes: Sequence | np.ndarray, size: tuple[int, int]) -> torch.Tensor:
         """Boxes (N, 4) in pixels of a picture of `size` (height, width) to fractions, as the region encoder wants."""
+        _check_size(size)
         y, x = size if self.config.mode == "official" else (max(size), max(size))
         boxes = torch.as_tensor(np.asarray(boxes, np.float32).reshape(-1, 4))
         return boxes / torch.tensor([x, y, x, y], dtype=torch.float32)
@@ -160,6 +162,8 @@ class GlammProcessor(ProcessorMixin):
         """
         ids, labels, segments = [], [], []
         for k, turns in enumerate(conversations, 1):
+            if is_conversation(turns) and turns and turns[-1][1] is None:
+                raise ValueError(f"conversation {k - 1} has no last answer; packed rows are for learning alone")
             own, own_labels, shared = self._encode(render(self.config.prompt, turns, True))
             if k == 1:
                 ids, labels, segments = own[:shared], own_labels[:shared], [0] * shared
@@ -203,13 +207,15 @@ class GlammProcessor(ProcessorMixin):
             kept = [i for i in map(index, ids) if i not in drop and i >= 0]
         except TypeError as error:
             raise ValueError(f"{repr(ids)[:60]} cannot be read as ids ({error}); expected whole numbers") from error
+        if max(kept, default=0) >= (words := max(len(t), self.config.text.vocab_size)):
+            raise ValueError(f"ids hold {max(kept)}; expected ids of {words} words")
         if strips_blanks(t):
             return official_decode(t, kept)
         return t.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def batch_decode(self, rows: Iterable[Iterable[int]] | torch.Tensor) -> list[str]:
         """`decode` of every row."""
-        return [self.decode(ids) for ids in rows]
+        return [self.decode(ids) for ids in (rows if isinstance(rows, Iterable) else [rows])]
 
     # --- both -------------------------------------------------------------------------------------------------------
 
@@ -218,7 +224,10 @@ class GlammProcessor(ProcessorMixin):
 
         A row is a conversation, or the ids that `encode` or `encode_latest` made of it.
         """
-        rows = [row if row and isinstance(row[0], int) else self.encode(row, has_image)[0] for row in rows]
+        if not isinstance(rows, list | tuple) or not rows:
+            raise ValueError(f"rows is {repr(rows)[:60]}; expected a list of open conversations, or of their ids")
+        ids = [isinstance(row, list | tuple) and row and all(isinstance(i, Integral) for i in row) for row in rows]
+        rows = [row if own else self.encode(row, has_image)[0] for row, own in zip(rows, ids, strict=True)]
         return BatchFeature(pad_rows(rows, None, None, self.tokenizer.pad_token_id, "left"))
 
     def __call__(
@@ -251,18 +260,23 @@ class GlammProcessor(ProcessorMixin):
             raise ValueError("videos or audio were given, but GLaMM sees images alone")
         if return_tensors not in (None, "pt"):
             raise ValueError(f"return_tensors is {return_tensors!r}; only 'pt' can be made")
+        if not isinstance(truncate, bool | np.bool_) or padding not in (True, False, "longest"):
+            raise ValueError(f"truncate is {truncate!r}, padding {padding!r}; expected True or False, and True")
+        if not (boxes is None or hasattr(boxes, "__len__")):
+            raise ValueError(f"boxes is {boxes!r}; expected one entry a row")
         if text is not None:
             if conversations is not None or masks is not None:
                 raise ValueError("text is for generation; to learn from conversations or masks, leave it out")
             return self._prompts_of_text(text, images, boxes)
-        if isinstance(conversations, str) or not conversations or not all(map(_is_conversation, conversations)):
+        many = isinstance(conversations, list | tuple) and len(conversations)
+        if not many or not all(map(is_conversation, conversations)):
             given = repr(conversations)[:80]
             raise ValueError(f"conversations is {given}; expected a list of lists of (question, answer)")
         for name, given in (("images", images), ("boxes", boxes), ("masks", masks)):
             if given is not None and images is None:
                 raise ValueError(f"{name} were given without images; give the images that they lie in")
-            if given is not None and len(given) != len(conversations):
-                entries = f"{len(given)} entries for {len(conversations)} conversations"
+            if given is not None and (count := len(given) if hasattr(given, "__len__") else 1) != len(conversations):
+                entries = f"{count} entries for {len(conversations)} conversations"
                 raise ValueError(f"{name} has {entries}; give one a row, or None")
         rows = [self.encode(turns, images is not None, truncate) for turns in conversations]
         batch = BatchFeature(pad_rows([r[0] for r in rows], [r[1] for r in rows], None, self.tokenizer.pad_token_id))
@@ -271,8 +285,8 @@ class GlammProcessor(ProcessorMixin):
         if boxes is not None:
             batch["boxes"] = self._box_rows(boxes, batch["original"])
         if masks is not None:
-            empty = [np.zeros((0, *s), bool) for s in batch["original"]]
-            batch["masks"] = [torch.as_tensor(e if m is None else m) for m, e in zip(masks, empty, strict=True)]
+            rows = enumerate(zip(masks, batch["original"], strict=True))
+            batch["masks"] = [_mask_row(r, *row) for r, row in rows]
         return batch
 
     def _prompts_of_text(self, text: str | Sequence[str], images: Any, boxes: Sequence | None) -> BatchFeature:
@@ -308,6 +322,9 @@ class GlammProcessor(ProcessorMixin):
 
     def post_process_masks(self, low_res: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Low-resolution logits (M, m, m) of one picture of `size` (height, width) to masks and logits (M, H, W)."""
+        _check_size(size)
+        if not (isinstance(low_res, torch.Tensor) and low_res.ndim == 3 and bool(low_res.isfinite().all())):
+            raise ValueError("low_res are no finite logits; expected a tensor (M, m, m), as the model makes them")
         side = self.config.grounding.image_size
         logits = upscale_logits(low_res, side, fitted_size(size, side), size)
         return logits > 0, logits
@@ -317,10 +334,20 @@ class GlammProcessor(ProcessorMixin):
 AutoProcessor.register(GlammConfig, GlammProcessor)
 
 
-def _is_conversation(turns: Any) -> bool:
-    """Whether these are pairs of a question and its answer, or None where that is to come."""
-    pairs = isinstance(turns, list | tuple) and all(isinstance(turn, list | tuple) and len(turn) == 2 for turn in turns)
-    return pairs and all(isinstance(q, str) and isinstance(a, str | None) for q, a in turns)
+def _check_size(size: Any) -> None:
+    if np.shape(size) != (2,) or not all(isinstance(n, Real) and n >= 1 for n in size):
+        raise ValueError(f"size is {size!r}; expected (height, width) of a picture in pixels")
+
+
+def _mask_row(r: int, given: Any, size: tuple[int, int]) -> torch.Tensor:
+    """Masks (M, H, W) of row r, a picture of `size`; none where None is given."""
+    try:
+        masks = torch.as_tensor(np.zeros((0, *size), bool) if given is None else given)
+        if masks.ndim == 3 and masks.shape[1:] == size and bool(((masks >= 0) & (masks <= 1)).all()):
+            return masks
+    except (TypeError, ValueError, RuntimeError):  # nothing that compares
+        masks = np.asarray(given, object)
+    raise ValueError(f"masks of row {r}: {masks.dtype} {tuple(masks.shape)}; expected bool (M, {size[0]}, {size[1]})")
 
 
 def pad_rows(ids: list, labels: list | None, segments: list | None, pad_id: int, side: str = "right") -> dict:

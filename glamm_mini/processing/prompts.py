@@ -25,8 +25,8 @@ def render(prompt: PromptConfig, turns: list[tuple[str, str | None]], has_image:
     Official layout: system, blank, then per turn "USER: question ASSISTANT: answer</s>" with nothing in between, the
     line that introduces the image before the first question. begins: False for turns that follow others: no system.
     """
-    if not turns:
-        raise ValueError("the conversation has no turn; give at least one (question, answer)")
+    if not turns or not is_conversation(turns):
+        raise ValueError(f"{repr(turns)[:60]} holds no turn, or not of (question, answer) alone; give at least one")
     if has_image and prompt.image_line.count(IMAGE) != 1:
         raise ValueError(f"the prompt's image_line is {prompt.image_line!r}; expected one {IMAGE} in it")
     text = f"{prompt.system} " if prompt.system and begins else ""
@@ -46,6 +46,12 @@ def render(prompt: PromptConfig, turns: list[tuple[str, str | None]], has_image:
         spans.append((len(text), len(text) + len(answer) + len(EOS)))
         text += answer + EOS
     return Prompt(text, spans, shared, begins)
+
+
+def is_conversation(turns: object) -> bool:
+    """Whether these are pairs of a question and its answer, or None where that is to come."""
+    pairs = isinstance(turns, list | tuple) and all(isinstance(turn, list | tuple) and len(turn) == 2 for turn in turns)
+    return pairs and all(isinstance(q, str) and isinstance(a, str | None) for q, a in turns)
 
 
 def plain_words(text: str, keep: tuple[str, ...] = (BBOX,)) -> str:
@@ -76,6 +82,7 @@ TEMPLATE = """\
 {%- set given = messages[0].role == 'system' -%}
 {%- set system = words(messages[0]) if given else SYSTEM -%}
 {{- system + ' ' if system else '' -}}
+{{- raise_exception('there is no question') if given and messages | length == 1 else '' -}}
 {%- for message in (messages[1:] if given else messages) -%}
 {%- set wanted = 'user' if loop.index is odd else 'assistant' -%}
 {%- if message.role != wanted -%}
