@@ -19,7 +19,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # A room imports only from those left of it. What is UNDER lies under all; the annexes may import the
 # library and each other in their own order, and nothing of the library imports them.
-UNDER = ("paths", "registry", "dtypes", "ranges")
+UNDER = ("paths", "registry", "dtypes", "ranges", "arguments")
 ROOMS = (
     "model", "processing", "checkpoints", "visuals", "assistant", "data", "evaluation", "training", "grand", "cli",
 )  # fmt: skip

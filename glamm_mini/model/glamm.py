@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 from transformers.utils import can_return_tuple
 
+from glamm_mini.arguments import check_counts, check_ids, check_sizes, rows_about
 from glamm_mini.dtypes import across_types, in_type_of
 from glamm_mini.model import losses
 from glamm_mini.model.config import GlammConfig
@@ -15,9 +16,9 @@ from glamm_mini.model.language import LanguageModel, answer, states_anew
 from glamm_mini.model.outputs import Boxes, GlammGenerated, GlammOutput, ImageFeatures, Indices, Sizes
 from glamm_mini.model.pretrained import GlammPreTrained
 from glamm_mini.model.region_encoder import RegionEncoder
-from glamm_mini.model.sam import GroundingImageEncoder, LPProjector, PixelDecoder, check_sizes, upscale_logits
-from glamm_mini.model.splice import Spliced, check_ids, language_output, pad_left, put_images, put_regions, rows_about
-from glamm_mini.model.tokens import IGNORE_INDEX
+from glamm_mini.model.sam import GroundingImageEncoder, LPProjector, PixelDecoder, upscale_logits
+from glamm_mini.model.splice import Spliced, language_output, pad_left, put_images, put_regions
+from glamm_mini.model.tokens import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from glamm_mini.model.vision import GlobalImageEncoder, VLProjector
 
 
@@ -78,8 +79,8 @@ class GlammForConditionalGeneration(GlammPreTrained):
         segment_ids: Tensor | None = None,
     ) -> Spliced:
         """Ids (R, L), with images and boxes, to what the language model is fed; row r is about image r by default."""
-        images = () if features is None else features.tokens
-        check_ids(input_ids, self.config.text.vocab_size, attention_mask, labels, segment_ids)
+        images, words = () if features is None else features.tokens, self.config.text.vocab_size
+        check_ids(input_ids, attention_mask, labels, segment_ids, words, IMAGE_TOKEN_INDEX, IGNORE_INDEX)
         of_rows, boxes = rows_about(len(input_ids), len(images), image_index, boxes)
         attention = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         embeds = self.get_input_embeddings()(input_ids.clamp(min=0))
@@ -149,7 +150,7 @@ class GlammForConditionalGeneration(GlammPreTrained):
         """
         if input_ids is None or inputs_embeds is not None:
             raise ValueError("GLaMM reads input_ids, not inputs_embeds: images and boxes become embeddings inside")
-        losses.check_counts(normalizers, masks)
+        check_counts(normalizers, masks)
         features = self._features(image_features, global_images, grounding_images, resized, original)
         spliced = self.splice(input_ids, attention_mask, labels, features, image_index, boxes, segment_ids)
         with across_types(self.language_model):

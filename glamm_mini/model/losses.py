@@ -4,9 +4,7 @@ Every function returns a SUM over tokens or masks; the caller divides. Official 
 holds; `fixed` by what the whole optimizer step holds, so that the way a batch is cut does not change the training.
 """
 
-from collections.abc import Mapping, Sequence
-from math import inf
-from numbers import Real
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -37,21 +35,6 @@ def mask_dice_sum(logits: Tensor, target: Tensor, scale: float, eps: float) -> T
     overlap = 2 * (p * t / scale).sum(1)
     area = (p / scale).sum(1) + (t / scale).sum(1)
     return (1 - (overlap + eps) / (area + eps)).sum()
-
-
-def check_counts(normalizers: Mapping[str, float] | None, masks: Sequence[Tensor] | None) -> None:
-    """Raises ValueError for what no loss can be divided by ("images" is what a training counts besides), and for
-    anything but tensors of masks. Where a whole step has no mask, their count may be 0."""
-    if not isinstance(normalizers, Mapping | None):
-        raise ValueError(f"normalizers is {normalizers!r}; expected the counts of 'tokens' and 'masks'")
-    for name, count in (normalizers or {}).items():
-        one = isinstance(count, Real) and type(count) is not bool or isinstance(count, Tensor) and count.numel() == 1
-        least = 0 if name in ("masks", "images") else 1e-6
-        if name not in ("tokens", "masks", "images") or not (one and least <= count < inf):
-            raise ValueError(f"normalizers has {name!r}: {count!r}; expected finite 'tokens' above 0 and 'masks'")
-    if masks is not None and not (isinstance(masks, Sequence | Tensor) and all(isinstance(m, Tensor) for m in masks)):
-        kinds = sorted({type(m).__name__ for m in (masks if isinstance(masks, Sequence) else [masks])})
-        raise ValueError(f"masks are of {kinds}; expected a list of tensors (M, H, W), one for each image")
 
 
 def mask_sums(

@@ -2,9 +2,7 @@
 
 import math
 from functools import partial
-from numbers import Integral
 
-import numpy as np
 import torch
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, TwoWayTransformer
 from segment_anything.modeling.image_encoder import Attention, get_rel_pos
@@ -15,7 +13,6 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from glamm_mini.dtypes import no_autocast
 from glamm_mini.model.config import GlammConfig
-from glamm_mini.model.outputs import Sizes
 
 SCORES_AT_ONCE = 2**20  # that the CPU works on: 4 MB in float32, which stay in its cache between the steps
 KERNEL_WIDTH = 8  # fused kernels on GPUs want queries, keys and values of one width, a multiple of this
@@ -190,16 +187,6 @@ def upscale_logits(logits: Tensor, image_size: int, resized: tuple[int, int], or
     if tuple(original) != tuple(x.shape[-2:]):
         x = F.interpolate(x, size=tuple(original), mode="bilinear", align_corners=False)
     return x[:, 0]
-
-
-def check_sizes(images: int | None, side: int, resized: Sizes | None, original: Sizes | None) -> None:
-    """Raises ValueError for sizes that are not one (height, width) for each image, `resized` in a square of `side`."""
-    for name, sizes, most in (("resized", resized, side), ("original", original, 2**20)):
-        given = np.array([] if sizes is None else sizes, dtype=object)
-        whole = all(isinstance(n, Integral) and type(n) is not bool and 1 <= n <= most for n in given.flat)
-        if sizes is not None and images and (given.shape != (images, 2) or not whole):
-            expected = f"whole (height, width), 1 to {most}, of each of {images} images"
-            raise ValueError(f"{name} is {repr(sizes)[:60]}; expected {expected}")
 
 
 class LPProjector(nn.Sequential):

@@ -5,7 +5,6 @@ A row of ids has one `<image>` (index -200) at most, which makes room for all im
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import index
 
 import torch
 from torch import Tensor
@@ -13,10 +12,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaForCausalLM
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from glamm_mini.model.outputs import Boxes, Indices
+from glamm_mini.model.outputs import Indices
 from glamm_mini.model.tokens import IGNORE_INDEX, IMAGE_TOKEN_INDEX
-
-SLACK = 0.01  # that boxes may leave the picture by: they come from divisions, and may be rounded to half precision
 
 
 @dataclass
@@ -29,59 +26,6 @@ class Spliced:
     ids: Tensor | None = None  # (R, T), IMAGE_TOKEN_INDEX at image features
     segments: Tensor | None = None  # (R, T), see `packed_attention`
     images: list[int] | None = None  # (R,), the image of each row, -1 for none
-
-
-def check_ids(
-    ids: Tensor, words: int, attention: Tensor | None, labels: Tensor | None, segments: Tensor | None
-) -> None:
-    """Raises ValueError that names what has another type or shape than ids (R, L), or a value that it cannot have."""
-    given = dict(input_ids=ids, attention_mask=attention, labels=labels, segment_ids=segments)
-    for name, x in given.items():
-        whole = isinstance(x, Tensor) and (x.dtype in (torch.int64, torch.int32) or name == "attention_mask")
-        if (x is not None or x is ids) and not (whole and x.ndim == 2 and x.shape == ids.shape and not x.is_meta):
-            shown = f"{x.dtype} {tuple(x.shape)} on {x.device}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
-            raise ValueError(f"{name} are {shown}; expected whole numbers (R, L), as many as input_ids")
-    token = f"ids of {words} words, from 0 on, or"
-    odd = {("input_ids", f"{token} {IMAGE_TOKEN_INDEX}"): (ids >= words) | ((ids < 0) & (ids != IMAGE_TOKEN_INDEX))}
-    if labels is not None:
-        odd["labels", f"{token} {IGNORE_INDEX}"] = (labels >= words) | ((labels < 0) & (labels != IGNORE_INDEX))
-    if attention is not None:
-        unseen = ~attention.any(1, keepdim=True)
-        odd["attention_mask", "1 for a row's tokens, 0 for padding"] = (attention != 0) & (attention != 1) | unseen
-    if segments is not None:
-        falls = segments.diff(prepend=torch.zeros_like(segments[:, :1])) < 0
-        odd["segment_ids", "0 and more, rising"] = falls if attention is None else falls & (attention != 0)
-    if torch.stack(list(odd.values())).any():  # asked once: a GPU has to be waited for
-        (name, expected), wrong = next(pair for pair in odd.items() if pair[1].any())
-        raise ValueError(f"{name} hold {given[name][wrong][0].item()}; expected {expected}")
-
-
-def rows_about(rows: int, images: int, image_index: Indices | None, boxes: Boxes | None) -> tuple[list[int], Boxes]:
-    """The image (-1 for none) and the boxes (N, 4), or None, of every row, or a ValueError; see `forward`."""
-    of_rows = list(range(rows)) if images else [-1] * rows
-    if image_index is not None:
-        try:
-            of_rows = [index(i) for i in (image_index.tolist() if isinstance(image_index, Tensor) else image_index)]
-        except TypeError as error:
-            raise ValueError(f"image_index is {repr(image_index)[:60]}; expected a whole number a row") from error
-    boxes = boxes if isinstance(boxes, Sequence | Tensor) else [boxes] * rows
-    for name, given in (("image_index", of_rows), ("boxes", boxes)):
-        if len(given) != rows:
-            raise ValueError(f"{name} has {len(given)} entries for {rows} rows; give one for each conversation")
-    if odd := [i for i in of_rows if not -1 <= i < images]:
-        raise ValueError(f"image_index names image {odd[0]}, but the batch has {images} images (numbered from 0)")
-    given = {r: box for r, box in enumerate(boxes) if box is not None}
-    for r, box in given.items():
-        if not (isinstance(box, Tensor) and box.is_floating_point() and box.ndim == 2 and box.shape[1] == 4):
-            raise ValueError(f"boxes of row {r} are {repr(box)[:60]}; expected a tensor (N, 4) of floats, or None")
-    if given:  # checked together: a GPU has to be waited for. RoIAlign crashes on what is not finite.
-        every = torch.cat(list(given.values()))
-        # Half precision may take the width of a thin box.
-        is_one = (torch.lt if every.element_size() > 2 else torch.le)(every[:, :2], every[:, 2:]).all(1)
-        if not bool((inside := is_one & ((every > -SLACK) & (every < 1 + SLACK)).all(1)).all()):
-            r = [r for r, box in given.items() for _ in range(len(box))][k := inside.tolist().index(False)]
-            raise ValueError(f"row {r} has the box {every[k].tolist()}; expected 0 <= x0 < x1 <= 1, and so y0, y1")
-    return of_rows, boxes
 
 
 def put_regions(embeds: Tensor, ids: Tensor, bbox_id: int, regions: Tensor | None, counts: Sequence) -> Tensor:
