@@ -4,7 +4,9 @@ A clone keeps them in `data/` beside the package; a wheel carries them inside th
 (pyproject.toml, `force-include`).
 """
 
+import os
 from pathlib import Path
+from typing import Any
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -40,6 +42,14 @@ def samples_folder() -> Path:
 def parity_folder() -> Path:
     """The folder of the official model's expected numbers. Raises FileNotFoundError when it is missing."""
     return _bundled(data_folder(), "parity", "folder", "reinstall the package")
+
+
+def given_path(value: Any, name: str) -> Path:
+    """A path that a caller gave as `name`. Raises TypeError for what is no path, ValueError for an empty text, which
+    would mean the folder that we are in."""
+    if not isinstance(value, str | os.PathLike) or value == "":
+        raise (ValueError if value == "" else TypeError)(f"{name} is {value!r}; expected the path of a folder")
+    return Path(value)
 
 
 def _bundled(parent: Path, name: str, what: str, fix: str) -> Path:
