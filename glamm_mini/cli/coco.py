@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -21,15 +20,14 @@ def write_coco(pictures: Sequence[Path], ask: str | None, file: Path, batch_size
     A picture that cannot be read is named and left out. Raises ValueError for a file that is there already, if
     FILE.part was made with other settings, and while another process writes it.
     """
-    _check_new(file)
-    check_place(file, "--coco", folder=False)
+    check_place(file, "--coco", folder=False, new=True)
     assistant, part = loading.load(), file.with_name(f"{file.name}.part")
     settings = {"description": "made by glamm-mini demo --coco", "ask": ask, **loading.settings()}
     settings["weights"] = fingerprint(assistant)
     alone, header = [path.name for path in pictures], json.dumps({"made with": settings}).encode() + b"\n"
     names = {path: path.name if alone.count(path.name) == 1 else path.as_posix() for path in pictures}
     stamps = {path: [path.stat().st_size, path.stat().st_mtime_ns] for path in pictures}
-    _check_new(file)  # again: another process may have come to its end
+    check_place(file, "--coco", folder=False, new=True)  # again: another process may have come to its end
     part.parent.mkdir(parents=True, exist_ok=True)
     with part.open("a+b") as log:
         if not lock_alone(log):
@@ -54,11 +52,6 @@ def write_coco(pictures: Sequence[Path], ask: str | None, file: Path, batch_size
     if images < len(pictures):
         echo(f"{len(pictures) - images} pictures could not be read and are left out")
     return file
-
-
-def _check_new(file: Path) -> None:
-    if os.path.lexists(file):
-        raise ValueError(f"{file} is there already; name another file with --coco, or move it away")
 
 
 def coco(records: Sequence[dict], info: dict) -> dict:

@@ -31,8 +31,8 @@ def convert(
         raise ValueError("name the folder to write: glamm-mini convert SOURCE TARGET; or add --check")
     if check and lora:
         raise ValueError("--check compares names and shapes of weights, not of an adapter; leave --lora or --check out")
-    if check and torch_files and to != "official":
-        raise ValueError("--torch-files writes torch's files, which only --to official has; leave one of both out")
+    if torch_files and to != "official":
+        raise ValueError("--torch-files writes torch's files, which belong to --to official alone; leave it out")
     if not check:
         check_place(target, "TARGET", folder=True)
         if target.is_dir() and any(target.iterdir()):

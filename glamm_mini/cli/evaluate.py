@@ -113,8 +113,7 @@ def check_arguments(task: str, data: str, split: str, protocol: str = "both", si
 
 
 def _predict(task: str, out: Path, questions: Questions, loading: Loading, kept: bool = True) -> bool:
-    """Write predictions, in all processes to the folder of the first; returns whether this is the first. kept: whether
-    the folder stays."""
+    """Write predictions, in all processes to the folder of the first, which is `kept`; returns whether it is this."""
     check_place(out, "--out", folder=True)
     if not (out / SETTINGS).is_file():
         compare_settings(out, {})

@@ -106,9 +106,7 @@ class TrainSettings(Table):
         choices=("none", "full"),
     )
     gradient_checkpointing: bool = setting(False, "compute layers again in the backward pass: less memory, more time")
-    timeout_minutes: float = setting(
-        30.0, "how long a process waits for the others; longer than a validation", above=0, most=10**6
-    )
+    timeout_minutes: float = setting(30.0, "to wait for other processes; longer than a validation", above=0, most=10**6)
 
     @property
     def warmup_steps(self) -> int:

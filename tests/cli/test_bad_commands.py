@@ -224,12 +224,12 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_model_is_loaded(na
     assert stop.value.code in (1, 2)
 
 
-@pytest.mark.parametrize("words", [["convert", "tiny"], ["demo", "--out"], ["demo", "--coco"], ["train", "gcg", "--out"]])
+@pytest.mark.parametrize("words", ["convert tiny", "demo --out", "demo --coco", "train gcg --out"])
 @pytest.mark.parametrize("name", ["new\n", "a\tb"])
 def test_a_new_name_that_cannot_be_read_is_refused(words, name, folder, monkeypatch, capsys):
     monkeypatch.chdir(folder / "empty")
     with pytest.raises(SystemExit) as stop:
-        cli.main([*words, name])
+        cli.main([*words.split(), name])
     assert stop.value.code == 1 and "control character" in capsys.readouterr().err
     assert not any((folder / "empty").iterdir())
 
