@@ -2,49 +2,51 @@
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from typer import echo
 
 from glamm_mini.cli.options import Loading, check_place, progress, replace_file
 from glamm_mini.evaluation.predict import fingerprint
 from glamm_mini.processing.images import encode_mask, load_image
+from glamm_mini.training.run_folder import lock_alone
 
 
 def write_coco(pictures: Sequence[Path], ask: str | None, file: Path, batch_size: int, loading: Loading) -> Path:
     """Ask about pictures and write `file`; what a stopped run has answered lies in FILE.part and is not asked again.
 
-    A picture that cannot be read is named and left out. Raises ValueError for a file that is there already, and if
-    FILE.part was made with other settings.
+    A picture that cannot be read is named and left out. Raises ValueError for a file that is there already, if
+    FILE.part was made with other settings, and while another process writes it.
     """
-    if os.path.lexists(file):
-        raise ValueError(f"{file} is there already; name another file with --coco, or move it away")
-    check_place(file, "--coco", folder=False)
+    check_place(file, "--coco", folder=False, new=True)
     assistant, part = loading.load(), file.with_name(f"{file.name}.part")
     settings = {"description": "made by glamm-mini demo --coco", "ask": ask, **loading.settings()}
     settings["weights"] = fingerprint(assistant)
-    known, alone = _read_part(part, settings), [path.name for path in pictures]
+    alone, header = [path.name for path in pictures], json.dumps({"made with": settings}).encode() + b"\n"
     names = {path: path.name if alone.count(path.name) == 1 else path.as_posix() for path in pictures}
     stamps = {path: [path.stat().st_size, path.stat().st_mtime_ns] for path in pictures}
-    unasked = [path for path in pictures if known.get(names[path], {}).get("stamp") != stamps[path]]
+    check_place(file, "--coco", folder=False, new=True)  # again: another process may have come to its end
     part.parent.mkdir(parents=True, exist_ok=True)
-    with part.open("a", encoding="utf-8") as log, progress("asking", len(pictures)) as advance:
-        if log.tell() == 0:
-            log.write(json.dumps({"made with": settings}) + "\n")
-        advance(len(pictures) - len(unasked))
-        for start in range(0, len(unasked), batch_size):
-            batch = unasked[start : start + batch_size]
-            for path, record in _answered(assistant, batch, ask):
-                record["image"]["file_name"] = names[path]
-                known[names[path]] = record | {"stamp": stamps[path]}
-                log.write(json.dumps(known[names[path]]) + "\n")
-                log.flush()
-            advance(len(batch))
-    made = coco([known[names[path]] for path in pictures if names[path] in known], settings)
-    replace_file(file, (json.dumps(made) + "\n").encode())
-    part.unlink()
+    with part.open("a+b") as log:
+        if not lock_alone(log):
+            raise ValueError(f"another process writes {part}: wait for it, or name another file with --coco")
+        known = _read_part(log, header)
+        unasked = [path for path in pictures if known.get(names[path], {}).get("stamp") != stamps[path]]
+        with progress("asking", len(pictures), kept=part) as advance:
+            advance(len(pictures) - len(unasked))
+            for start in range(0, len(unasked), batch_size):
+                batch = unasked[start : start + batch_size]
+                for path, record in _answered(assistant, batch, ask):
+                    record["image"]["file_name"] = names[path]
+                    known[names[path]] = record | {"stamp": stamps[path]}
+                    log.write(json.dumps(known[names[path]]).encode() + b"\n")
+                    log.flush()
+                advance(len(batch))
+        made = coco([known[names[path]] for path in pictures if names[path] in known], settings)
+        replace_file(file, (json.dumps(made) + "\n").encode())
+    part.unlink(missing_ok=True)
     images, masks, categories = (len(made[kind]) for kind in ("images", "annotations", "categories"))
     echo(f"{images} pictures, {masks} masks, {categories} categories")
     if images < len(pictures):
@@ -110,17 +112,22 @@ def _annotation(phrase) -> dict:
     }
 
 
-def _read_part(part: Path, settings: dict) -> dict[str, dict]:
-    """What a stopped run has written, by file name; a last line that a kill has cut is taken away."""
-    lines, whole = part.read_bytes().splitlines(keepends=True) if part.is_file() else [], []
-    with contextlib.suppress(ValueError):
-        for line in lines:
-            whole.append(json.loads(line if line.endswith(b"\n") else b"cut"))
-    if lines and whole[:1] != [{"made with": json.loads(json.dumps(settings))}]:
+def _read_part(log: BinaryIO, header: bytes) -> dict[str, dict]:
+    """What a stopped run has written, by file name; a last line that a kill has cut is taken away, be it the first."""
+    log.seek(0)
+    content = log.read()
+    if not (content.startswith(header) or header.startswith(content)):
         raise ValueError(
-            f"{part} holds answers that were made with other settings; give the same, delete it to start anew, or name "
-            "another file with --coco"
+            f"{log.name} holds answers that were made with other settings; give the same, delete it to start anew, or "
+            "name another file with --coco"
         )
-    if lines:
-        part.write_bytes(b"".join(lines[: len(whole)]))
-    return {record["image"]["file_name"]: record for record in whole[1:]}
+    known, whole = {}, len(header) if content.startswith(header) else 0
+    with contextlib.suppress(ValueError):
+        for line in content[whole:].splitlines(keepends=True):
+            record = json.loads(line if line.endswith(b"\n") else b"cut")
+            known[record["image"]["file_name"]] = record
+            whole += len(line)
+    log.truncate(whole)
+    if not whole:
+        log.write(header)
+    return known

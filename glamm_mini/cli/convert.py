@@ -31,12 +31,16 @@ def convert(
         raise ValueError("name the folder to write: glamm-mini convert SOURCE TARGET; or add --check")
     if check and lora:
         raise ValueError("--check compares names and shapes of weights, not of an adapter; leave --lora or --check out")
+    if torch_files and to != "official":
+        raise ValueError("--torch-files writes torch's files, which belong to --to official alone; leave it out")
     if not check:
         check_place(target, "TARGET", folder=True)
         if target.is_dir() and any(target.iterdir()):
             raise FileExistsError(f"{target} holds something already; give a new folder, or remove it first")
     from glamm_mini.checkpoints.convert import prepare
+    from glamm_mini.checkpoints.save import shard_plan
 
+    shard_plan({}, "{suffix}", max_shard_size)  # with --check too
     with working(f"reading the names in {source}"):
         how = {"need_tower": vision_tower is not None, "weights": "names"} if check else {"lora": lora}
         conversion = prepare(source, to, vision_tower, dtype, drop=drop or (), **how)

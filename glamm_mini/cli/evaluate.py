@@ -29,7 +29,7 @@ class Questions:
     data: Annotated[str, Option(help="The data set: storybook.")] = "storybook"
     split: Split = "test"
     seed: Annotated[
-        int, Option(min=0, help="Seed of the pictures, and of the expressions drawn by official refseg.")
+        int, Option(min=0, max=2**64 - 1, help="Seed of the pictures, and of the expressions drawn by official refseg.")
     ] = 0
     limit: Annotated[int, Option(min=1, max=10**6, help="How many pictures.")] = 100
     long_side: Annotated[int, Option(min=32, max=8192, help="Longer side of the pictures, in pixels.")] = 256
@@ -96,7 +96,7 @@ def evaluate(
     check_arguments(task, questions.data, questions.split, scoring.protocol, scoring.similarity)
     with figures_to(scoring.json_file) as figures, TemporaryDirectory(prefix="glamm-mini-") as passing:
         out = out or Path(passing)
-        if _predict(task, out, questions, loading):
+        if _predict(task, out, questions, loading, kept=out != Path(passing)):
             figures |= _score(task, out, out / "ground_truth", questions.split, scoring)
 
 
@@ -112,8 +112,8 @@ def check_arguments(task: str, data: str, split: str, protocol: str = "both", si
             raise ValueError(f"Unknown {name} {given!r}; choose one of: {listed}.{more}")
 
 
-def _predict(task: str, out: Path, questions: Questions, loading: Loading) -> bool:
-    """Write predictions, in all processes to the folder of the first; returns whether this is the first."""
+def _predict(task: str, out: Path, questions: Questions, loading: Loading, kept: bool = True) -> bool:
+    """Write predictions, in all processes to the folder of the first, which is `kept`; returns whether it is this."""
     check_place(out, "--out", folder=True)
     if not (out / SETTINGS).is_file():
         compare_settings(out, {})
@@ -129,7 +129,7 @@ def _predict(task: str, out: Path, questions: Questions, loading: Loading) -> bo
     glamm = replace(loading, device=choose_device(loading.device, processes)).load()
     settings["weights"] = fingerprint(glamm)
     rank, world = processes.process_index, processes.num_processes
-    with progress(f"predict {task}", len(range(rank, q.limit, world))) as advance:
+    with progress(f"predict {task}", len(range(rank, q.limit, world)), out if kept else None) as advance:
         samples = source.evaluation_samples(task, q.split, q.seed, q.limit, long_side=q.long_side)
         predict_samples(
             task, glamm, samples, out, q.split, settings, seed=q.seed, batch_size=q.batch_size,

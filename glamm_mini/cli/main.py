@@ -115,9 +115,10 @@ def explain(error: BaseException, arguments: Sequence[str], command: str | None)
         return (f'`glamm-mini {command}` needs the module {module!r}, which is not installed: pip install "{package}"',)
     if isinstance(error, ImportError | ValueError | OSError):  # ImportError: a library is too old
         return (said,)
-    # By name: torch, which has such an error for GPUs, may not be imported yet.
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return (f"the memory is not enough ({said}); choose a smaller batch or dtype",)
+    # By name: torch, which has such an error for GPUs, may not be imported yet. For CPUs it has a RuntimeError.
+    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if known or re.search("DefaultCPUAllocator|Storage size calculation overflowed", said):
+        return (f"the memory is not enough ({said}); choose a smaller batch, size or dtype",)
     again = f"{TRACEBACK}=1 {shlex.join(['glamm-mini', *arguments])}"
     hint = f"This is a mistake in glamm-mini. Please report it with all that this prints: {again}"
     return f"{type(error).__name__}: {error}", hint

@@ -84,17 +84,21 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def check_place(place: Path, option: str, folder: bool) -> None:
+def check_place(place: Path, option: str, folder: bool, new: bool = False) -> None:
     """Refuse a place where a file or a folder cannot be written, before hours are spent on what goes there.
 
     Raises ValueError, which names the option, for a file in the place of a folder or the other way round, for a place
-    below a file, and for one that may not be written.
+    below a file, for one that may not be written, for what is there, if it is to be `new`, and for a name of something
+    new with a line break or another control character.
     """
+    if any(ord(letter) < 32 for letter in str(place)) and not os.path.lexists(place):
+        raise ValueError(f"{option} {str(place)!r} holds a control character, such as a line break; leave it out")
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         place.lstat()  # a name that is too long is an error of its own
     there = next(path for path in (place.absolute(), *place.absolute().parents) if os.path.lexists(path))
     itself, wanted = there == place.absolute(), "folder" if folder else "file"
     faults = {
+        "is there already": itself and new,
         f"is there already and is no {wanted}": itself and there.is_dir() != folder,
         f"lies below {there}, which is no folder": not itself and not there.is_dir(),
         f"cannot be written: there is no right to write in {there}": not os.access(there, os.W_OK),
@@ -142,8 +146,14 @@ def working(text: str):
 
 
 @contextlib.contextmanager
-def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar; gives a function that moves it on."""
+def progress(title: str, total: int, kept: Path | None = None) -> Iterator[Callable[[int], None]]:
+    """A bar; gives a function that moves it on. kept: what holds the work done so far, for who stops it by Ctrl-C."""
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=screen()) as bar:
         work = bar.add_task(escape(title), total=total)
-        yield lambda count: bar.advance(work, count)
+        try:
+            yield lambda count: bar.advance(work, count)
+        except KeyboardInterrupt:
+            if kept:
+                told = Text(f"stopped; {kept} keeps what is done: run the same again to go on")
+                bar.console.print(told, soft_wrap=True)
+            raise

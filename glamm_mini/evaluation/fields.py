@@ -31,11 +31,13 @@ KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "text": (_is_text, "text"),
     "number": (lambda v: (is_whole(v) or isinstance(v, float)) and abs(v) <= sys.float_info.max, "a finite number"),
     "whole": (lambda value: is_whole(value) and value > 0, "a whole number above 0"),
+    "mark": (lambda value: isinstance(value, int | float) and value in (0, 1), "0 or 1"),
     "id": (lambda value: is_whole(value) or (_is_text(value) and value != ""), "a whole number or a text, not empty"),
     "size": (_is_size, f"[height, width], whole numbers above 0 and at most {LARGEST:,} pixels"),
     "list": (lambda value: isinstance(value, list), "a list"),
     "object": (lambda value: isinstance(value, dict), "an object"),
 }
+KINDS["area"] = (lambda value: KINDS["number"][0](value) and value >= 0, "a number of 0 or more")
 KINDS |= {f"{kind}s": (_all(KINDS[kind][0]), f"a list, each {KINDS[kind][1]}") for kind in ("text", "number", "id")}
 
 

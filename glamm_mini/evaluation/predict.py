@@ -13,6 +13,7 @@ from glamm_mini.data.sample import Sample
 from glamm_mini.evaluation.records import LIST_TASKS, SETTINGS, read_json, read_results, write_json
 from glamm_mini.evaluation.segmentation import draw_expressions
 from glamm_mini.evaluation.truth import TruthWriter, expressions, single_turns
+from glamm_mini.paths import folder_path
 from glamm_mini.processing.images import encode_mask
 
 UNTOLD = {"dtype": "float32", "quantize": None, "vision_tower": None, "drop": []}
@@ -32,7 +33,7 @@ def predict_samples(
     wait: returns when all processes have called it. advance: told how many samples are done.
     Raises ValueError for an unknown task or a folder made with other settings.
     """
-    truth, folder = TruthWriter(task, split, settings.get("data", "")), Path(folder)
+    truth, folder = TruthWriter(task, split, settings.get("data", "")), folder_path(folder, "folder")
     compare_settings(folder, settings)
     wait()  # no process writes settings before all have compared them
     if rank == 0:

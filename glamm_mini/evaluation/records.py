@@ -29,14 +29,16 @@ NOT_RESULTS = (SETTINGS, "merged.json", "metrics.json")
 # The forms of all files, for `checked`: of ground truth by task or kind, then of predictions.
 IMAGE, SIDES = {"id": "id"}, {"height": "whole", "width": "whole"}
 CAPTION = {"image_id": "id", "caption": "text"}
-MASK = {"image_id": "id", "segmentation": "object", "area?": "number", "iscrowd?": "number", "attributes?": "object"}
+MARKS = {"iscrowd?": "mark", "unseen?": "mark"}
+MASK = {"image_id": "id", "segmentation": "object", "area?": "area", "attributes?": "object", **MARKS}
+EXPRESSION = {"sent_id": "id", "mask": "object", "unseen?": "mark"}
 COCO = {"info?": "object", "images": [IMAGE], "annotations": [CAPTION]}
 TRUTHS: dict[str, Any] = {
     "coco_mask": COCO | {"annotations": [MASK]},
     "coco_caption": COCO | {"images": [IMAGE | SIDES], "annotations": [CAPTION | {"labels?": "texts"}]},
-    "regcap": COCO,
+    "regcap": COCO | {"annotations": [CAPTION | {"unseen?": "mark"}]},
     "caption": COCO,
-    "refseg": [{"image_id": "id", "size": "size", "expressions": [{"sent_id": "id", "mask": "object"}]}],
+    "refseg": [{"image_id": "id", "size": "size", "expressions": [EXPRESSION]}],
     "vqa": [{"image_id": "id", "questions": [{"question_id": "id", "answer": "text"}]}],
 }
 GROUNDED = {"caption": "text", "phrases": "texts", "pred_masks": "list", "scores?": "numbers"}

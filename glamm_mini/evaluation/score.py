@@ -1,7 +1,9 @@
 """Score a folder of predictions against a folder of ground truth: every task, both protocols."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +15,7 @@ from glamm_mini.evaluation.gcg import compare_images, fixed_grounding, official_
 from glamm_mini.evaluation.masks import decode_masks
 from glamm_mini.evaluation.segmentation import fixed_refseg, official_refseg, unseen_refseg
 from glamm_mini.evaluation.similarity import SIMILARITIES, get_similarity
+from glamm_mini.paths import folder_path
 
 PROTOCOLS = ("both", "official", "fixed")
 Scored = tuple[dict | None, dict, dict, dict | None]
@@ -34,13 +37,17 @@ def score_folder(
     for tasks other than gcg the fixed figures stand at the top level and the official ones under "official".
     Fractions are 0..1, CIDEr on its own scale, None what can't be computed (a note says why). Where the ground truth
     holds things that training never showed, "unseen" has their own fixed figures (gcg, grounding, refseg, regcap).
-    Raises ValueError for an unknown task, protocol or similarity, and for missing or broken files.
+    Raises ValueError for an unknown task, protocol or similarity, and for missing or broken files, TypeError for what
+    is no path or, as `progress`, no function.
     """
     check_choice("task", task, records.TASKS)
     check_choice("protocol", protocol, PROTOCOLS)
     if similarity is not None:
         check_choice("similarity", similarity, SIMILARITIES)
-    place = (task, Path(predictions), Path(ground_truth), split)
+    if not callable(progress):
+        raise TypeError(f"progress is {progress!r}; expected a function that gives on what it is given, as tqdm does")
+    progress = partial(_given_on, progress)
+    place = (task, folder_path(predictions, "predictions"), folder_path(ground_truth, "ground_truth"), split)
     if task in records.MASK_TASKS:
         scored = _score_grounded(place, similarity, meteor, progress)
     elif task in records.LIST_TASKS:
@@ -55,6 +62,15 @@ def score_folder(
     if unseen is not None and protocol != "official":
         figures["unseen"] = unseen
     return {task: {**figures, **about}}
+
+
+def _given_on(progress: Callable, items: list) -> Iterator:
+    """The items, as `progress` goes through them. Raises ValueError if it leaves some out."""
+    shown, left = progress(items), iter(items)
+    for _ in shown if isinstance(shown, Iterable) else ():
+        yield from islice(left, 1)
+    if lost := len(list(left)):
+        raise ValueError(f"progress did not give on {lost} of {len(items)} images; expected all of them, as tqdm does")
 
 
 def _score_grounded(place: Place, similarity: str | None, meteor: bool, progress: Callable) -> Scored:

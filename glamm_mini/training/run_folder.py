@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any
 
 LAST, MANIFEST, SETTINGS = "last", "checkpoint.json", "settings.json"
 LOCK = "run.lock"  # held while a training writes; it stays as the mark of a folder that a run has made
@@ -75,7 +75,12 @@ def claimed(out: Path | str, resume: bool) -> Iterator[None]:
         out.mkdir(parents=True, exist_ok=True)
         with open(out / LOCK, "a+", encoding="utf-8", errors="replace") as lock:  # closing it ends the lock
             try:
-                _lock(lock, out)
+                if not lock_alone(lock):
+                    lock.seek(0)
+                    raise ValueError(_busy(out, lock.read().strip()))
+                lock.truncate(0)
+                lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+                lock.flush()
                 check_free(out, resume)  # again: another run may have come and gone in between
                 yield
             finally:
@@ -139,7 +144,9 @@ def damaged(folder: Path, what: str) -> str:
     )
 
 
-def _lock(file: TextIO, out: Path) -> None:
+def lock_alone(file: IO) -> bool:
+    """Lock an open file against other processes, until this one closes it (under any handle); False where another one
+    holds it. Where a file system has no locks, a note says so, and the file counts as free."""
     try:
         if os.name == "nt":
             import msvcrt
@@ -152,13 +159,10 @@ def _lock(file: TextIO, out: Path) -> None:
             # Of a process, not of a file handle: workers that prepare batches outlive a killed run for a while.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _LOCKED_BYTE)
     except (BlockingIOError, PermissionError):
-        file.seek(0)
-        raise ValueError(_busy(out, file.read().strip())) from None
+        return False
     except OSError as error:
-        print(f"{out} cannot be locked ({error}): start no second training into it meanwhile", file=sys.stderr)
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
+        print(f"{file.name} cannot be locked ({error}): let no second process write there meanwhile", file=sys.stderr)
+    return True
 
 
 def _busy(out: Path, who: str) -> str:

@@ -53,7 +53,7 @@ class Table:
                 ("below", f"a number below {limits.get('below')}", lambda x, a: x < a),
             ]
             for limit, words, holds in rules:
-                each = value if isinstance(value, tuple) else [value]
+                each = value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else [value]
                 if limit in limits and not all(holds(number, limits[limit]) for number in each):
                     raise ValueError(f"{f.name} is {value!r}; expected {words}")
 
@@ -74,9 +74,9 @@ def _fits(value: Any, kind: Any) -> bool:
 class TrainSettings(Table):
     """Settings of one training run: the trainer reads nothing else."""
 
-    steps: int = setting(1000, "optimizer steps of the whole run", least=1)
-    batch_size: int = setting(8, "samples per micro-batch and process", least=1)
-    accumulation: int = setting(1, "micro-batches per optimizer step", least=1)
+    steps: int = setting(1000, "optimizer steps of the whole run", least=1, most=10**9)
+    batch_size: int = setting(8, "samples per micro-batch and process", least=1, most=10**5)
+    accumulation: int = setting(1, "micro-batches per optimizer step", least=1, most=10**5)
     lr: float = setting(1e-3, "peak learning rate of AdamW", least=0)
     muon_lr: float = setting(0.0, "peak learning rate of Muon for hidden matrices; 0 gives them to AdamW", least=0)
     weight_decay: float = setting(0.0, "decoupled decay of matrices and kernels, not of vectors, embeddings", least=0)
@@ -91,13 +91,13 @@ class TrainSettings(Table):
         choices=("no", "bf16", "fp16", "auto"),
     )
     seed: int = setting(0, "of the order of samples and of dropout", least=0, most=2**64 - 1)
-    lr_scales: dict[str, float] = setting({}, "factor on lr where a parameter's name starts so; the longest key wins")
+    lr_scales: dict[str, float] = setting({}, "factor on lr where a name starts so; the longest key wins", least=0)
     save_every: int = setting(200, "steps", least=1)
     validate_every: int = setting(0, "steps; 0 validates at the end only", least=0)
     log_every: int = setting(10, "steps", least=1)
     save_frozen: bool = setting(True, "false leaves parameters that are not trained out of the checkpoint")
-    workers: int = setting(1, "processes that prepare batches; 0 prepares them in the training process", least=0)
-    threads: int = setting(0, "CPU threads for torch; 0 leaves torch's choice", least=0)
+    workers: int = setting(1, "processes that prepare batches; 0: the training process does", least=0, most=1024)
+    threads: int = setting(0, "CPU threads for torch; 0 leaves torch's choice", least=0, most=1024)
     tensorboard: bool = setting(True, "also write TensorBoard events when it is installed")
     cpu: bool = setting(False, "stay on the CPU even where there is an accelerator")
     shard: str = setting(
@@ -106,7 +106,7 @@ class TrainSettings(Table):
         choices=("none", "full"),
     )
     gradient_checkpointing: bool = setting(False, "compute layers again in the backward pass: less memory, more time")
-    timeout_minutes: float = setting(30.0, "how long a process waits for the others; longer than a validation", above=0)
+    timeout_minutes: float = setting(30.0, "to wait for other processes; longer than a validation", above=0, most=10**6)
 
     @property
     def warmup_steps(self) -> int:
@@ -122,7 +122,8 @@ def override(tables: Tables, overrides: Sequence[str] | None) -> Tables:
     """The tables with `KEY=VALUE` texts applied; of a key given twice the later value holds. A trainer's setting
     without the beginning of a stage, such as `steps=100`, is meant for every stage.
 
-    Raises ValueError for a key that no table has, a text without `=`, a value of the wrong type or out of range.
+    Raises ValueError for a key that no table has, a text without `=`, a value of the wrong type or out of range,
+    and a warm-up that is longer than the run.
     """
     changes: list[dict[str, Any]] = [{} for _ in tables]
     known = [
@@ -134,7 +135,7 @@ def override(tables: Tables, overrides: Sequence[str] | None) -> Tables:
     names = [name for name, _, _ in known]
     for text in overrides or ():
         key, equals, value = (part.strip() for part in text.partition("="))
-        if not equals:
+        if not (key and equals):
             raise ValueError(f"cannot read the setting {text!r}; expected KEY=VALUE, such as steps=200")
         check_keys("--set", [key], names, "`glamm-mini train RECIPE --show` lists all with their meaning")
         for name, f, change in known:
@@ -143,7 +144,9 @@ def override(tables: Tables, overrides: Sequence[str] | None) -> Tables:
     changed = []
     for (prefix, table), change in zip(tables, changes, strict=True):
         try:
-            changed.append((prefix, dataclasses.replace(table, **change)))
+            changed.append((prefix, table := dataclasses.replace(table, **change)))
+            if "warmup" in change and table.warmup_steps > table.steps:
+                raise ValueError(f"warmup is {table.warmup:g}; expected at most the {table.steps} steps of the run")
         except ValueError as error:
             raise ValueError(f"{prefix}{error}") from None
     return changed

@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from glamm_mini.checkpoints.save import recover
+from glamm_mini.paths import folder_path
 from glamm_mini.training import checkpoint
 from glamm_mini.training.data_order import COUNTS, Batches, keyed_seed, micro_batches
 from glamm_mini.training.logs import LossWindow, TrainingLog
@@ -69,13 +70,22 @@ class Trainer:
         model, in evaluation mode; after sharding it is another object than the one given, on the CPU.
 
         Raises:
-            ValueError: `out` holds a run and `resume` is False, or files that no run wrote, or another training writes
-                into it; settings or data differ from those of the run to resume; its checkpoint is damaged; a loss,
-                gradient or weight is not finite (the last checkpoint is not replaced then).
+            TypeError: an argument is of the wrong kind.
+            ValueError: gradients are switched off around the call; `out` holds a run and `resume` is False, or files
+                that no run wrote, or another training writes into it; settings or data differ from those of the run to
+                resume; its checkpoint is damaged; a loss, gradient or weight is not finite (the last checkpoint is not
+                replaced then).
             OSError: a checkpoint could not be written.
             TrainingInterrupted: Ctrl-C or SIGTERM; the state was saved.
         """
-        settings, self.out = self.settings, Path(self.out)
+        settings, self.out = self.settings, folder_path(self.out, "out")
+        if not isinstance(settings, TrainSettings):
+            raise TypeError(f"settings is {settings!r}; expected TrainSettings")
+        for name in ("collate", "validate"):
+            if not callable(found := getattr(self, name)) and (name, found) != ("validate", None):
+                raise TypeError(f"{name} is {found!r}; expected a function")
+        if torch.is_inference_mode_enabled() or not torch.is_grad_enabled():
+            raise ValueError("training needs gradients: call fit outside of torch.no_grad() and torch.inference_mode()")
         if settings.threads:
             torch.set_num_threads(settings.threads)
         self.accelerator = make_accelerator(settings)

@@ -76,7 +76,16 @@ COMMANDS = {
     "a run below a file": ("train storybook --out {t}/notes.txt/run", "--out"),
     "a negative setting": ("train storybook --out {t}/run --set steps=-1", "steps"),
     "no number": ("train storybook --out {t}/run --set lr=nan", "lr"),
-    "a key without name": ("train storybook --out {t}/run --set =3", "--set"),
+    "a key without name": ("train storybook --out {t}/run --set =3", "KEY=VALUE"),
+    "a warm-up beyond the end": ("train gcg --out {t}/run --set steps=2 --set warmup=1e9", "warmup is 1e+09"),
+    "steps without end": ("train gcg --show --set steps=99999999999999999999", "steps"),
+    "samples without end": ("train gcg --show --set batch_size=1000000000", "batch_size"),
+    "workers without end": ("train gcg --show --set workers=1000000", "workers"),
+    "threads without end": ("train gcg --show --set threads=1000000", "threads"),
+    "a wait without end": ("train gcg --show --set timeout_minutes=1e12", "timeout_minutes"),
+    "conversations without end": ("train storybook --show --set conversations=1000000", "conversations"),
+    "a rank without end": ("train gcg --show --set lora.rank=100000000", "lora.rank"),
+    "a step away from the gradient": ('train gcg --show --set lr_scales={{"vl":-1}}', "lr_scales"),
     "an empty setting": ("train storybook --out {t}/run --set=", "--set"),
     "a setting of a table that is not there": ("train storybook --out {t}/run --set zzz.rank=3", "zzz"),
     "LoRA of rank 0": ("train gcg --out {t}/run --set lora.rank=0", "rank"),
@@ -95,6 +104,7 @@ COMMANDS = {
     "an unknown split": ("evaluate gcg --split tset", "tset"),
     "no pictures": ("evaluate gcg --limit 0", "limit"),
     "a negative seed to ask": ("predict gcg --out {t}/p --seed -1", "--seed"),
+    "a seed that is too large to ask": ("predict gcg --out {t}/p --seed 18446744073709551616", "--seed"),
     "a negative seed to measure": ("evaluate gcg --seed -1", "--seed"),
     "small pictures": ("evaluate gcg --limit 1 --long-side 3", "long-side"),
     "none at once": ("evaluate gcg --batch-size 0", "batch-size"),
@@ -126,6 +136,8 @@ COMMANDS = {
     "in empty files": ("convert tiny {t}/c --max-shard-size 0.0GB", "0.0GB"),
     "an adapter that is not checked": ("convert tiny --check --lora {t}", "--lora"),
     "in files of nothing": ("convert tiny {t}/c --max-shard-size 0", "max_shard_size"),
+    "a check in files of no size": ("convert tiny --check --max-shard-size much", "max_shard_size"),
+    "a check of torch's files of our format": ("convert tiny --check --torch-files", "--torch-files"),
     "torch's files of our format": ("convert tiny {t}/c --torch-files", "torch's files"),
     "with an adapter that is not there": ("convert tiny {t}/c --lora {t}/none", "none"),
     "onto itself": ("convert {t}/model {t}/model --to official", "model"),
@@ -134,6 +146,9 @@ COMMANDS = {
     "memory of an unknown size": ("memory --size huge", "huge"),
     "memory of an unknown number type": ("memory --dtype int3", "int3"),
     "memory of parts that are not there": ("memory --size tiny --trained zzz", "zzz"),
+    "memory of parts without a name": ("memory --size tiny --trained ,", "trained is ('', '')"),
+    "memory of a part and of none": ("memory --size tiny --trained lm_head,", "trained is"),
+    "memory of a model that is too small to quantize": ("memory --size tiny --dtype 4bit", "4bit"),
     "memory of no rows": ("memory --batch 0", "batch"),
     "memory of a sharding that is not there": ("memory --sharding zzz", "zzz"),
     "memory of a folder of the user": ("memory --size {t}/user", "user"),
@@ -207,6 +222,16 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_model_is_loaded(na
     with pytest.raises(SystemExit) as stop:
         cli.main([word.format(t=folder, p=SEASIDE) for word in COMMANDS[name][0].split()])
     assert stop.value.code in (1, 2)
+
+
+@pytest.mark.parametrize("words", ["convert tiny", "demo --out", "demo --coco", "train gcg --out"])
+@pytest.mark.parametrize("name", ["new\n", "a\tb"])
+def test_a_new_name_that_cannot_be_read_is_refused(words, name, folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder / "empty")
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*words.split(), name])
+    assert stop.value.code == 1 and "control character" in capsys.readouterr().err
+    assert not any((folder / "empty").iterdir())
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="who is root may write everywhere")

@@ -171,7 +171,15 @@ def test_a_mistake_of_ours_says_how_to_report_it(failing, monkeypatch, capsys):
         cli.main(["demo"])
 
 
-@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried\nto allocate")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried\nto allocate"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+        RuntimeError("Storage size calculation overflowed with sizes=[9]"),
+    ],
+)
 def test_too_little_memory_is_one_line(failing, error, capsys):
     failing(error)
     status, err = run("demo", capsys=capsys)
@@ -332,8 +340,9 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
         return answered(assistant, paths_, *rest)
 
     monkeypatch.setattr(coco, "_answered", stopping)
-    assert run(*words, capsys=capsys)[0] != 0 and not file.exists()
+    status, err = run(*words, capsys=capsys)
     part = file.with_name("made.json.part")
+    assert status == 130 and not file.exists() and f"{part} keeps what is done: run the same again" in err
     part.write_bytes(part.read_bytes()[:-20])  # as a kill in the middle of a line leaves it
     status, err = run(*words, "--ask", "What is in the picture?", capsys=capsys)
     assert status == 1 and "made.json.part" in one_line(err)
@@ -345,6 +354,46 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
     made = json.loads(file.read_text())
     assert [image["file_name"] for image in made["images"]] == ["p0.png", "p1.png", "p2.png"]
     assert [image["id"] for image in made["images"]] == [1, 2, 3]
+
+
+def test_a_first_line_that_a_kill_has_cut_is_no_other_run(tmp_path, monkeypatch, capsys):
+    from glamm_mini.cli import coco
+
+    file, answered = tmp_path / "made.json", coco._answered
+    words = ["demo", small_pictures(tmp_path / "photos", 1)[0], "--coco", file, "--max-new-tokens", 6]
+
+    def stopping(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(coco, "_answered", stopping)
+    assert run(*words, capsys=capsys)[0] == 130
+    part = file.with_name("made.json.part")
+    part.write_bytes(part.read_bytes()[:-20])
+    monkeypatch.setattr(coco, "_answered", answered)
+    assert run(*words, capsys=capsys)[0] == 0 and len(json.loads(file.read_text())["images"]) == 1
+    assert not part.exists()
+
+
+HOLDER = """
+import sys, time
+from glamm_mini.training.run_folder import lock_alone
+with open(sys.argv[1], "a+b") as log:
+    assert lock_alone(log)
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_two_runs_do_not_write_one_coco_file(tmp_path, capsys):
+    file, part = tmp_path / "made.json", tmp_path / "made.json.part"
+    pictures = small_pictures(tmp_path / "photos", 1)
+    with subprocess.Popen([sys.executable, "-c", HOLDER, part], stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert other.stdout.readline() == "held\n"
+            status, err = run("demo", pictures[0], "--coco", file, capsys=capsys)
+            assert status == 1 and "another process writes" in one_line(err) and not file.exists()
+        finally:
+            other.kill()
 
 
 def test_a_folder_without_pictures_and_boxes_with_coco_are_refused(tmp_path, capsys):

@@ -92,7 +92,14 @@ CHANGES = [
     ("gcg", MASKS, ("annotations", 3, "segmentation"), OTHER, ["image picture_001", "masks[1]", "3 x 5"]),
     ("gcg", MASKS, ("annotations", 3, "segmentation", "counts"), "zz", ["image picture_001", "masks[1]"]),
     ("gcg", MASKS, ("annotations", 3, "area"), "big", ["annotations[3]", "'area'"]),
+    ("gcg", MASKS, ("annotations", 3, "area"), -50, ["annotations[3]", "'area'", "-50"]),
+    ("gcg", MASKS, ("annotations", 3, "area"), True, ["annotations[3]", "'area'"]),
     ("gcg", MASKS, ("annotations", 3, "iscrowd"), "no", ["annotations[3]", "'iscrowd'"]),
+    ("gcg", MASKS, ("annotations", 3, "iscrowd"), -1, ["annotations[3]", "'iscrowd'", "0 or 1"]),
+    ("gcg", MASKS, ("annotations", 3, "iscrowd"), 7, ["annotations[3]", "'iscrowd'", "0 or 1"]),
+    ("gcg", MASKS, ("annotations", 3, "unseen"), "no", ["annotations[3]", "'unseen'"]),
+    ("refseg", REFSEG, (1, "expressions", 2, "unseen"), "no", ["expressions[2]", "'unseen'"]),
+    ("regcap", REGCAP, ("annotations", 1, "unseen"), "no", ["annotations[1]", "'unseen'"]),
     ("gcg", MASKS, ("annotations", 3, "attributes"), "a red kite", ["annotations[3]", "'attributes'"]),
     ("gcg", MASKS, ("images",), [{"id": f"picture_{k:03}"} for k in range(4)], ["different images", "caption_gt.json"]),
     ("gcg", CAPTIONS, ("images", 1, "height"), GONE, ["images[1]", "'height'"]),
@@ -338,3 +345,28 @@ def test_predictions_that_belong_to_no_image_are_told(good, tmp_path):
     for task in ("gcg", "refseg", "vqa", "caption"):
         notes = [note for note in figures(task, tmp_path / task)["notes"] if "belong to no image" in note]
         assert len(notes) == 1 and notes[0].startswith("1 ") and "picture_777" in notes[0]
+
+
+CALLS = [
+    ({"predictions": None}, TypeError, "predictions is None"),
+    ({"predictions": b"pred"}, TypeError, "predictions is b'pred'"),
+    ({"predictions": ""}, ValueError, "predictions is ''"),
+    ({"ground_truth": 5}, TypeError, "ground_truth is 5"),
+    ({"progress": 5}, TypeError, "progress is 5"),
+    ({"progress": lambda items: []}, ValueError, "progress did not give on 3 of 3"),
+    ({"progress": lambda items: None}, ValueError, "progress did not give on 3 of 3"),
+    ({"progress": lambda items: items[:2]}, ValueError, "progress did not give on 1 of 3"),
+]
+
+
+@pytest.mark.parametrize(("given", "kind", "named"), CALLS, ids=str)
+def test_a_call_that_is_wrong_names_the_argument(given, kind, named, good):
+    usual = {"predictions": good / "gcg", "ground_truth": good / "gcg" / "ground_truth", "similarity": "trigram"}
+    with pytest.raises(kind, match=named):
+        score_folder("gcg", split="test", meteor=False, **usual | given)
+
+
+def test_progress_changes_no_figure(good):
+    folder = good / "gcg"
+    given = ("gcg", folder, folder / "ground_truth", "test", "both", "trigram", False)
+    assert score_folder(*given, progress=lambda items: reversed(items)) == score_folder(*given)

@@ -13,6 +13,7 @@ from glamm_mini.training import optimizer as optimizers
 from glamm_mini.training.optimizer import MuonAdamW, clip_gradients, gradient_norm, orthogonalized
 from glamm_mini.training.run_folder import check_same_run
 from glamm_mini.training.settings import TrainSettings
+from glamm_mini.training.trainer import Trainer
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +64,10 @@ def test_overrides_read_every_kind():
         ("betas=0.9,1", "betas is"),
         ("betas=0.9,-0.1", "betas is"),
         ("ema=0.9", "'ema'"),
+        ("=5", "cannot read the setting '=5'; expected KEY=VALUE"),
+        ("warmup=25", "warmup is 25; expected at most the 24 steps of the run"),
+        ("workers=1000000", "workers is 1000000; expected 1024 or less"),
+        ('lr_scales={"a": -1}', "lr_scales is {'a': -1}; expected 0 or more"),
         ("shard=half", "expected one of none, full"),
         ("timeout_minutes=0", "timeout_minutes is 0.0"),
     ],
@@ -70,6 +75,37 @@ def test_overrides_read_every_kind():
 def test_a_bad_override_is_named(override, message):
     with pytest.raises(ValueError, match=message.replace("(", r"\(")):
         BASE.with_overrides([override])
+
+
+def test_a_warm_up_of_the_recipe_may_be_longer_than_a_trial():
+    assert TrainSettings(warmup=100).with_overrides(["steps=2"]).steps == 2
+    assert BASE.with_overrides(["warmup=24"]).warmup_steps == 24
+
+
+BAD_TRAINERS = {
+    "a place": ({"out": 5}, TypeError, "out is 5"),
+    "an empty place": ({"out": ""}, ValueError, "out is ''"),
+    "settings": ({"settings": {"steps": 3}}, TypeError, "settings is {'steps': 3}"),
+    "a collate": ({"collate": None}, TypeError, "collate is None"),
+    "a validate": ({"validate": 5}, TypeError, "validate is 5"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_TRAINERS)
+def test_a_trainer_that_cannot_work_names_the_argument(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given, kind, message = BAD_TRAINERS[name]
+    usual = {"data": ToyData(), "collate": training_toy.collate, "settings": BASE, "out": tmp_path / "run"}
+    with pytest.raises(kind, match=message):
+        Trainer(Toy(), **usual | given).fit()
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
+def test_training_where_gradients_are_off_is_refused(without, tmp_path):
+    with without(), pytest.raises(ValueError, match="outside of torch.no_grad"):
+        Trainer(Toy(), ToyData(), training_toy.collate, BASE, tmp_path / "run").fit()
+    assert not (tmp_path / "run").exists()
 
 
 # ---- optimizer ----

@@ -4,6 +4,7 @@ Weights, gradients, optimizer and cache follow from shapes exactly; activations 
 counted: what the GPU's driver and libraries take (about 0.5 GB), fragmentation, kernels' workspaces.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from glamm_mini.course.memory.activations import Flow, Load, cache_bytes, handed_on, stored_activations, working_memory
@@ -16,6 +17,9 @@ SHARDING = ("none", "ddp", "zero2", "zero3", "full")
 KINDS = ("weights", "gradients", "optimizer", "gathered", "activations", "cache")
 OFFICIAL_RANK = 8
 EMBEDDINGS = "embed_tokens"
+LEAST = {"devices": 1, "batch": 1, "text_tokens": 1, "new_tokens": 1}
+LEAST |= {"supervised": 0, "boxes": 0, "masks": 0, "lora": 0}
+"""Counts of a plan, and the least that each may be."""
 
 
 @dataclass(frozen=True)
@@ -56,17 +60,30 @@ class Plan:
             object.__setattr__(self, "dtype", "float16")
         if self.lora is None:
             object.__setattr__(self, "lora", OFFICIAL_RANK if self.trained == "official" else 0)
+        if isinstance(self.trained, list):
+            object.__setattr__(self, "trained", tuple(self.trained))
         self._check_words()
-        for name, least in (("devices", 1), ("batch", 1), ("text_tokens", 1), ("boxes", 0), ("masks", 0), ("lora", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected {least} or more")
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if name == "supervised" and value is None:
+                continue
+            if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
+                raise ValueError(f"{name} is {value!r}; expected {least} or more, a whole number")
+        if self.supervised is not None and self.supervised > self.text_tokens:
+            raise ValueError(f"supervised is {self.supervised}; expected at most the {self.text_tokens} text_tokens")
+        sides = tuple(self.picture) if isinstance(self.picture, Iterable) else ()
+        if len(sides) != 2 or not all(hasattr(side, "__index__") and side > 0 for side in sides):
+            raise ValueError(f"picture is {self.picture!r}; expected (height, width) in pixels, each above 0")
 
     def _check_words(self) -> None:
         trained = self.trained
-        if self.dtype not in BYTES:
+        if self.dtype not in tuple(BYTES):
             raise ValueError(f"dtype {self.dtype!r} is unknown; expected one of {', '.join((*BYTES, *QUANTISED))}")
-        if isinstance(trained, str) and trained not in ("all", "none", "official"):
+        pieces = isinstance(trained, tuple) and all(isinstance(piece, str) and piece for piece in trained)
+        if not pieces and trained not in ("all", "none", "official"):
             raise ValueError(f"trained is {trained!r}; expected 'all', 'none', 'official', or a tuple of names' pieces")
+        if self.checkpointing not in (True, False):
+            raise ValueError(f"checkpointing is {self.checkpointing!r}; expected True or False")
         if self.quantize not in (None, *QUANTISED):
             raise ValueError(f"quantize is {self.quantize!r}; expected None, {' or '.join(map(repr, QUANTISED))}")
         if self.sharding not in SHARDING:

@@ -126,8 +126,8 @@ class StorybookOptions(Table):
     backbones: str = setting("", "folder of the backbones to start from; empty takes the bundled ones")
     start: str = setting("", "folder of an earlier run, whose end is gone on from with settings of its own")
     tasks: str = setting("", "draw these alone, such as gcg,vqa; empty draws all")
-    scenes: int = setting(VALIDATION_SCENES, "validation asks about so many; 0 validates on none", least=0)
-    conversations: int = setting(11, "about each scene; they share one row and the picture's features", least=1)
+    scenes: int = setting(VALIDATION_SCENES, "validation asks about so many; 0: none", least=0, most=10**6)
+    conversations: int = setting(11, "about each scene; they share a row and a picture's features", least=1, most=1000)
 
 
 def storybook_tables(recipe: Recipe) -> Tables:

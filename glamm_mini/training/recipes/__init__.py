@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from glamm_mini import registry
 from glamm_mini.model.config import SIZES, LossConfig
+from glamm_mini.paths import folder_path
 from glamm_mini.training.run_folder import claimed, first_process
 from glamm_mini.training.settings import Table, Tables, TrainSettings, check_keys, override, read_table, setting
 
@@ -27,8 +28,8 @@ VALIDATION_SCENES = 24
 class Options(Table):
     """Settings of a fine-tuning that are not the trainer's."""
 
-    scenes: int = setting(VALIDATION_SCENES, "scenes that validation asks about; 0 validates on none", least=0)
-    conversations: int = setting(4, "about each scene; officially one to ten turns", least=1)
+    scenes: int = setting(VALIDATION_SCENES, "scenes that validation asks about; 0: none", least=0, most=10**6)
+    conversations: int = setting(4, "about each scene; officially one to ten turns", least=1, most=1000)
     merge: bool = setting(True, "true writes OUT/model, the whole model with LoRA in it; false OUT/lora, LoRA alone")
     frozen: str = setting("float32", "type of frozen weights; half is that of autocast", choices=("half", "float32"))
 
@@ -37,7 +38,7 @@ class Options(Table):
 class Lora(Table):
     """Settings of `add_lora`."""
 
-    rank: int = setting(8, "rows and columns of the two factors", least=1)
+    rank: int = setting(8, "rows and columns of the two factors", least=1, most=2**16)
     alpha: float = setting(16, "the product of the factors is scaled by alpha / rank", above=0)
     dropout: float = setting(0.05, "share of the factors' inputs that is dropped in training", least=0, below=1)
     targets: tuple[str, ...] = setting(("q_proj", "v_proj"), "names of the language model's layers that get factors")
@@ -160,7 +161,7 @@ def run(
         that size. Raises ValueError for an unknown recipe, data or setting, for a start that a recipe does not take,
         and for a folder that is not free, see `run_folder`.
     """
-    out = Path(out)
+    out = folder_path(out, "out")
     found, tables = chosen(recipe, size, overrides, start)
     check_data(found, data)
     # Until the model is written; the trainer alone would let go before.
