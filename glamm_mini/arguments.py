@@ -96,3 +96,20 @@ def check_counts(normalizers: Mapping[str, float] | None, masks: Sequence[Tensor
     if masks is not None and not (isinstance(masks, Sequence | Tensor) and all(isinstance(m, Tensor) for m in masks)):
         kinds = sorted({type(m).__name__ for m in (masks if isinstance(masks, Sequence) else [masks])})
         raise ValueError(f"masks are of {kinds}; expected a list of tensors (M, H, W), one for each image")
+
+
+def check_size(size: Any) -> None:
+    """Raises ValueError for anything but the (height, width) of a picture."""
+    if np.shape(size) != (2,) or not all(isinstance(n, Real) and n >= 1 for n in size):
+        raise ValueError(f"size is {size!r}; expected (height, width) of a picture in pixels")
+
+
+def mask_row(r: int, given: Any, size: tuple[int, int]) -> torch.Tensor:
+    """Masks (M, H, W) of row r, a picture of `size`; none where None is given. ValueError for any other."""
+    try:
+        masks = torch.as_tensor(np.zeros((0, *size), bool) if given is None else given)
+        if masks.ndim == 3 and masks.shape[1:] == size and bool(((masks >= 0) & (masks <= 1)).all()):
+            return masks
+    except (TypeError, ValueError, RuntimeError):  # nothing that compares
+        masks = np.asarray(given, object)
+    raise ValueError(f"masks of row {r}: {masks.dtype} {tuple(masks.shape)}; expected bool (M, {size[0]}, {size[1]})")

@@ -1,7 +1,7 @@
 """GlammProcessor: images, conversations, boxes and masks to one batch, and mask logits back to masks."""
 
 from collections.abc import Iterable, Sequence
-from numbers import Integral, Real
+from numbers import Integral
 from operator import index
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 
 from glamm_mini import paths, registry
+from glamm_mini.arguments import check_size, mask_row
 from glamm_mini.model.config import GlammConfig
 from glamm_mini.model.sam import upscale_logits
 from glamm_mini.model.tokens import ADDED_TOKENS, IGNORE_INDEX, IMAGE, IMAGE_TOKEN_INDEX, TokenIds
@@ -84,8 +85,6 @@ class GlammProcessor(ProcessorMixin):
             expected = "messages of user and assistant in turn, each a table of role and content"
             raise ValueError(f"the chat is {repr(conversation)[:60]} ({error}); expected {expected}") from error
 
-    # --- images -----------------------------------------------------------------------------------------------------
-
     def images(self, pictures: Sequence) -> BatchFeature:
         """Pictures (paths, PIL images or uint8 arrays) to `global_images`, `grounding_images`, `resized`, `original`.
 
@@ -115,12 +114,10 @@ class GlammProcessor(ProcessorMixin):
 
     def normalize_boxes(self, boxes: Sequence | np.ndarray, size: tuple[int, int]) -> torch.Tensor:
         """Boxes (N, 4) in pixels of a picture of `size` (height, width) to fractions, as the region encoder wants."""
-        _check_size(size)
+        check_size(size)
         y, x = size if self.config.mode == "official" else (max(size), max(size))
         boxes = torch.as_tensor(np.asarray(boxes, np.float32).reshape(-1, 4))
         return boxes / torch.tensor([x, y, x, y], dtype=torch.float32)
-
-    # --- words ------------------------------------------------------------------------------------------------------
 
     @property
     def room(self) -> int:
@@ -217,8 +214,6 @@ class GlammProcessor(ProcessorMixin):
         """`decode` of every row."""
         return [self.decode(ids) for ids in (rows if isinstance(rows, Iterable) else [rows])]
 
-    # --- both -------------------------------------------------------------------------------------------------------
-
     def prompts(self, rows: Sequence[Turns | list[int]], has_image: bool = True) -> BatchFeature:
         """Open conversations to `input_ids` and `attention_mask`, padded on the left, for `generate`.
 
@@ -285,8 +280,7 @@ class GlammProcessor(ProcessorMixin):
         if boxes is not None:
             batch["boxes"] = self._box_rows(boxes, batch["original"])
         if masks is not None:
-            rows = enumerate(zip(masks, batch["original"], strict=True))
-            batch["masks"] = [_mask_row(r, *row) for r, row in rows]
+            batch["masks"] = [mask_row(r, *row) for r, row in enumerate(zip(masks, batch["original"], strict=True))]
         return batch
 
     def _prompts_of_text(self, text: str | Sequence[str], images: Any, boxes: Sequence | None) -> BatchFeature:
@@ -322,7 +316,7 @@ class GlammProcessor(ProcessorMixin):
 
     def post_process_masks(self, low_res: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Low-resolution logits (M, m, m) of one picture of `size` (height, width) to masks and logits (M, H, W)."""
-        _check_size(size)
+        check_size(size)
         if not (isinstance(low_res, torch.Tensor) and low_res.ndim == 3 and bool(low_res.isfinite().all())):
             raise ValueError("low_res are no finite logits; expected a tensor (M, m, m), as the model makes them")
         side = self.config.grounding.image_size
@@ -334,31 +328,12 @@ class GlammProcessor(ProcessorMixin):
 AutoProcessor.register(GlammConfig, GlammProcessor)
 
 
-def _check_size(size: Any) -> None:
-    if np.shape(size) != (2,) or not all(isinstance(n, Real) and n >= 1 for n in size):
-        raise ValueError(f"size is {size!r}; expected (height, width) of a picture in pixels")
-
-
-def _mask_row(r: int, given: Any, size: tuple[int, int]) -> torch.Tensor:
-    """Masks (M, H, W) of row r, a picture of `size`; none where None is given."""
-    try:
-        masks = torch.as_tensor(np.zeros((0, *size), bool) if given is None else given)
-        if masks.ndim == 3 and masks.shape[1:] == size and bool(((masks >= 0) & (masks <= 1)).all()):
-            return masks
-    except (TypeError, ValueError, RuntimeError):  # nothing that compares
-        masks = np.asarray(given, object)
-    raise ValueError(f"masks of row {r}: {masks.dtype} {tuple(masks.shape)}; expected bool (M, {size[0]}, {size[1]})")
-
-
 def pad_rows(ids: list, labels: list | None, segments: list | None, pad_id: int, side: str = "right") -> dict:
     """Rows of different lengths to tensors (R, L), filled up at one side, and a mask of what was not filled."""
     seen = [torch.ones(len(row), dtype=torch.bool) for row in ids]
     out = {"attention_mask": pad_sequence(seen, True, False, side)}
-    for name, rows, fill in (
-        ("input_ids", ids, pad_id),
-        ("labels", labels, IGNORE_INDEX),
-        ("segment_ids", segments, 0),
-    ):
+    columns = dict(input_ids=(ids, pad_id), labels=(labels, IGNORE_INDEX), segment_ids=(segments, 0))
+    for name, (rows, fill) in columns.items():
         if rows is not None:
             out[name] = pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], True, fill, side)
     return out

@@ -348,10 +348,10 @@ def test_predictions_that_belong_to_no_image_are_told(good, tmp_path):
 
 
 CALLS = [
-    ({"predictions": None}, TypeError, "predictions is None"),
-    ({"predictions": b"pred"}, TypeError, "predictions is b'pred'"),
+    ({"predictions": None}, ValueError, "predictions is None"),
+    ({"predictions": b"pred"}, ValueError, "predictions is b'pred'"),
     ({"predictions": ""}, ValueError, "predictions is ''"),
-    ({"ground_truth": 5}, TypeError, "ground_truth is 5"),
+    ({"ground_truth": 5}, ValueError, "ground_truth is 5"),
     ({"progress": 5}, TypeError, "progress is 5"),
     ({"progress": lambda items: []}, ValueError, "progress did not give on 3 of 3"),
     ({"progress": lambda items: None}, ValueError, "progress did not give on 3 of 3"),

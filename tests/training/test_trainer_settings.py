@@ -83,7 +83,7 @@ def test_a_warm_up_of_the_recipe_may_be_longer_than_a_trial():
 
 
 BAD_TRAINERS = {
-    "a place": ({"out": 5}, TypeError, "out is 5"),
+    "a place": ({"out": 5}, ValueError, "out is 5"),
     "an empty place": ({"out": ""}, ValueError, "out is ''"),
     "settings": ({"settings": {"steps": 3}}, TypeError, "settings is {'steps': 3}"),
     "a collate": ({"collate": None}, TypeError, "collate is None"),
