@@ -45,14 +45,14 @@ demo: $(VENV)/.base.stamp ## ask the tiny model about the bundled pictures; the 
 
 test: $(VENV)/.dev.stamp ## lint, then all tests
 	$(BIN)/ruff check .
-	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) -m "not late"
+	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not late"
 
 coverage: $(VENV)/.dev.stamp ## run the quick tests again and measure which lines of the package they reach
-	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not late and not browser" \
+	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not late and not browser" \
 		--cov=glamm_mini --cov-report=term --cov-fail-under=$(COVERAGE)
 
 test-all: $(VENV)/.dev.stamp ## run what `make test` leaves out: notebooks 10 to 15, from top to bottom
-	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) -m late tests/course/test_notebooks.py
+	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m late tests/course/test_notebooks.py
 
 $(LOWEST)/.stamp: pyproject.toml
 	$(PYTHON) -m venv --clear $(LOWEST)
@@ -61,7 +61,7 @@ $(LOWEST)/.stamp: pyproject.toml
 	@touch $@
 
 test-lowest: $(LOWEST)/.stamp ## run the quick tests with the lowest releases that pyproject.toml allows, in .venv-lowest
-	$(THREADS) $(LOWEST)/bin/python -m pytest -n $(WORKERS) -m "not slow and not late and not browser"
+	$(THREADS) $(LOWEST)/bin/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not late and not browser"
 
 lint: $(VENV)/.dev.stamp ## lint alone
 	$(BIN)/ruff check .

@@ -201,7 +201,7 @@ class GlammForConditionalGeneration(GlammPreTrained):
         """Adds the losses of words (labels (R, T)) and, where there are masks, of pixels."""
         c = self.config.losses
         keep = labels[:, 1:] != IGNORE_INDEX
-        target = labels[:, 1:][keep]
+        target = labels[:, 1:][keep].long()
         logits = self._logits(out.last_hidden[:, :-1][keep])  # (K, V), supervised positions only
         parts = {"ce": losses.cross_entropy_sum(logits, target) / counts.get("tokens", max(len(target), 1))}
         total = c.cross_entropy * parts["ce"]

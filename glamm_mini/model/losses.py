@@ -16,7 +16,7 @@ from glamm_mini.model.tokens import IGNORE_INDEX
 
 def cross_entropy_sum(logits: Tensor, labels: Tensor) -> Tensor:
     """Summed cross-entropy of logits (N, V) against labels (N,); ignored labels add nothing."""
-    return F.cross_entropy(logits.float(), labels.long(), ignore_index=IGNORE_INDEX, reduction="sum")
+    return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE_INDEX, reduction="sum")
 
 
 def mask_bce_sum(logits: Tensor, target: Tensor) -> Tensor:

@@ -115,7 +115,7 @@ def test_a_language_models_folder_is_named_as_such(saved, tmp_path):
         ({"mode": "other"}, "mode is 'other'"),
         ({"text": {"hidden_size": 33, "num_attention_heads": 4}}, "hidden"),
         ({"region": {"colour": 1}}, "colour"),
-        ({"region": {"groups": 3, "channels": 16}}, "divisible"),
+        ({"region": {"groups": 3, "channels": 16}}, "multiple of"),
         ({"region": {"scales": [1] * 9}}, "hidden states"),
     ],
 )

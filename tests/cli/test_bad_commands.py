@@ -148,7 +148,6 @@ COMMANDS = {
     "memory of parts that are not there": ("memory --size tiny --trained zzz", "zzz"),
     "memory of parts without a name": ("memory --size tiny --trained ,", "trained is ('', '')"),
     "memory of a part and of none": ("memory --size tiny --trained lm_head,", "trained is"),
-    "memory of a model that is too small to quantize": ("memory --size tiny --dtype 4bit", "4bit"),
     "memory of no rows": ("memory --batch 0", "batch"),
     "memory of a sharding that is not there": ("memory --sharding zzz", "zzz"),
     "memory of a folder of the user": ("memory --size {t}/user", "user"),

@@ -63,8 +63,7 @@ def _shapes(config: str) -> tuple[tuple[str, tuple[int, ...]], ...]:
 
 
 def list_weights(config: GlammConfig, trained, rank: int = 0, quantize: str | None = None) -> list[Weight]:
-    """Every parameter, LoRA's among them, and whether it trains and is quantized. ValueError for pieces of no name,
-    and if there is no layer to quantize, as in the tiny model."""
+    """Every parameter, LoRA's among them, and whether it trains and is quantized. ValueError for pieces of no name."""
     shapes = _shapes(json.dumps(config.to_dict(), sort_keys=True, default=str))
     pieces = {"all": ("",), "none": (), "official": OFFICIAL_TRAINED}.get(trained, trained)
     lost = [piece for piece in pieces if not any(piece in name for name, _ in shapes)]
@@ -79,8 +78,6 @@ def list_weights(config: GlammConfig, trained, rank: int = 0, quantize: str | No
             path = name.removesuffix("weight")
             weights.append(Weight(path + "lora_A", (rank, shape[1]), True, False))
             weights.append(Weight(path + "lora_B", (shape[0], rank), True, False))
-    if quantize is not None and not any(weight.quantized for weight in weights):
-        raise ValueError(f"{quantize}: the model has no layer whose width is a multiple of {BLOCK}; it is small enough")
     return weights
 
 
