@@ -318,7 +318,6 @@ def test_the_report_prints_itself():
         (dict(trained=[5]), r"trained is \(5,\); expected 'all'"),
         (dict(trained=[], dtype=[]), r"dtype \[\] is unknown"),
         (dict(checkpointing="no"), "checkpointing is 'no'"),
-        (dict(trained="none", quantize="4bit"), "4bit: the model has no layer"),
     ],
 )
 def test_impossible_choices_are_named(choices, message):
