@@ -78,7 +78,7 @@ CHANGES = [
     ("gcg", MASKS, ("images",), GONE, ["'images'"]),
     ("gcg", MASKS, ("images",), [], ["no image"]),
     ("gcg", MASKS, ("images", 1), GONE, ["'image_id'", "'picture_001'"]),
-    ("gcg", MASKS, ("images", 1, "id"), 7, ["7"]),
+    ("gcg", MASKS, ("images", 1, "id"), 7, ["annotations[2]", "'picture_001'", "not an id of its images"]),
     ("gcg", MASKS, ("images", 1), TWICE, ["images[2]", "'picture_001'", "twice"]),
     ("gcg", MASKS, ("images", 1), None, ["images[1]"]),
     ("gcg", MASKS, ("info",), ["storybook"], ["'info'"]),
