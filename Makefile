@@ -14,9 +14,10 @@ COVERAGE ?= 90
 # One thread a process: the tests run in WORKERS processes, and more threads than cores make small models slower.
 THREADS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
-# Training keeps its memory from step to step instead of giving the pages back: a fifth faster with glibc, else unread.
+# Memory is kept from step to step instead of giving the pages back: training is a fifth faster with glibc, else unread.
 KEEP := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_TOP_PAD_=268435456
 ONE := $(THREADS) $(KEEP) $(BIN)/glamm-mini train
+PYTEST := -m pytest -n $(WORKERS) --dist worksteal
 
 # Two processes with one thread each train faster on two cores than one process with two threads.
 PAIR := $(THREADS) $(KEEP) $(BIN)/python -m torch.distributed.run --standalone --nproc-per-node 2
@@ -45,14 +46,14 @@ demo: $(VENV)/.base.stamp ## ask the tiny model about the bundled pictures; the 
 
 test: $(VENV)/.dev.stamp ## lint, then all tests
 	$(BIN)/ruff check .
-	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not late"
+	$(THREADS) $(KEEP) $(BIN)/python $(PYTEST) -m "not late"
 
 coverage: $(VENV)/.dev.stamp ## run the quick tests again and measure which lines of the package they reach
-	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not late and not browser" \
+	$(THREADS) $(KEEP) $(BIN)/python $(PYTEST) -m "not slow and not late and not browser" \
 		--cov=glamm_mini --cov-report=term --cov-fail-under=$(COVERAGE)
 
 test-all: $(VENV)/.dev.stamp ## run what `make test` leaves out: notebooks 10 to 15, from top to bottom
-	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m late tests/course/test_notebooks.py
+	$(THREADS) $(KEEP) $(BIN)/python $(PYTEST) -m late tests/course/test_notebooks.py
 
 $(LOWEST)/.stamp: pyproject.toml
 	$(PYTHON) -m venv --clear $(LOWEST)
@@ -61,7 +62,7 @@ $(LOWEST)/.stamp: pyproject.toml
 	@touch $@
 
 test-lowest: $(LOWEST)/.stamp ## run the quick tests with the lowest releases that pyproject.toml allows, in .venv-lowest
-	$(THREADS) $(LOWEST)/bin/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not late and not browser"
+	$(THREADS) $(KEEP) $(LOWEST)/bin/python $(PYTEST) -m "not slow and not late and not browser"
 
 lint: $(VENV)/.dev.stamp ## lint alone
 	$(BIN)/ruff check .

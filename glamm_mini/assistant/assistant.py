@@ -186,6 +186,7 @@ class Assistant:
         """From the ids of one answer and its mask logits (M, m, m) about a picture (H, W, 3)."""
         text, end = self.processor.decode(ids), self.processor.tokenizer.eos_token_id
         parsed, phrases = parse_grounded(text), []
+        parsed.notes += [] if text.strip() else ["the model wrote nothing"]
         # A row that ended is as long as the longest of its batch: it holds the end, and padding behind it.
         if end in ids:
             ids = ids[: ids.index(end) + 1]

@@ -219,7 +219,8 @@ class GlammProcessor(ProcessorMixin):
 
         A row is a conversation, or the ids that `encode` or `encode_latest` made of it.
         """
-        if not isinstance(rows, list | tuple) or not rows:
+        closed = (is_conversation(row) and row and row[-1][1] is not None for row in rows)
+        if not isinstance(rows, list | tuple) or not rows or any(closed):
             raise ValueError(f"rows is {repr(rows)[:60]}; expected a list of open conversations, or of their ids")
         ids = [isinstance(row, list | tuple) and row and all(isinstance(i, Integral) for i in row) for row in rows]
         rows = [row if own else self.encode(row, has_image)[0] for row, own in zip(rows, ids, strict=True)]
@@ -255,7 +256,7 @@ class GlammProcessor(ProcessorMixin):
             raise ValueError("videos or audio were given, but GLaMM sees images alone")
         if return_tensors not in (None, "pt"):
             raise ValueError(f"return_tensors is {return_tensors!r}; only 'pt' can be made")
-        if not isinstance(truncate, bool | np.bool_) or padding not in (True, False, "longest"):
+        if not isinstance(truncate, bool | np.bool_) or padding not in (True, "longest"):
             raise ValueError(f"truncate is {truncate!r}, padding {padding!r}; expected True or False, and True")
         if not (boxes is None or hasattr(boxes, "__len__")):
             raise ValueError(f"boxes is {boxes!r}; expected one entry a row")

@@ -85,9 +85,7 @@ TEMPLATE = """\
 {{- raise_exception('there is no question') if given and messages | length == 1 else '' -}}
 {%- for message in (messages[1:] if given else messages) -%}
 {%- set wanted = 'user' if loop.index is odd else 'assistant' -%}
-{%- if message.role != wanted -%}
-{{- raise_exception('the role is ' + message.role + '; expected user and assistant in turn') -}}
-{%- endif -%}
+{{- raise_exception('the roles are not user and assistant in turn') if message.role != wanted else '' -}}
 {%- if pictures(message) and (not loop.first or pictures(message) | length > 1) -%}
 {{- raise_exception('a conversation is about one image, which its first question holds') -}}
 {%- endif -%}

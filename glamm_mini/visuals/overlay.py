@@ -16,6 +16,8 @@ HALO = 0.75
 """Opacity of the white line around each outline, which keeps it visible on a background of its own color."""
 TRACED = 256
 """Masks are traced for SVG at this size at most: an area for the pointer needs no more."""
+SOFTEST = 16.0
+"""Pixels of the widest blur: a picture of a few pixels is enlarged a thousandfold, and wide blurs take long."""
 
 
 def shown_ratio(image: np.ndarray) -> float:
@@ -104,7 +106,7 @@ def _resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if scales == (1, 1):
         return mask
     soft = Image.fromarray(mask.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
-    return gaussian_filter(np.asarray(soft), [0.5 * s if s > 1 else 0.0 for s in scales], mode="nearest") > 0.5
+    return gaussian_filter(np.asarray(soft), [min(0.5 * s, SOFTEST) * (s > 1) for s in scales], mode="nearest") > 0.5
 
 
 def _draw_boxes(picture: Image.Image, boxes: np.ndarray) -> None:

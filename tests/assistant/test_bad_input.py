@@ -103,7 +103,8 @@ def test_no_picture_is_one_clear_error_in_every_call(glamm, tmp_path):
         ("<p> the sea [SEG]", 1, ["a [SEG] stands inside a phrase that was not closed"]),
         ("<p> <p> the sea", 0, ["a phrase was opened inside another; the first was never closed",
                                 "the last phrase was not closed"]),
-        ("", 0, []),
+        ("", 0, ["the model wrote nothing"]),
+        ("</s>", 0, ["the model wrote nothing"]),
         ("<p> </p> [SEG]", 1, []),
     ],
 )  # fmt: skip

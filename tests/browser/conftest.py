@@ -1,5 +1,9 @@
-"""One JupyterLab for all browser tests of a process; each test opens a notebook of its own, runs and clicks it."""
+"""One JupyterLab for all browser tests of a process; each test opens a notebook of its own, runs and clicks it.
 
+They share one kernel, which is emptied before each: to import torch and transformers again takes longer than a test.
+"""
+
+import json
 import os
 import re
 import subprocess
@@ -15,6 +19,11 @@ from nbformat.v4 import new_code_cell, new_notebook
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 120
 SETTINGS = ["--ServerApp.token=", "--ServerApp.password=", "--ServerApp.port=0", "--no-browser", "--allow-root"]
+SETTINGS += ["--ServerApp.disable_check_xsrf=True"]  # the tests start the kernel, and no page
+EMPTIED = """%reset -f
+from ipywidgets import Widget
+Widget.close_all()
+"""
 
 
 def pytest_collection_modifyitems(items):
@@ -58,8 +67,21 @@ def _address(process, log: Path) -> str:
     raise RuntimeError(f"JupyterLab did not start:\n{log.read_text(errors='replace')[-2000:]}")
 
 
+def _ask(address: str, where: str, **what) -> dict:
+    """What the server's interface answers to a POST."""
+    words = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"{address}/api/{where}", json.dumps(what).encode(), words)
+    return json.load(urllib.request.urlopen(request, timeout=SECONDS))
+
+
+@pytest.fixture(scope="session")
+def kernel(server) -> dict:
+    """The kernel of all notebooks."""
+    return _ask(server[0], "kernels", name="python3")
+
+
 @pytest.fixture
-def lab(server, chromium, request, tmp_path):
+def lab(server, kernel, chromium, request, tmp_path):
     """`lab(*cells)`: open a notebook with these code cells in JupyterLab, run all, and return Playwright's page.
 
     A screenshot of how it ended is left in the test's temporary folder, and in GLAMM_SHOTS where that is set.
@@ -69,9 +91,10 @@ def lab(server, chromium, request, tmp_path):
 
     def open_and_run(*cells: str):
         name = f"{re.sub(r'[^a-z0-9]+', '_', request.node.name.lower())}.ipynb"
-        notebook = new_notebook(cells=[new_code_cell(source) for source in cells])
+        notebook = new_notebook(cells=[new_code_cell(source) for source in (EMPTIED + cells[0], *cells[1:])])
         notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
         nbformat.write(notebook, folder / name)
+        _ask(address, "sessions", path=name, name=name, type="notebook", kernel={"id": kernel["id"]})
         page = chromium.new_page(viewport={"width": 1300, "height": 1100})
         pages.append(page)
         page.set_default_timeout(SECONDS * 1000)

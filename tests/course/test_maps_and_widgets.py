@@ -105,7 +105,7 @@ def test_an_illustration_has_words(answer):
     data, metadata = illustration(Image.new("RGB", (40, 30)), "a black field", width=20)._repr_png_()
     assert metadata["alt"] == "a black field" and metadata["width"] == 20 and data
     figure, _ = pyplot.subplots(figsize=(2, 1))
-    assert illustration(figure, "empty axes").data[:4] == b"\x89PNG" and not pyplot.get_fignums()
+    assert illustration(figure, "empty axes").data[:4] == b"\x89PNG" and not pyplot.fignum_exists(figure.number)
     with pytest.raises(ValueError, match="no words"):
         illustration(Image.new("RGB", (40, 30)), " ")
 

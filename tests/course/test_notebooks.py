@@ -16,6 +16,8 @@ from glamm_mini.course.sameness import bare, definitions
 ROOT = Path(__file__).resolve().parents[2]
 SLOWER = 3
 """How many times slower than the machine of the stated minutes a machine may be."""
+MORE = 1.15
+"""How many times the memory that was measured here another machine may take: how much is kept for reuse differs."""
 IMAGE_BYTES = 300_000
 NEVER = re.compile(r"\b(simply|obviously|just)\b", re.I)
 
@@ -151,6 +153,8 @@ def test_costs_are_those_of_the_stored_code():
     assert list(kept) == [path.stem for path in ROOM_PATHS], "run `make notebooks`"
     for path in ROOM_PATHS:
         assert kept[path.stem]["code"] == costs.fingerprint(nbformat.read(path, as_version=4)), f"run {path.stem} again"
+        promised = execute.stated(nbformat.read(path, as_version=4))[1]
+        assert kept[path.stem]["gigabytes"] <= promised <= 1.5 * kept[path.stem]["gigabytes"], path.stem
     assert costs.BETWEEN.search(costs.README.read_text())[0] == costs.table()
 
 
@@ -196,4 +200,4 @@ def test_a_room_and_its_solutions_run_from_top_to_bottom(path):
         if promise and done.computing is not None:
             minutes, gigabytes = promise
             assert done.computing <= 60 * minutes * SLOWER
-            assert gigabytes / 3 <= done.gigabytes <= gigabytes, "state the memory that was measured, rounded up"
+            assert done.gigabytes <= MORE * gigabytes, "state the memory that was measured, rounded up"

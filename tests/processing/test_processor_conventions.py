@@ -80,7 +80,7 @@ def test_a_system_message_takes_the_place_of_ours(processor):
     text = processor.apply_chat_template([{"role": "system", "content": "Be brief."}, *messages(TURNS[:1])])
     assert text == "Be brief. " + render(tiny().config.prompt, TURNS[:1], True).text
     for wrong in (messages(TURNS[:2])[1:], messages(TURNS[:1]) * 2, [{"role": "tool", "content": "x"}]):
-        with pytest.raises(Exception, match="role|image"):
+        with pytest.raises(ValueError, match="role|image"):
             processor.apply_chat_template(wrong)
 
 
@@ -107,6 +107,7 @@ def test_text_with_and_without_pictures(processor):
         dict(text=without, return_tensors="np"),
         dict(text=without, conversations=[TURNS[:1]]),
         dict(text=without, masks=[None]),
+        dict(text=[without, with_image], images=[PICTURE], padding=False),
     ):
         with pytest.raises(ValueError):
             processor(**wrong)
@@ -122,7 +123,7 @@ def test_batches_go_to_a_device(processor):
     assert moved["original"] == [(20, 30)]
     half = processor.images([PICTURE]).to(torch.bfloat16)
     assert half["global_images"].dtype == torch.bfloat16
-    assert processor.prompts([TURNS[:1]]).to("cpu", torch.bfloat16)["input_ids"].dtype == torch.long
+    assert processor.prompts([TURNS[-1:]]).to("cpu", torch.bfloat16)["input_ids"].dtype == torch.long
 
 
 def test_a_processor_of_transformers(processor, tmp_path, monkeypatch):
@@ -165,6 +166,12 @@ def test_a_history_of_thousands_of_turns_costs_no_more_than_what_fits(processor)
     assert ids.count(IMAGE_TOKEN_INDEX) == 1
     batch = processor.prompts([ids])
     assert batch["input_ids"].tolist() == [ids]
+
+
+@pytest.mark.parametrize("rows", [[TURNS[:1]], [TURNS[-1:], TURNS[:2]], [[("What?", "")]], [[]], [], "rows"], ids=repr)
+def test_prompts_are_open_conversations(processor, rows):
+    with pytest.raises(ValueError, match="rows|turn"):
+        processor.prompts(rows)
 
 
 def test_half_of_a_letter_is_named(processor):
