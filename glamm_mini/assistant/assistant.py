@@ -14,7 +14,7 @@ from glamm_mini import paths
 from glamm_mini.assistant.answer import Chat, GroundedAnswer, GroundedPhrase, box_around, source_of
 from glamm_mini.assistant.familiar import Familiar
 from glamm_mini.assistant.generation import BROKEN, MAX_NEW_TOKENS, AnswerStream, Options, TokenChooser, checked_options
-from glamm_mini.assistant.memory import FeatureMemory, evaluating, weights_state
+from glamm_mini.assistant.memory import FeatureMemory, evaluating, turn_of, weights_state
 from glamm_mini.assistant.requests import WORDINGS, Request, Wording, checked_turns, prepare, question_of, requests_for
 from glamm_mini.checkpoints.load import HUB, load_model
 from glamm_mini.checkpoints.save import check_pair
@@ -46,8 +46,9 @@ class Assistant:
     keyword and returns a GroundedAnswer; FileNotFoundError and ValueError name what is wrong with an image, a text, a
     box or an option.
 
-    Threads may share an assistant, and assistants a model. Answers are given in evaluation mode; a model that was in
-    training mode is so again afterwards. To train a model while another thread asks it, give the assistant a copy.
+    Threads may share an assistant, and assistants a model; their answers take turns. Answers are given in evaluation
+    mode; a model that was in training mode is so again afterwards. To train a model while another thread asks it, give
+    the assistant a copy.
 
     max_new_tokens: the length at which answers are cut where a call names none; 256, or 512 in official mode.
     familiar: what pictures of the model's training look like; others get a note.
@@ -135,11 +136,13 @@ class Assistant:
                 raise ValueError(f"requests[{k}] is a {type(request).__name__}; expected Request(image, question)")
         length = MAX_NEW_TOKENS[self.config.mode] if self.max_new_tokens is None else self.max_new_tokens
         how, t = checked_options(options, length, len(requests)), self.processor.tokenizer
-        stream = AnswerStream(how["streamer"], {t.bos_token_id, t.eos_token_id, t.pad_token_id} - {None})
+        drop = {t.bos_token_id, t.eos_token_id, t.pad_token_id} - {None}
+        stream = AnswerStream(how["streamer"], drop, turn_of(self.model))
         try:
-            return self._answers(requests, how, stream) if requests else []
+            with stream.turn:
+                return self._answers(requests, how, stream) if requests else []
         finally:
-            stream.end()
+            stream.close()
 
     def _answers(self, requests: list[Request], how: Options, stream: AnswerStream) -> list[GroundedAnswer]:
         keys = [os.fspath(r.image) if isinstance(r.image, str | os.PathLike) else id(r.image) for r in requests]

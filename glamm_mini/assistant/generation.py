@@ -101,21 +101,30 @@ class TokenChooser(LogitsProcessor):
 
 
 class AnswerStream:
-    """Hands on to a streamer, or to None, what belongs to the answer: not its begin, end and padding, `drop`."""
+    """Hands on to a streamer, or to None, what belongs to the answer: not its begin, end and padding, `drop`.
 
-    def __init__(self, streamer, drop: Iterable[int]):
-        self.streamer, self.drop, self.begun = streamer, torch.tensor([*drop]), False
+    The streamer runs without the model's `turn`: it may ask the model itself, or wait for a thread that does.
+    """
+
+    def __init__(self, streamer, drop: Iterable[int], turn):
+        self.streamer, self.drop, self.begun, self.turn = streamer, torch.tensor([*drop]), False, turn
 
     def put(self, value: torch.Tensor) -> None:
         """value: (1, 0), the prompt, which is fed as embeddings; then (1,), a token each time."""
         # A streamer with skip_prompt=True passes over the first call, whatever it brings.
         value = value[~torch.isin(value, self.drop)] if self.begun else value
         if len(value) or not self.begun:
-            self.streamer.put(value)
+            self.turn.release()
+            try:
+                self.streamer.put(value)
+            finally:
+                self.turn.acquire()
         self.begun = True
 
     def end(self) -> None:
-        """The answer is complete, or has failed: without an end, its reader would wait for ever. Handed on once."""
-        streamer, self.streamer = self.streamer, None
-        if streamer is not None:
-            streamer.end()
+        """What `generate` calls; the reader hears of the end when the answer is complete, by `close`."""
+
+    def close(self) -> None:
+        """The answer is complete, or has failed: without an end, its reader would wait for ever."""
+        if self.streamer is not None:
+            self.streamer.end()

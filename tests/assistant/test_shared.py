@@ -60,7 +60,7 @@ def test_threads_get_the_words_and_masks_of_a_sequence(tiny, pictures, threads):
 
 
 def test_eight_threads_are_no_slower_than_eight_in_a_row(tiny, pictures):
-    """On free cores it takes about half of the time; the bar is for machines whose cores have other work."""
+    """They take turns; the bar is for machines whose cores have other work."""
     times = []
     for _ in range(3):
         start = time.perf_counter()
@@ -72,7 +72,30 @@ def test_eight_threads_are_no_slower_than_eight_in_a_row(tiny, pictures):
             jobs = [pool.submit(Assistant(tiny.model, tiny.processor).describe, p, **SHORT) for p in pictures * 2]
             [job.result() for job in jobs]
             times.append((time.perf_counter() - start) / row)
-    assert min(times) < 2.5
+    assert min(times) < 1.3
+
+
+class Asking:
+    """A streamer that asks the model itself, in its own thread and in another, before it hands on a token."""
+
+    def __init__(self, ask):
+        self.ask, self.heard, self.ends = ask, [], 0
+
+    def put(self, value):
+        if not self.heard:
+            with ThreadPoolExecutor(1) as pool:
+                self.heard = [self.ask(), pool.submit(self.ask).result()]
+
+    def end(self):
+        self.heard.append(self.ask())
+        self.ends += 1
+
+
+def test_a_streamer_may_ask_the_model(tiny, pictures):
+    want = [tiny.describe(picture, **SHORT) for picture in pictures[:2]]
+    asking = Asking(lambda: tiny.describe(pictures[1], **SHORT))
+    assert tiny.describe(pictures[0], streamer=asking, **SHORT) == want[0]
+    assert asking.heard == [want[1]] * 3 and asking.ends == 1
 
 
 def test_chats_and_assistants_on_one_model_do_not_mix(tiny, pictures):
