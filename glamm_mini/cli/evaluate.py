@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 from typing import Annotated
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Column, Table
 from typer import Argument, Option, echo
@@ -144,6 +145,8 @@ def _score(task: str, predictions: Path, ground_truth: Path, split: str, scoring
     how = {"protocol": scoring.protocol, "similarity": scoring.similarity, "meteor": not scoring.no_meteor}
     figures = score_folder(task, predictions, ground_truth, split, **how, progress=shown)
     Console().print(result_table(task, figures[task]))
+    if "kinds" in figures[task]:
+        Console().print(kinds_table(figures[task]["kinds"]))
     echo("\n".join([counted(figures[task]), *(f"note: {note}" for note in figures[task]["notes"])]))
     return figures
 
@@ -159,13 +162,22 @@ def counted(values: dict) -> str:
 
 def result_table(task: str, values: dict) -> Table:
     """The figures of a task: a row a figure; official, fixed and, where there are any, unseen things side by side."""
-    others = (*COUNTS, "notes", "similarity", "official", "fixed", "unseen")
+    others = (*COUNTS, "notes", "similarity", "official", "fixed", "unseen", "kinds")
     fixed = values.get("fixed") or {name: value for name, value in values.items() if name not in others}
     columns = {"official": values.get("official"), "fixed": fixed, "unseen things": values.get("unseen")}
     columns = {name: column for name, column in columns.items() if column}
     table = Table("figure", *(Column(name, justify="right") for name in columns), title=task)
     for figure in dict.fromkeys(figure for column in (fixed, *columns.values()) for figure in column):
         table.add_row(figure, *(_cell(column.get(figure, "")) for column in columns.values()))
+    return table
+
+
+def kinds_table(kinds: dict[str, dict]) -> Table:
+    """The fixed figures of each kind of question or expression: a row a kind."""
+    names = next(iter(kinds.values()))
+    table = Table("kind", *(Column(name, justify="right") for name in names))
+    for kind, values in kinds.items():
+        table.add_row(escape(kind), *map(_cell, values.values()))
     return table
 
 

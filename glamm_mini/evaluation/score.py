@@ -13,7 +13,7 @@ from glamm_mini.evaluation.captioning import Captions, caption_scores
 from glamm_mini.evaluation.fields import by_id, check_choice, checked
 from glamm_mini.evaluation.gcg import compare_images, fixed_grounding, official_grounding, unseen_grounding
 from glamm_mini.evaluation.masks import decode_masks
-from glamm_mini.evaluation.segmentation import fixed_refseg, official_refseg, unseen_refseg
+from glamm_mini.evaluation.segmentation import fixed_refseg, official_refseg, refseg_by_kind, unseen_refseg
 from glamm_mini.evaluation.similarity import SIMILARITIES, get_similarity
 from glamm_mini.paths import folder_path
 
@@ -36,7 +36,8 @@ def score_folder(
     Returns `{"gcg": {"official": {...}, "fixed": {...}, "images": n, "missing_predictions": n, "notes": [...]}}`;
     for tasks other than gcg the fixed figures stand at the top level and the official ones under "official".
     Fractions are 0..1, CIDEr on its own scale, None what can't be computed (a note says why). Where the ground truth
-    holds things that training never showed, "unseen" has their own fixed figures (gcg, grounding, refseg, regcap).
+    holds things that training never showed, "unseen" has their own fixed figures (gcg, grounding, refseg, regcap);
+    where it says of which kind a question or an expression is, "kinds" has the fixed figures of each (vqa, refseg).
     Raises ValueError for an unknown task, protocol or similarity, and for missing or broken files, TypeError for what
     is no path or, as `progress`, no function.
     """
@@ -61,6 +62,8 @@ def score_folder(
         figures = {**figures.pop("fixed", {}), **figures}
     if unseen is not None and protocol != "official":
         figures["unseen"] = unseen
+    if protocol == "official" or not about.get("kinds"):
+        about.pop("kinds", None)
     return {task: {**figures, **about}}
 
 
@@ -162,7 +165,7 @@ def _read_asked(place: Place, part: str, name: str, form: dict) -> tuple[list[_A
 
 def _score_refseg(place: Place, progress: Callable) -> Scored:
     images, about = _read_asked(place, "expressions", "sent_id", records.EXPRESSIONS)
-    pairs, unseen, drawn_items = [], [], []
+    pairs, unseen, kinds, drawn_items = [], [], [], []
     for truth, record, asked, where, file in progress(images):
         size = tuple(truth["size"])
         true_masks = decode_masks([one["mask"] for one, _ in asked.values()], size, f"{where}: the expressions' masks")
@@ -171,6 +174,7 @@ def _score_refseg(place: Place, progress: Callable) -> Scored:
             # No mask at all gives an empty one.
             pairs.append((mask, decode_masks(answered, size, f"{file}: expression {key!r}, mask").any(0)))
             unseen.append(bool(expression.get("unseen")))
+            kinds.append(expression.get("kind"))
         if forced := record.get("teacher_forced"):  # masks of the expressions that the official variant drew
             drawn = [str(sent_id) for sent_id in forced["sent_ids"]]
             for key in drawn:
@@ -182,7 +186,8 @@ def _score_refseg(place: Place, progress: Callable) -> Scored:
         about["notes"].append("official is null: these predictions hold no teacher_forced masks")
     elif len(drawn_items) < len(images):
         about["notes"].append(f"official covers the {len(drawn_items)} images that have teacher-forced masks")
-    return official, fixed_refseg(pairs), {"expressions": len(pairs), **about}, unseen_refseg(pairs, unseen)
+    about = {"expressions": len(pairs), **about, "kinds": refseg_by_kind(pairs, kinds)}
+    return official, fixed_refseg(pairs), about, unseen_refseg(pairs, unseen)
 
 
 def _score_vqa(place: Place, progress: Callable) -> Scored:
@@ -190,6 +195,11 @@ def _score_vqa(place: Place, progress: Callable) -> Scored:
     entries = [entry for image in progress(images) for entry in image.asked.values()]
     expected, answers = [one["answer"] for one, _ in entries], [said.get("text", "") for _, said in entries]
     about["notes"].append("official is null: the official code has no score for questions")
+    kinds, about["kinds"] = [one.get("kind") for one, _ in entries], {}
+    for kind in sorted({*kinds} - {None}):
+        own = [k for k, name in enumerate(kinds) if name == kind]
+        accuracy = answer_accuracy([expected[k] for k in own], [answers[k] for k in own])
+        about["kinds"][kind] = {"accuracy": accuracy, "questions": len(own)}
     return None, {"accuracy": answer_accuracy(expected, answers)}, {"questions": len(expected), **about}, None
 
 

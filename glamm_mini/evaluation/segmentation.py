@@ -39,10 +39,29 @@ def fixed_refseg(pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict:
     """
     if not pairs:
         return {"ciou": None, "giou": None, "p50": None}
-    both, either = np.array([_overlap(*pair) for pair in pairs]).T
-    ious = np.where(either > 0, both / np.maximum(either, 1), 1.0)
+    both, either, ious = _overlaps(pairs)
     ciou = float(both.sum() / either.sum()) if either.sum() else 1.0
     return {"ciou": ciou, "giou": float(ious.mean()), "p50": float((ious >= 0.5).mean())}
+
+
+def _overlaps(pairs: list) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pixels of the intersections and of the unions of all pairs, and their IoU; 1 of two empty masks."""
+    both, either = np.array([_overlap(*pair) for pair in pairs]).T
+    return both, either, np.where(either > 0, both / np.maximum(either, 1), 1.0)
+
+
+ASTRAY = 0.1
+"""Below this IoU a mask lies on something else."""
+
+
+def refseg_by_kind(pairs: list[tuple[np.ndarray, np.ndarray]], kinds: list[str | None]) -> dict[str, dict]:
+    """By kind of expression, sorted: p50, astray (share of IoU < 0.1), expressions; those without kind are left out."""
+    found = {}
+    for kind in sorted({*kinds} - {None}):
+        kept = [pair for pair, own in zip(pairs, kinds, strict=True) if own == kind]
+        astray = float((_overlaps(kept)[2] < ASTRAY).mean())
+        found[kind] = {"p50": fixed_refseg(kept)["p50"], "astray": astray, "expressions": len(kept)}
+    return found
 
 
 def unseen_refseg(pairs: list[tuple[np.ndarray, np.ndarray]], unseen: list[bool]) -> dict | None:

@@ -38,8 +38,7 @@ class TruthWriter:
         elif self.task == "refseg":
             said = expressions(sample)
             for k, expression in enumerate(said):
-                if facts_of(sample, k).get("unseen"):
-                    expression["unseen"] = True
+                expression |= _marks(facts_of(sample, k))
             self.images.append({"image_id": image_id, "size": list(sample.image.shape[:2]), "expressions": said})
         elif self.task == "regcap":
             for k, turn in enumerate(turns):
@@ -50,7 +49,8 @@ class TruthWriter:
                 self.annotations.append({"id": len(self.annotations) + 1, "image_id": image_id, "caption": caption})
         else:
             questions = [
-                {"question_id": k, "question": turn.question, "answer": captions[k]} for k, turn in enumerate(turns)
+                {"question_id": k, "question": turn.question, "answer": captions[k]} | _marks(facts_of(sample, k))
+                for k, turn in enumerate(turns)
             ]
             self.images.append({"image_id": image_id, "questions": questions})
 
@@ -125,6 +125,11 @@ def facts_of(sample: Sample, conversation: int) -> dict:
     """What the data set keeps beside a conversation for scoring; empty where it keeps nothing."""
     truths = sample.extras.get("truth")
     return truths[conversation] if truths else {}
+
+
+def _marks(facts: dict) -> dict:
+    """Of a question or an expression: its kind, and that training never shows what it means; where they are known."""
+    return {name: facts[name] for name in ("kind", "unseen") if facts.get(name)}
 
 
 def classes_present(sample: Sample) -> list[str]:

@@ -219,8 +219,8 @@ class GlammProcessor(ProcessorMixin):
 
         A row is a conversation, or the ids that `encode` or `encode_latest` made of it.
         """
-        closed = (is_conversation(row) and row and row[-1][1] is not None for row in rows)
-        if not isinstance(rows, list | tuple) or not rows or any(closed):
+        listed = rows if isinstance(rows, list | tuple) else []
+        if not listed or any(is_conversation(row) and row and row[-1][1] is not None for row in listed):
             raise ValueError(f"rows is {repr(rows)[:60]}; expected a list of open conversations, or of their ids")
         ids = [isinstance(row, list | tuple) and row and all(isinstance(i, Integral) for i in row) for row in rows]
         rows = [row if own else self.encode(row, has_image)[0] for row, own in zip(rows, ids, strict=True)]

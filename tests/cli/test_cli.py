@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 import glamm_mini
 from glamm_mini.assistant.assistant import GroundedAnswer, GroundedPhrase
 from glamm_mini.cli import main as cli
 from glamm_mini.cli.demo import check_boxes, names_of
+from glamm_mini.cli.evaluate import kinds_table
 from glamm_mini.processing.images import load_image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -226,3 +228,10 @@ def test_extras_of_modules_agree_with_the_requirements():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for module, extra in cli.MODULES_OF_EXTRAS.items():
         assert any(line.startswith(module) for line in extras[extra]), f"{module} is not in {extra}"
+
+
+def test_kinds_are_shown_as_they_are_written(capsys):
+    kinds = {"[bold]box": {"accuracy": 0.5, "questions": 4}, "count": {"accuracy": None, "questions": 1}}
+    Console(width=80).print(kinds_table(kinds))
+    shown = capsys.readouterr().out
+    assert "[bold]box" in shown and "0.5000" in shown and "count" in shown

@@ -100,6 +100,8 @@ CHANGES = [
     ("gcg", MASKS, ("annotations", 3, "unseen"), "no", ["annotations[3]", "'unseen'"]),
     ("refseg", REFSEG, (1, "expressions", 2, "unseen"), "no", ["expressions[2]", "'unseen'"]),
     ("regcap", REGCAP, ("annotations", 1, "unseen"), "no", ["annotations[1]", "'unseen'"]),
+    ("refseg", REFSEG, (1, "expressions", 2, "kind"), 3, ["expressions[2]", "'kind'"]),
+    ("vqa", VQA, (1, "questions", 0, "kind"), ["x"], ["questions[0]", "'kind'"]),
     ("gcg", MASKS, ("annotations", 3, "attributes"), "a red kite", ["annotations[3]", "'attributes'"]),
     ("gcg", MASKS, ("images",), [{"id": f"picture_{k:03}"} for k in range(4)], ["different images", "caption_gt.json"]),
     ("gcg", CAPTIONS, ("images", 1, "height"), GONE, ["images[1]", "'height'"]),

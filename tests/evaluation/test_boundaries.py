@@ -18,7 +18,13 @@ from glamm_mini.evaluation.masks import decode_masks, iou_matrix
 from glamm_mini.evaluation.predict import compare_settings, predict_samples
 from glamm_mini.evaluation.records import GroundedPrediction, GroundedTruth, read_json, strangers, write_json
 from glamm_mini.evaluation.score import normalize_answer
-from glamm_mini.evaluation.segmentation import draw_expressions, fixed_refseg, official_refseg, unseen_refseg
+from glamm_mini.evaluation.segmentation import (
+    draw_expressions,
+    fixed_refseg,
+    official_refseg,
+    refseg_by_kind,
+    unseen_refseg,
+)
 from glamm_mini.evaluation.similarity import THRESHOLD, cosine, get_similarity
 from glamm_mini.evaluation.truth import TruthWriter, classes_present
 from glamm_mini.processing.images import encode_mask
@@ -160,6 +166,19 @@ def test_p50_counts_an_iou_of_exactly_one_half():
         "ciou": 0.5, "giou": 0.5, "p50": 1.0, "expressions": 1,
     }  # fmt: skip
     assert unseen_refseg([(true, half)], [False]) is None
+
+
+def test_a_mask_is_astray_below_an_iou_of_one_tenth():
+    def cut(pixels: int) -> np.ndarray:
+        return np.arange(12).reshape(3, 4) < pixels
+
+    tenth, less, half = (cut(1), cut(10)), (cut(1), cut(11)), (cut(1), cut(2))
+    found = refseg_by_kind([tenth, less, half, less], ["group", "class", "class", None])
+    assert list(found.items()) == [
+        ("class", {"p50": 0.5, "astray": 0.5, "expressions": 2}),
+        ("group", {"p50": 0.0, "astray": 0.0, "expressions": 1}),
+    ]
+    assert refseg_by_kind([tenth], [None]) == {}
 
 
 def test_an_expression_without_a_prediction_counts_in_giou_alone():

@@ -99,6 +99,42 @@ def test_protocol_picks_the_columns(tmp_path):
     assert "official" not in figures("refseg", tmp_path / "refseg", protocol="fixed")
 
 
+@pytest.mark.parametrize("task", ["vqa", "refseg"])
+def test_kinds_have_figures_of_their_own(task, tmp_path):
+    """Together those of all; what has no kind is in no row."""
+    run(task, Careless(task), tmp_path)
+    whole = figures(task, tmp_path)
+    assert "kinds" not in whole, "no kind is known"
+    path, part = tmp_path / "ground_truth" / f"test_{task}_gt.json", "questions" if task == "vqa" else "expressions"
+    truth = json.loads(path.read_text())
+    asked = [one for image in truth for one in image[part]]
+    for k, one in enumerate(asked):
+        one["kind"] = "many" if k % 3 else "few"
+    path.write_text(json.dumps(truth))
+    kinds, name = figures(task, tmp_path)["kinds"], "accuracy" if task == "vqa" else "p50"
+    assert list(kinds) == ["few", "many"] and kinds["few"][part] == (len(asked) + 2) // 3
+    assert sum(row[part] for row in kinds.values()) == len(asked)
+    assert sum(row[name] * row[part] for row in kinds.values()) / len(asked) == pytest.approx(whole[name])
+    assert "kinds" not in figures(task, tmp_path, protocol="official")
+    del asked[0]["kind"]
+    path.write_text(json.dumps(truth))
+    assert figures(task, tmp_path)["kinds"]["few"][part] == kinds["few"][part] - 1
+
+
+@pytest.mark.parametrize(("task", "kinds"), [
+    ("vqa", {"exists", "colour", "pattern", "count", "where", "size: which", "box: what", "box: colour"}),
+    ("refseg", {"attribute", "class", "group", "relation", "stuff", "superlative"}),
+])  # fmt: skip
+def test_storybook_tells_kinds(task, kinds, tmp_path):
+    watch = StorybookOracle()
+    stories = watch.watch(evaluation_samples(task, "test", 7, 80, long_side=48))
+    predict_samples(task, watch, stories, tmp_path, "test", {"task": task, "data": "storybook"})
+    found = figures(task, tmp_path)["kinds"]
+    assert kinds <= set(found)
+    for row in found.values():
+        assert row["accuracy" if task == "vqa" else "p50"] == 1.0
+
+
 def test_scores_rank_the_answers_masks(tmp_path):
     """AP rises when the wrong masks have the lower scores; officially every score is 1."""
     run("gcg", Oracle("gcg"), tmp_path)

@@ -168,7 +168,10 @@ def test_a_history_of_thousands_of_turns_costs_no_more_than_what_fits(processor)
     assert batch["input_ids"].tolist() == [ids]
 
 
-@pytest.mark.parametrize("rows", [[TURNS[:1]], [TURNS[-1:], TURNS[:2]], [[("What?", "")]], [[]], [], "rows"], ids=repr)
+CLOSED = [[TURNS[:1]], [TURNS[-1:], TURNS[:2]], [[("What?", "")]]]
+
+
+@pytest.mark.parametrize("rows", [*CLOSED, [[]], [], "rows", 5, None], ids=repr)
 def test_prompts_are_open_conversations(processor, rows):
     with pytest.raises(ValueError, match="rows|turn"):
         processor.prompts(rows)

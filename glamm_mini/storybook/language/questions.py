@@ -18,7 +18,8 @@ from glamm_mini.storybook.world.relations import LOOSE, ORDER, RELATIONS, View
 
 @dataclass(frozen=True)
 class Asked:
-    """question: may hold `<bbox>`; answer: one to four words; kind; members: the things of its boxes, in order."""
+    """question: may hold `<bbox>`; answer: one to four words; kind: an asker, or one and what it asks of a box or a
+    pair; members: the things of its boxes, in order."""
 
     question: str
     answer: str
@@ -158,9 +159,9 @@ def ask_size(view: View, rng: random.Random) -> Asked | None:
         return None
     kind = pick(rng, ("larger", "smaller", "larger than"))
     if kind == "larger than":
-        return Asked(_ask(rng, kind, x=x, y=y), _yes(rank > 0), "size")
+        return Asked(_ask(rng, kind, x=x, y=y), _yes(rank > 0), "size: yes or no")
     chosen = a if (rank > 0) == (kind == "larger") else b
-    return Asked(_ask(rng, kind, x=x, y=y), _cap_first(x if chosen == a else y), "size")
+    return Asked(_ask(rng, kind, x=x, y=y), _cap_first(x if chosen == a else y), "size: which")
 
 
 def _cap_first(text: str) -> str:
@@ -227,11 +228,11 @@ def ask_box(view: View, rng: random.Random) -> Asked | None:
             return None
         side = pick(rng, ("left", "right"))
         left = view.left_of(two[0], two[2])
-        return Asked(_ask(rng, side, x=BOX, y=BOX), _yes(left == (side == "left")), "box", (two[0], two[2]))
+        return Asked(_ask(rng, side, x=BOX, y=BOX), _yes(left == (side == "left")), "box: side", (two[0], two[2]))
     if kind == "what":
-        return Asked(_ask(rng, kind, x=BOX), _cap_first(with_article(thing.cls)), "box", (k,))
+        return Asked(_ask(rng, kind, x=BOX), _cap_first(with_article(thing.cls)), "box: what", (k,))
     value = getattr(thing, kind)
-    return Asked(_ask(rng, kind, x=BOX), _cap(value), "box", (k,))
+    return Asked(_ask(rng, kind, x=BOX), _cap(value), f"box: {kind}", (k,))
 
 
 NEIGHBOURS = (
@@ -260,7 +261,7 @@ def _box_neighbour(view: View, rng: random.Random) -> Asked | None:
         return None
     rare = [option for option in options if option[0] in ("what is behind", "what is in front")]
     kind, k, other = pick(rng, rare if rare and rng.random() < 0.6 else options)
-    return Asked(_ask(rng, kind, x=BOX), _answer_name(view, other), "box", (k,))
+    return Asked(_ask(rng, kind, x=BOX), _answer_name(view, other), f"box: {kind}", (k,))
 
 
 ASKERS = {

@@ -89,8 +89,9 @@ def _single(things: list[dict], boxes: list) -> DenseLabels:
 
 def mask_boxes(masks: torch.Tensor) -> torch.Tensor:
     """(M, H, W) bool to boxes (M, 4) in pixels, x0 y0 x1 y1, x1 and y1 exclusive; zeros for an empty mask."""
-    boxes = masks_to_boxes(masks)  # torchvision's x1 and y1 are the last pixels'
-    boxes[:, 2:] += masks.flatten(1).any(1)[:, None]
+    boxes, seen = masks.new_zeros(len(masks), 4, dtype=torch.float32), masks.flatten(1).any(1)
+    # torchvision's x1 and y1 are the last pixels'; release 0.24 fails on an empty mask.
+    boxes[seen] = masks_to_boxes(masks[seen]) + boxes.new_tensor([0, 0, 1, 1])
     return boxes
 
 
