@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from glamm_mini import paths
-from glamm_mini.checks.bench import answer_speed, cached_generation, sam_speed, whole_size
+from glamm_mini.checks.bench import answer_speed, cached_generation, sam_speed, training_step, whole_size
 from glamm_mini.checks.bench.measure import Measured, Report, Setting, memory_of, paired
 from glamm_mini.cli.main import main
 from glamm_mini.model.region_encoder import RegionEncoder
@@ -156,3 +156,29 @@ def test_json_alone_on_standard_output(monkeypatch, capsys):
         main(["bench", "sam", "--device", "cpu", "--threads", "1", "--json", "-"])
     out = capsys.readouterr().out
     assert out.count("\n") == 1 and json.loads(out)["sam"]["rows"]["a"]["ratio"]["median"] == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_training_step_is_measured_part_by_part(monkeypatch, dtype):
+    for name, value in {"SCENES": 1, "CONVERSATIONS": 2, "SIDE": 64}.items():
+        monkeypatch.setattr(training_step, name, value)
+    report = training_step.run(Setting(2, 1, CPU, dtype)).as_dict()["training"]
+    rows, parts = report["rows"], list(training_step.PARTS)
+    assert list(rows)[:6] == parts and report["setting"]["conversations"] == 2
+    assert all(row["ours"]["min"] > 0 for row in rows.values())
+    assert rows["whole step"]["ours"]["min"] <= sum(rows[part]["ours"]["median"] for part in parts) * 1.0001
+    assert rows["whole step"]["ours"]["min"] >= sum(rows[part]["ours"]["min"] for part in parts)
+    share, operations, counts = report["notes"]
+    assert str(dtype).removeprefix("torch.") in share
+    # The first scene is not measured: its step is the first of a process.
+    _, processor = training_step.untrained("tiny")
+    side = processor.config.grounding.image_size
+    scenes = training_step.StorybookDataset("train", 0, 9, side, training_step.MIXTURE, 2)
+    batches = [training_step.JointCollate(processor)([scenes[k]]) for k in (1, 2)]
+    lengths = [b["input_ids"].numel() + processor.config.image_tokens - 1 for b in batches]
+    masks = [sum(len(m) for m in b["masks"]) for b in batches]
+    assert counts == f"{sum(lengths) / 2:.0f} positions and {sum(masks) / 2:.0f} masks a step"
+    # Six operations a weight and position are the least of a forward and a backward pass through the language model.
+    weights = sum(p.numel() for p in training_step.untrained("tiny")[0].language_model.model.layers.parameters())
+    least = 6 * weights * (training_step.JointCollate(processor)([scenes[0]])["input_ids"].numel() + 143) / 1e9
+    assert least < float(operations.split("; ")[1].split()[0]) < 20 * least

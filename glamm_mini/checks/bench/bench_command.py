@@ -10,7 +10,9 @@ from rich.table import Table
 from glamm_mini.cli.options import JsonFile, figures_to
 
 BENCHMARKS = {"generation": "cached_generation", "sam": "sam_speed", "answers": "answer_speed", "7b": "whole_size"}
+BENCHMARKS |= {"training": "training_step"}
 """Name -> module of glamm_mini.checks.bench."""
+ONE_SIZE = {"generation": "the reference's small case", "training": "tiny"}
 
 
 def bench(
@@ -28,7 +30,8 @@ def bench(
 
     generation: 64 tokens with a cache, against everything again at each step. sam: the ViT-B image encoder at
     1024 pixels, against segment-anything's own. answers: the tiny model from pixels to masks, first and with features
-    kept. 7b: an answer and LoRA training steps at the 7B size with random weights, for a GPU with 80 GB.
+    kept. 7b: an answer and LoRA training steps at the 7B size with random weights, for a GPU with 80 GB. training: one
+    step of `train storybook`, part by part.
     """
     with figures_to(json_file) as figures:
         figures |= measure(name, repeats, threads, device, dtype, size)
@@ -90,8 +93,8 @@ def find_dtype(name: str, given: str | None):
 def _check_size(name: str, size: str | None) -> None:
     from glamm_mini.model.config import SIZES
 
-    if size is not None and name == "generation":
-        raise ValueError("`bench generation` has one size, the reference's small case; leave --size out")
+    if size is not None and name in ONE_SIZE:
+        raise ValueError(f"`bench {name}` has one size, {ONE_SIZE[name]}; leave --size out")
     if size is not None and name != "answers" and size not in SIZES:
         raise ValueError(f"size {size!r} is unknown; expected one of {', '.join(SIZES)}")
 

@@ -1,10 +1,12 @@
 """What limits the tiny model? GLaMM put together from its backbones, with its own encoders or with perfect ones.
 
     python -m glamm_mini.storybook.pretrain.ceilings --backbones data/checkpoints/backbones --scenes 40
+    python -m glamm_mini.storybook.pretrain.ceilings --phrases tiny --scenes 120
 
 Perfect encoders write the true code of every patch and region, so that what is still wrong comes from the language
 model or the segmenter; the difference to the second row is the encoder's. Nothing was trained together yet: both rows
-also tell where GLaMM's own training starts.
+also tell where GLaMM's own training starts. With `--phrases`, a trained model's captions are taken apart instead; see
+`next_phrase`.
 """
 
 import argparse
@@ -14,12 +16,14 @@ import torch
 from torch import nn
 
 from glamm_mini import paths
-from glamm_mini.assistant.assistant import Assistant
+from glamm_mini.assistant.assistant import Assistant, load
 from glamm_mini.data.sample import Sample
 from glamm_mini.model.glamm import ImageFeatures
+from glamm_mini.storybook.dataset import evaluation_samples
 from glamm_mini.storybook.pretrain import run
 from glamm_mini.storybook.pretrain.code_book import CodeBook
 from glamm_mini.storybook.pretrain.dense_labels import dense_labels, region_labels
+from glamm_mini.storybook.pretrain.next_phrase import next_phrases, table
 from glamm_mini.storybook.pretrain.validation import storybook_figures
 
 
@@ -83,7 +87,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backbones", type=Path, default=None, help="folder; default: the bundled ones")
     parser.add_argument("--scenes", type=int, default=40, help="how many val scenes (default 40)")
+    parser.add_argument("--phrases", metavar="MODEL", help="what this model names next in true captions, instead")
+    parser.add_argument("--split", default="test", help="of --phrases (default test)")
+    parser.add_argument("--seed", type=int, default=7, help="of --phrases (default 7)")
     given = parser.parse_args()
+    if given.phrases is not None:
+        samples = evaluation_samples("gcg", given.split, given.seed, given.scenes)
+        print(table(next_phrases(load(given.phrases), samples)))
+        return
     found = ceilings(given.backbones or paths.checkpoint_folder("backbones"), given.scenes)
     print(f"{'':26}" + "".join(f"{name:>18}" for name in found))
     for figure in next(iter(found.values())):
