@@ -5,23 +5,26 @@ AdamW. Fused attention and all products of matrices are counted as floating-poin
 large product of matrices reaches here.
 """
 
+import statistics
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch.utils.flop_counter import FlopCounterMode
 
 from glamm_mini import paths
 from glamm_mini.checks.bench.measure import Measured, Report, Setting, seconds
 from glamm_mini.storybook.dataset import MIXTURE, StorybookDataset
 from glamm_mini.storybook.pretrain.joint_stage import JointCollate
-from glamm_mini.storybook.pretrain.run import load_backbones, untrained
+from glamm_mini.storybook.pretrain.run import StorybookOptions, load_backbones, untrained
 from glamm_mini.training.data_order import COUNTS
 from glamm_mini.training.optimizer import build_optimizer, clip_gradients
 from glamm_mini.training.recipes import read_recipe
 
-SCENES, CONVERSATIONS = 8, 11
+RECIPE = read_recipe("storybook", "tiny").settings
+SCENES, CONVERSATIONS = RECIPE.batch_size // 2, StorybookOptions().conversations
 """Of one step: half the recipe's batch, which is what one of two processes does."""
 SIDE = 2048
 """Of the matrices whose product is the machine's peak."""
@@ -33,7 +36,7 @@ def run(setting: Setting) -> Report:
     device, half = setting.device, setting.dtype
     glamm, processor = untrained("tiny")
     stage = load_backbones(paths.checkpoint_folder("backbones"), glamm).to(device).train()
-    optimizer = build_optimizer(stage, read_recipe("storybook", "tiny").settings)
+    optimizer = build_optimizer(stage, RECIPE)
     scenes = StorybookDataset("train", 0, 10**9, processor.config.grounding.image_size, MIXTURE, CONVERSATIONS)
     collate = JointCollate(processor)
     took: dict[str, list[float]] = {part: [] for part in PARTS}
@@ -51,11 +54,11 @@ def run(setting: Setting) -> Report:
     def step(number: int) -> tuple[int, int]:
         first = number * SCENES
         samples = part("drawing and talk", lambda: [scenes[k] for k in range(first, first + SCENES)])
-        batch = _moved(part("collation", lambda: collate(samples)), device)
+        batch = send_to_device(part("collation", lambda: collate(samples)), device)
         batch["normalizers"] = {name: float(batch.pop(key)) for name, key in COUNTS.items() if key in batch}
         out = part("forward", lambda: forward(batch))
         part("backward", out.loss.backward)
-        part("clipping", lambda: clip_gradients(stage, 1.0))
+        part("clipping", lambda: clip_gradients(stage, RECIPE.clip))
         part("optimizer", optimizer.step)
         optimizer.zero_grad()
         return out.spliced_ids.numel(), len(batch["seg_boxes"])
@@ -75,12 +78,12 @@ def run(setting: Setting) -> Report:
     passes = [a + b for a, b in zip(took["forward"], took["backward"], strict=True)]
     reached = [operations / spent for spent in passes]
     report.rows["forward and backward"] = Measured("Gflop/s", reached)
-    for kind in (torch.float32, torch.bfloat16):
-        name = str(kind).removeprefix("torch.")
-        peak = peak_of(kind, setting)
-        report.rows[f"one product of matrices, {name}"] = Measured("Gflop/s", peak)
-        if kind == half:
-            report.notes.append(f"forward and backward reach {max(reached) / max(peak):.0%} of the peak in {name}")
+    peaks = {kind: peak_of(kind, setting) for kind in (torch.float32, torch.bfloat16)}
+    for kind, peak in peaks.items():
+        report.rows[f"one product of matrices, {str(kind).removeprefix('torch.')}"] = Measured("Gflop/s", peak)
+    # Of the faster one: where bfloat16 is emulated, autocast leaves some products to float32.
+    share = statistics.median(reached) / max(statistics.median(peak) for peak in peaks.values())
+    report.notes.append(f"forward and backward reach {share:.0%} of the faster product")
     report.rows["positions"] = Measured("1/s", [positions / sum(whole)])
     clock = "of the processor" if device.type == "cpu" else "on the clock"
     report.notes.append(f"seconds {clock}; {operations:.1f} Gflop of products and attention in the first step")
@@ -103,10 +106,3 @@ def peak_of(kind: torch.dtype, setting: Setting) -> list[float]:
     a, b = (torch.randn(side, side, device=setting.device).to(kind) for _ in range(2))
     a @ b
     return [2 * side**3 / 1e9 / max(spent_by(lambda: a @ b, setting.device)[0], 1e-9) for _ in range(setting.repeats)]
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    """A batch's tensors on the device."""
-    from accelerate.utils import send_to_device
-
-    return send_to_device(value, device)
