@@ -1,5 +1,6 @@
 """What a pass really holds in memory on a CPU: storages counted as they come and go, and what autograd keeps."""
 
+import os
 import weakref
 from contextlib import contextmanager, nullcontext
 
@@ -9,6 +10,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from glamm_mini.model.sam import FusedAttention
+
+
+def giving_back() -> dict[str, str]:
+    """The environment of a process that gives freed memory back at once, whatever the tests themselves run with: a
+    model as small as a test's would stay with malloc, the tensors of a 7B model, 32 MB and more, do not."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
+    return kept | {"MALLOC_MMAP_THRESHOLD_": "65536"}
 
 
 class Live(TorchDispatchMode):

@@ -1,7 +1,6 @@
 """What from_parts fetches, from where, and how much memory filling a model takes."""
 
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from memory_probe import giving_back
 from pretrained_parts import parts_config, save_clip, save_llama, save_sam
 
 from glamm_mini.checkpoints import parts
@@ -146,7 +146,6 @@ def test_memory_peaks_near_the_models_own_size(tmp_path):
     (tmp_path / "llama" / "model.safetensors").unlink()
     here = str(Path(__file__).parent)
     command = [sys.executable, "-c", MEASURE, str(tmp_path), here]
-    given_back = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}  # whatever the tests run with
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(here).parent, env=given_back)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(here).parent, env=giving_back())
     assert done.returncode == 0, done.stderr[-2000:]
     assert 0.9 < float(done.stdout) < 1.2

@@ -2,13 +2,13 @@
 
 import gc
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from memory_probe import giving_back
 
 import glamm_mini
 from glamm_mini.checkpoints.load import load_model
@@ -174,10 +174,8 @@ def measure(cases, target) -> list:
     if not Path("/proc/self/status").exists():
         pytest.skip("memory in use is read from /proc, which this system does not have")
     code = MEASURE.format(cases=cases, target=str(target))
-    # At this size freed weights would stay with malloc; those of a 7B model, 32 MB and more, go back to the system.
-    settings = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=settings)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=giving_back())
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
