@@ -11,13 +11,14 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from forked import run_program
 from torch import nn
 
 from glamm_mini.training.logs import read_log
@@ -208,11 +209,12 @@ def together(processes: int, *words: str, program: str = __file__, timeout: floa
     group = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "WORLD_SIZE": str(processes)}
     group |= {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
     group |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    command = [sys.executable, program, *words]
     ranks = [{**group, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
-    started = [subprocess.Popen(command, env=rank, stderr=subprocess.PIPE, text=True) for rank in ranks]
-    ends = [process.communicate(timeout=timeout)[1] for process in started]
-    assert not any(process.returncode for process in started), "\n".join(end[-3000:] for end in ends)
+    with tempfile.TemporaryDirectory() as folder:
+        errors = [Path(folder) / str(rank) for rank in range(processes)]
+        started = [run_program(program, list(words), *own) for own in zip(ranks, errors, strict=True)]
+        ends = [process.wait(timeout) for process in started]
+        assert not any(ends), "\n".join(path.read_text()[-3000:] for path in errors)
 
 
 if __name__ == "__main__":

@@ -51,11 +51,18 @@ def test_pairs_take_turns():
     assert order == ["plain", "ours"] * 3 and len(slow) == len(fast) == 3 and (a, b) == (1, 2)
 
 
+def small_pieces() -> list[bytearray]:
+    """200 MB."""
+    return [bytearray(100_000) for _ in range(2000)]
+
+
 def test_memory_of_a_call_is_what_it_held():
     held = memory_of(lambda: torch.ones(2**26), CPU)  # 268 MB
     if held is None:
         pytest.skip("this system does not tell a process's peak")
     assert 200e6 < held < 400e6
+    small_pieces()  # what malloc kept of them for reuse must not hide what they take again
+    assert memory_of(small_pieces, CPU) > 150e6
     assert memory_of(lambda: None, CPU) < 50e6
 
 

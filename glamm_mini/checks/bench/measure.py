@@ -1,6 +1,9 @@
 """How benchmarks measure: two ways to compute one thing, taken in turns, and what is reported about them."""
 
+import ctypes
+import gc
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -105,7 +108,8 @@ def paired(what: str, plain: Callable[[], Any], ours: Callable[[], Any], setting
 def memory_of(function: Callable[[], Any], device: torch.device) -> float | None:
     """The most bytes that a call holds beyond those held before it; None where the system does not tell.
 
-    On a CPU this is the whole process's memory, by Linux's own count.
+    On a CPU this is the whole process's memory, by Linux's own count. What earlier calls have freed is given back to
+    the system first: memory that malloc keeps would be taken again without being counted.
     """
     try:
         before = _forget_peak(device)
@@ -124,6 +128,9 @@ def _forget_peak(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return float(torch.cuda.memory_allocated(device))
+    gc.collect()
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):  # glibc has it, musl not
+        trim(0)
     Path("/proc/self/clear_refs").write_text("5", "utf-8")  # proc(5): sets the peak back to what is held now
     return _of_process("VmRSS")
 
