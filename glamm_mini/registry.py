@@ -14,6 +14,7 @@ _PLACES: dict[str, dict[str, Any]] = {
     "recipe": {
         "backbones": "glamm_mini.storybook.pretrain.run:BACKBONES",
         "storybook": "glamm_mini.storybook.pretrain.run:STORYBOOK",
+        "storybook_continue": "glamm_mini.storybook.pretrain.run:STORYBOOK_CONTINUED",
     },
     # (truth, phrase, attributes) -> 0..1, see glamm_mini.evaluation.similarity.
     "similarity": {"storybook": "glamm_mini.storybook.scores.same_phrase:storybook_similarity"},

@@ -145,7 +145,8 @@ class _Answers:
         # The official variant: the true answers are given, their [SEG] states make the masks, and all drawn
         # expressions stand in one conversation, so that later ones see the earlier ones.
         turns = single_turns(sample)
-        drawn = draw_expressions(sample.image_id, len(turns), self.seed)
+        shown = [k for k, turn in enumerate(turns) if len(turn.masks)]  # what fits nothing has no [SEG] to force
+        drawn = [shown[k] for k in draw_expressions(sample.image_id, len(shown), self.seed)]
         forced = iter(self.glamm.teacher_force(sample.image, [(turns[k].question, turns[k].answer) for k in drawn]))
         masks = [np.any([next(forced) for _ in turns[k].masks], axis=0) for k in drawn]
         return {"expressions": said, "teacher_forced": {"sent_ids": drawn, "masks": [encode_mask(m) for m in masks]}}

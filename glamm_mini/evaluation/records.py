@@ -32,6 +32,7 @@ CAPTION = {"image_id": "id", "caption": "text"}
 MARKS = {"iscrowd?": "mark", "unseen?": "mark"}
 MASK = {"image_id": "id", "segmentation": "object", "area?": "area", "attributes?": "object", **MARKS}
 EXPRESSION = {"sent_id": "id", "mask": "object", "unseen?": "mark", "kind?": "text"}
+QUESTION = {"question_id": "id", "answer": "text", "also?": "texts", "kind?": "text"}
 COCO = {"info?": "object", "images": [IMAGE], "annotations": [CAPTION]}
 TRUTHS: dict[str, Any] = {
     "coco_mask": COCO | {"annotations": [MASK]},
@@ -39,7 +40,7 @@ TRUTHS: dict[str, Any] = {
     "regcap": COCO | {"annotations": [CAPTION | {"unseen?": "mark"}]},
     "caption": COCO,
     "refseg": [{"image_id": "id", "size": "size", "expressions": [EXPRESSION]}],
-    "vqa": [{"image_id": "id", "questions": [{"question_id": "id", "answer": "text", "kind?": "text"}]}],
+    "vqa": [{"image_id": "id", "questions": [QUESTION]}],
 }
 GROUNDED = {"caption": "text", "phrases": "texts", "pred_masks": "list", "scores?": "numbers"}
 FORCED = {"sent_ids": "ids", "masks": "list"}

@@ -13,7 +13,14 @@ from glamm_mini.evaluation.captioning import Captions, caption_scores
 from glamm_mini.evaluation.fields import by_id, check_choice, checked
 from glamm_mini.evaluation.gcg import compare_images, fixed_grounding, official_grounding, unseen_grounding
 from glamm_mini.evaluation.masks import decode_masks
-from glamm_mini.evaluation.segmentation import fixed_refseg, official_refseg, refseg_by_kind, unseen_refseg
+from glamm_mini.evaluation.segmentation import (
+    ABSENT,
+    fixed_refseg,
+    official_refseg,
+    refseg_absent,
+    refseg_by_kind,
+    unseen_refseg,
+)
 from glamm_mini.evaluation.similarity import SIMILARITIES, get_similarity
 from glamm_mini.paths import folder_path
 
@@ -187,13 +194,17 @@ def _score_refseg(place: Place, progress: Callable) -> Scored:
     elif len(drawn_items) < len(images):
         about["notes"].append(f"official covers the {len(drawn_items)} images that have teacher-forced masks")
     about = {"expressions": len(pairs), **about, "kinds": refseg_by_kind(pairs, kinds)}
-    return official, fixed_refseg(pairs), about, unseen_refseg(pairs, unseen)
+    absent = refseg_absent(pairs, kinds)
+    meant = [k for k, kind in enumerate(kinds) if kind != ABSENT]
+    pairs, unseen = [pairs[k] for k in meant], [unseen[k] for k in meant]
+    return official, {**fixed_refseg(pairs), **absent}, about, unseen_refseg(pairs, unseen)
 
 
 def _score_vqa(place: Place, progress: Callable) -> Scored:
     images, about = _read_asked(place, "questions", "question_id", records.QUESTIONS)
     entries = [entry for image in progress(images) for entry in image.asked.values()]
-    expected, answers = [one["answer"] for one, _ in entries], [said.get("text", "") for _, said in entries]
+    expected = [[one["answer"], *one.get("also", ())] for one, _ in entries]
+    answers = [said.get("text", "") for _, said in entries]
     about["notes"].append("official is null: the official code has no score for questions")
     kinds, about["kinds"] = [one.get("kind") for one, _ in entries], {}
     for kind in sorted({*kinds} - {None}):
@@ -215,9 +226,10 @@ def normalize_answer(text: str) -> str:
     return " ".join(str(NUMBERS.index(word)) if word in NUMBERS else word for word in words)
 
 
-def answer_accuracy(truths: list[str], answers: list[str]) -> float | None:
-    """Share of answers that equal the truth after `normalize_answer`; None without questions."""
-    right = [normalize_answer(truth) == normalize_answer(answer) for truth, answer in zip(truths, answers, strict=True)]
+def answer_accuracy(truths: list[list[str]], answers: list[str]) -> float | None:
+    """Share of answers that equal one of their right ones after `normalize_answer`; None without questions."""
+    pairs = zip(truths, answers, strict=True)
+    right = [normalize_answer(answer) in map(normalize_answer, texts) for texts, answer in pairs]
     return sum(right) / len(right) if right else None
 
 

@@ -64,6 +64,20 @@ def refseg_by_kind(pairs: list[tuple[np.ndarray, np.ndarray]], kinds: list[str |
     return found
 
 
+ABSENT = "absent"
+"""The kind of expressions that fit nothing in the picture: a mask is wrong there, and no other figure counts them."""
+
+
+def refseg_absent(pairs: list[tuple[np.ndarray, np.ndarray]], kinds: list[str | None]) -> dict[str, float]:
+    """false_alarms, the share of absent expressions that got a mask, and missed, the share of the others that got none;
+    empty where none is of the kind `ABSENT`."""
+    empty = {False: [], True: []}
+    for (_, predicted), kind in zip(pairs, kinds, strict=True):
+        empty[kind == ABSENT].append(not predicted.any())
+    missed = float(np.mean(empty[False])) if empty[False] else None
+    return {"false_alarms": 1 - float(np.mean(empty[True])), "missed": missed} if empty[True] else {}
+
+
 def unseen_refseg(pairs: list[tuple[np.ndarray, np.ndarray]], unseen: list[bool]) -> dict | None:
     """`fixed_refseg` over the expressions of things that training never showed, one mark a pair; None where none is."""
     kept = [pair for pair, marked in zip(pairs, unseen, strict=True) if marked]

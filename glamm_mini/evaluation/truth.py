@@ -128,8 +128,9 @@ def facts_of(sample: Sample, conversation: int) -> dict:
 
 
 def _marks(facts: dict) -> dict:
-    """Of a question or an expression: its kind, and that training never shows what it means; where they are known."""
-    return {name: facts[name] for name in ("kind", "unseen") if facts.get(name)}
+    """Of a question or an expression: its kind, that training never shows what it means, and what else is a right
+    answer; where they are known."""
+    return {name: facts[name] for name in ("kind", "unseen", "also") if facts.get(name)}
 
 
 def classes_present(sample: Sample) -> list[str]:

@@ -1,6 +1,8 @@
 """Storybook samples: scenes drawn and talked about, for training and for scoring, each fixed by its number."""
 
+import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from glamm_mini.data.sample import Sample, Turn
 from glamm_mini.storybook.language import exchanges, tasks, vocabulary
@@ -12,6 +14,24 @@ from glamm_mini.storybook.world.scene import keyed_rng
 MIXTURE = {"gcg": 3.5, "refseg": 6.0, "regcap": 4.0, "caption": 0.4, "grounding": 1.0, "vqa": 12.0, "chat": 0.7}
 """Weights of the tasks in training. Every supervised token weighs the same there, and a grounded caption has 60 of
 them, a referring answer 12, a region 10, the answer to a question 3: short answers are asked for more often."""
+
+
+@dataclass(frozen=True)
+class Stress:
+    """What training asks for more than evaluation does; by default nothing.
+
+    wander: spread of the order in which grounded captions go from left to right, a share of the picture's width.
+    absent: share of the referring expressions that fit nothing in the picture. hard: share of the questions that are
+    drawn from HARD alone.
+    """
+
+    wander: float = 0.0
+    absent: float = 0.0
+    hard: float = 0.0
+
+
+HARD = ("size", "where", "count", "box")
+"""Kinds of questions that a model learns last: to compare, to count, to say what is beside a box."""
 
 SIZES = {"train": 100_000, "val": 1_000, "test": 1_000, "compositional": 1_000}
 """How long `StorybookDataset` calls itself when no size is given; any index below it is a scene of its own."""
@@ -71,6 +91,7 @@ class StorybookDataset:
         long_side: longer side of the pictures, in pixels.
         mixture: task to weight; tasks left out are never drawn. By default MIXTURE.
         conversations: how many are drawn per scene; where the mixture allows it, one at least is "gcg" or "refseg".
+        stress: how the talk differs from that of evaluation.
 
     Raises:
         ValueError: for an unknown split or task, or a mixture without weight.
@@ -84,6 +105,7 @@ class StorybookDataset:
         long_side: int = 128,
         mixture: dict[str, float] | None = None,
         conversations: int = 4,
+        stress: Stress = Stress(),
     ):
         _check_split(split)
         mixture = dict(MIXTURE if mixture is None else mixture)
@@ -95,7 +117,7 @@ class StorybookDataset:
         if conversations < 1:
             raise ValueError(f"conversations is {conversations}: draw at least 1 per scene")
         self.split, self.seed, self.long_side, self.conversations = split, seed, long_side, conversations
-        self.size = SIZES[split] if size is None else size
+        self.size, self.stress = SIZES[split] if size is None else size, stress
         self._tasks = tuple(task for task in tasks.TASKS if mixture.get(task, 0) > 0)
         self._weights = tuple(mixture[task] for task in self._tasks)
 
@@ -122,21 +144,31 @@ class StorybookDataset:
         masked = [task for task in self._tasks if task in ("gcg", "refseg")]
         if masked and not any(task in masked for task in drawn):
             drawn[0] = masked[int(rng.random() * len(masked))]
-        made = [tasks.converse(task, view, rng) for task in drawn]
+        made = [self._converse(task, view, rng) for task in drawn]
         return [conversation[0] for conversation in made if conversation]
+
+    def _converse(self, task: str, view: View, rng: random.Random) -> exchanges.Made | None:
+        stress = self.stress
+        if task == "gcg":
+            return exchanges.gcg(view, rng, stress.wander)
+        if task == "refseg" and stress.absent and rng.random() < stress.absent:
+            return exchanges.absent(view, rng)
+        if task == "vqa" and stress.hard and rng.random() < stress.hard:
+            return exchanges.vqa(view, rng, HARD)
+        return tasks.converse(task, view, rng)
 
 
 def evaluation_samples(task: str, split: str, seed: int, limit: int, long_side: int = 256) -> Iterator[Sample]:
     """Samples of one task for scoring, one per scene 0 .. limit - 1; a scene that allows none is passed over.
 
     gcg, caption, grounding, vqa, chat: one conversation; refseg: up to EXPRESSIONS different expressions, each its
-    own conversation; regcap: one conversation per visible thing.
+    own conversation, and one that fits nothing; regcap: one conversation per visible thing.
 
     Yields:
         Sample whose extras hold `truth_of` the scene and "truth": per conversation what scoring needs
         (gcg, grounding, refseg: "phrases", one dict cls, colour, pattern, size, count, members per [SEG]; None where
         a phrase leaves it open; refseg also "expression", "kind", "members"; regcap: "thing", an index of things;
-        vqa: "kind").
+        vqa: "kind", and "also", other answers that are right).
 
     Raises:
         ValueError: for an unknown task or split.
@@ -170,11 +202,12 @@ def _evaluate(task: str, view: View, rng) -> list[tuple[list, dict]]:
     if task != "refseg":
         made = tasks.converse(task, view, rng)
         return [made] if made else []
-    found: dict[tuple, tuple[list, dict]] = {}
+    found: dict[tuple, exchanges.Made] = {}
     for _ in range(4 * EXPRESSIONS):
         made = exchanges.refseg(view, rng)
         if made and len(found) < EXPRESSIONS:
             truth = made[1]
             # The same thing may be asked for again in another way, not in the same way with a synonym.
             found.setdefault((truth["members"], truth["stuff"], truth["kind"]), made)
-    return list(found.values())
+    nothing = exchanges.absent(view, rng)
+    return [*found.values(), *([nothing] if nothing else [])]

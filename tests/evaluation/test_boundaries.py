@@ -22,6 +22,7 @@ from glamm_mini.evaluation.segmentation import (
     draw_expressions,
     fixed_refseg,
     official_refseg,
+    refseg_absent,
     refseg_by_kind,
     unseen_refseg,
 )
@@ -179,6 +180,15 @@ def test_a_mask_is_astray_below_an_iou_of_one_tenth():
         ("group", {"p50": 0.0, "astray": 0.0, "expressions": 1}),
     ]
     assert refseg_by_kind([tenth], [None]) == {}
+
+
+def test_what_is_absent_and_what_is_missed():
+    true, none = (np.array([[pixel, False]]) for pixel in (True, False))
+    kinds = ["absent", "absent", "class", None, None]
+    pairs = [(none, none), (none, true), (true, none), (true, true), (true, true)]
+    assert refseg_absent(pairs, kinds) == {"false_alarms": 0.5, "missed": pytest.approx(1 / 3)}
+    assert refseg_absent(pairs[2:], kinds[2:]) == {} == refseg_absent([], [])
+    assert refseg_absent(pairs[:1], kinds[:1]) == {"false_alarms": 0.0, "missed": None}
 
 
 def test_an_expression_without_a_prediction_counts_in_giou_alone():

@@ -123,7 +123,7 @@ def test_kinds_have_figures_of_their_own(task, tmp_path):
 
 @pytest.mark.parametrize(("task", "kinds"), [
     ("vqa", {"exists", "colour", "pattern", "count", "where", "size: which", "box: what", "box: colour"}),
-    ("refseg", {"attribute", "class", "group", "relation", "stuff", "superlative"}),
+    ("refseg", {"absent", "attribute", "class", "group", "relation", "stuff", "superlative"}),
 ])  # fmt: skip
 def test_storybook_tells_kinds(task, kinds, tmp_path):
     watch = StorybookOracle()
@@ -133,6 +133,9 @@ def test_storybook_tells_kinds(task, kinds, tmp_path):
     assert kinds <= set(found)
     for row in found.values():
         assert row["accuracy" if task == "vqa" else "p50"] == 1.0
+    if task == "refseg":
+        whole = figures(task, tmp_path)
+        assert (whole["false_alarms"], whole["missed"]) == (0.0, 0.0)
 
 
 def test_scores_rank_the_answers_masks(tmp_path):
@@ -167,7 +170,7 @@ def test_expressions_are_drawn_by_seed():
 
 
 def test_answers_and_mentions():
-    assert answer_accuracy(["Three.", "Yes", "a red one"], ["3", "yes!", "a blue one"]) == 2 / 3
+    assert answer_accuracy([["Three."], ["No", "Yes"], ["a red one"]], ["3", "yes!", "a blue one"]) == 2 / 3
     assert mentioned_classes("A ship, two trees and a red house under the night sky.") == {
         "boat", "tree", "house", "night sky",
     }  # fmt: skip

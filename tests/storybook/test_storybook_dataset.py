@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from glamm_mini.storybook.dataset import EXPRESSIONS, StorybookDataset, evaluation_samples
+from glamm_mini.storybook.dataset import EXPRESSIONS, StorybookDataset, Stress, evaluation_samples
 from glamm_mini.storybook.language import tasks, vocabulary
 
 
@@ -67,6 +67,24 @@ def test_bad_settings_are_named(settings, words):
         StorybookDataset(**settings)
 
 
+def test_stress_changes_what_training_asks_and_nothing_else():
+    mixture, size = {"gcg": 1, "refseg": 2, "vqa": 2}, 12
+    plain, same, much = (
+        [ds[i].conversations for i in range(size)]
+        for ds in (
+            StorybookDataset("train", 5, size, 64, mixture, 6, *stress)
+            for stress in ((), (Stress(),), (Stress(wander=0.2, absent=1.0, hard=1.0),))
+        )
+    )
+    words = [[[t.question + t.answer for [t] in talk] for talk in ds] for ds in (plain, same, much)]
+    assert words[0] == words[1] != words[2]
+    answers = [t.answer for talk in much for [t] in talk]
+    assert sum(a.startswith("There is no ") for a in answers) > 10 and not any("Sure, " in a for a in answers)
+    easy = ("colour", "pattern", "place", "day or night")
+    asked = [t.question for talk in much for [t] in talk if not len(t.masks) and "<bbox>" not in t.question]
+    assert not any(word in question for question in asked for word in easy)
+
+
 @pytest.mark.parametrize("task", tasks.TASKS)
 def test_evaluation_samples(task):
     samples = list(evaluation_samples(task, "test", 7, 4, long_side=96))
@@ -84,7 +102,9 @@ def test_evaluation_samples(task):
                 assert np.allclose(turns[0].boxes[0], sample.extras["things"][truth["thing"]]["box"])
         if task == "refseg":
             expressions = [truth["expression"] for truth in sample.extras["truth"]]
-            assert 1 <= len(set(expressions)) == len(expressions) <= EXPRESSIONS
+            assert 2 <= len(set(expressions)) == len(expressions) <= EXPRESSIONS + 1
+            kinds = [truth["kind"] for truth in sample.extras["truth"]]
+            assert kinds[-1] == "absent" and "absent" not in kinds[:-1]
         if task in ("gcg", "grounding"):
             (truth,) = sample.extras["truth"]
             assert len(truth["phrases"]) == sample.conversations[0][0].answer.count("[SEG]")

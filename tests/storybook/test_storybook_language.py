@@ -6,8 +6,9 @@ import re
 import numpy as np
 import pytest
 
+from glamm_mini.evaluation.score import normalize_answer
 from glamm_mini.processing.tags import parse_grounded
-from glamm_mini.storybook.language import captions, phrasebook, questions, referring, tasks, vocabulary
+from glamm_mini.storybook.language import captions, exchanges, phrasebook, questions, referring, tasks, vocabulary
 from glamm_mini.storybook.language.captions import CaptionWriter
 from glamm_mini.storybook.language.speech import Draft, listing, noun_phrase
 from glamm_mini.storybook.language.words import Description, names_of, parse_phrase, plural, with_article
@@ -236,7 +237,9 @@ def test_words_of_one_thing_and_of_several():
     assert captions.at_home(random.Random(0), "fish", "sea") == "in"
     assert captions.at_home(random.Random(0), "boat", "sea") == "on"
     one, two = hand_made(TWO_HOUSES[0]), hand_made(*TWO_HOUSES[:2])
-    texts = [[CaptionWriter(Draft(view), random.Random(k)).scene() for k in range(200)] for view in (one, two)]
+    texts = [
+        [CaptionWriter(Draft(view), random.Random(k)).scene(view.groups) for k in range(200)] for view in (one, two)
+    ]
     assert not any(re.search(r"\bthem\b", text) for text in texts[0])
     assert any(re.search(r"\bthem\b", text) for text in texts[1])
 
@@ -403,8 +406,52 @@ def test_unseen_pairs_are_never_asked_for():
     for index in range(40):
         scene = sample_scene("train", 0, index)
         view = View(scene, render(scene, 64, supersample=1))
-        for stated in questions._absent(view, random.Random(index)):
+        for stated in questions.absent(view, random.Random(index)):
             assert (stated["cls"], stated.get("colour")) not in vocabulary.UNSEEN_PAIRS
+
+
+def test_either_of_two_is_named_by_whatever_fits_it_alone(views):
+    """Which is larger? Any name of the right one is right; a name that fits the other too is not."""
+    asked = [a for number, view in enumerate(views * 8) if (a := questions.ask_size(view, random.Random(number)))]
+    which = [a for a in asked if a.kind == "size: which"]
+    assert len(which) > 5 and all(not a.also for a in asked if a not in which)
+    for one in which:
+        known = {normalize_answer(text) for text in one.also}
+        assert normalize_answer(one.answer) in known
+        x, y = (parse_phrase(text) for text in re.search(r", (.*) or (.*)\?", one.question).groups())
+        chosen, other = (x, y) if parse_phrase(one.answer) == x else (y, x)
+        assert all(parse_phrase(text).cls == chosen.cls for text in one.also)
+        assert not any(parse_phrase(text) == other for text in one.also)
+    house, twin = hand_made(*TWO_HOUSES[:1]), hand_made(*TWO_HOUSES[:2])
+    assert questions._names(twin, 0, 1) and "house" not in questions._names(twin, 0, 1), "both are houses"
+    assert house.things == (0,)
+
+
+def test_what_is_absent_is_said_to_be(views):
+    for number, view in enumerate(views):
+        made = exchanges.absent(view, random.Random(number))
+        if made:
+            [turn], truth = made
+            words = truth["expression"].removeprefix("the ")
+            assert turn.answer == f"There is no {words} in the picture." and words in turn.question
+            stated = {k: v for k, v in vars(parse_phrase(words)).items() if v is not None and k != "count"}
+            assert not referring.matching(view, stated) and truth["members"] == () and truth["kind"] == "absent"
+            assert turn.masks.shape == (0, view.height, view.width)
+
+
+def test_a_wandering_caption_says_everything_once_in_another_order(views):
+    orders = []
+    for number, view in enumerate(views):
+        _, truth = exchanges.gcg(view, random.Random(number), wander=0.3)
+        said = [phrase["members"] for phrase in truth["phrases"] if phrase["members"]]
+        assert sorted(said) == sorted(group.members for group in view.groups)
+        orders.append(said == [group.members for group in view.groups])
+        straight, strict = (exchanges.gcg(view, random.Random(number), *w)[0] for w in ((), (0.0,)))
+        assert straight[0].answer == strict[0].answer
+    assert 0 < sum(orders) < len(orders)
+    twins = hand_made(TWO_HOUSES[0], ("boat", "red", "plain", "medium", (80, 60, 95, 75)))
+    lists = {CaptionWriter(Draft(twins), random.Random(k)).scene(twins.groups[::-1]) for k in range(300)}
+    assert not any("from left to right" in text.lower() for text in lists)
 
 
 def test_counts_are_right(views):

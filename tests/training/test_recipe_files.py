@@ -75,7 +75,10 @@ def json_of(settings) -> dict:
 
 
 OPTIONS = {
-    "storybook": {"backbones", "start", "tasks", "scenes", "conversations"},
+    **dict.fromkeys(
+        ("storybook", "storybook_continue"),
+        {"backbones", "start", "tasks", "scenes", "conversations", "wander", "absent", "hard"},
+    ),
     "backbones": {"only"},
     **dict.fromkeys(PAPER, {"scenes", "conversations", "merge", "frozen"}),
 }
@@ -126,7 +129,7 @@ def test_settings_of_a_stage_are_its_own_and_the_later_one_holds():
 
 
 def test_every_recipe_can_be_read_and_shown_at_every_size():
-    assert recipe_names() == ["backbones", "storybook", *PAPER]
+    assert recipe_names() == ["backbones", "storybook", "storybook_continue", *PAPER]
     for name in recipe_names():
         text = (FOLDER / f"{name}.toml").read_text()
         assert text.startswith("# ") and ("ours" in text or "official" in text), f"{name} does not say its sources"

@@ -105,6 +105,25 @@ def test_a_stage_alone_and_settings_of_one_stage(tmp_path):
         storybook.load_backbones(folder, storybook.untrained("tiny")[0])
 
 
+def test_a_training_goes_on_from_a_model_or_from_a_run(trained, backbones, tmp_path):
+    """From a model: its GLaMM, and the backbones' aids. From a run: its aids too."""
+    ran = trained.parent
+    for start, same in ((trained, False), (ran, True)):
+        stage = storybook.load_backbones(backbones, storybook.untrained("tiny")[0])
+        fresh = {k: v.clone() for k, v in stage.state_dict().items()}
+        storybook._go_on(stage, str(start))
+        kept = load_file(ran / "last" / "model.safetensors")
+        for name, value in stage.state_dict().items():
+            if name.startswith("glamm."):
+                torch.testing.assert_close(value, kept[name], rtol=1e-2, atol=1e-3)
+            else:
+                assert torch.equal(value, kept[name] if same else fresh[name]), name
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        storybook._go_on(stage, "nowhere")
+    _, ((_, options), _) = recipes.chosen("storybook_continue", "tiny", [])
+    assert (options.start, options.wander, options.absent, options.hard) == ("tiny", 0.15, 0.12, 0.4)
+
+
 def test_backbones_of_another_world_are_refused(backbones, tmp_path):
     state = load_file(backbones / "encoder.safetensors")
     save_file(state | {"heads.heads.kind.weight": torch.zeros(2, 3)}, tmp_path / "encoder.safetensors")

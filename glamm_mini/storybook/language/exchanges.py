@@ -5,24 +5,31 @@ import random
 from glamm_mini.data.sample import Turn
 from glamm_mini.storybook.language import questions
 from glamm_mini.storybook.language.captions import CaptionWriter, at_home
-from glamm_mini.storybook.language.phrasebook import QUESTIONS, REFSEG_ANSWERS
-from glamm_mini.storybook.language.referring import Expression, full_description, refer
+from glamm_mini.storybook.language.phrasebook import ABSENT_ANSWER, QUESTIONS, REFSEG_ANSWERS
+from glamm_mini.storybook.language.referring import Expression, full_description, phrase_of, refer
 from glamm_mini.storybook.language.speech import Draft, noun_phrase, pick
 from glamm_mini.storybook.language.words import PLURAL_STUFF
-from glamm_mini.storybook.world.relations import View
+from glamm_mini.storybook.world.relations import Group, View
 
 Made = tuple[list[Turn], dict]
 """Turns, and the truth: what the words state and which things they mean."""
 
 
-def gcg(view: View, rng: random.Random) -> Made | None:
-    """A grounded caption of all that is visible; the facts hold one entry per `[SEG]`."""
+def gcg(view: View, rng: random.Random, wander: float = 0.0) -> Made | None:
+    """A grounded caption of all that is visible; the facts hold one entry per `[SEG]`. `wander`: see `wandering`."""
     if not view.groups and not view.stuff:
         return None
     draft = Draft(view)
-    text = CaptionWriter(draft, rng).scene()
+    text = CaptionWriter(draft, rng).scene(wandering(view, rng, wander) if wander else view.groups)
     answer, masks, facts = draft.tagged(text)
     return [Turn(pick(rng, QUESTIONS["gcg"]), answer, masks=masks)], {"phrases": facts}
+
+
+def wandering(view: View, rng: random.Random, wander: float) -> tuple[Group, ...]:
+    """The groups from left to right, but not strictly: each place is misjudged by a normal error of spread `wander`, a
+    share of the width. Things side by side come in either order, and what was passed over is gone back to."""
+    seen = [(view.center(group.members[0])[0] + rng.gauss(0, wander), k) for k, group in enumerate(view.groups)]
+    return tuple(view.groups[k] for _, k in sorted(seen))
 
 
 def answer_referring(view: View, rng: random.Random, question: str, expression: Expression) -> tuple[Turn, dict]:
@@ -54,6 +61,17 @@ def refseg(view: View, rng: random.Random, kinds: tuple[str, ...] | None = None)
     turn, truth = answer_referring(view, rng, question, expression)
     named = {"expression": expression.text, "kind": expression.kind}
     return [turn], truth | named | {"members": expression.members, "stuff": expression.stuff}
+
+
+def absent(view: View, rng: random.Random) -> Made | None:
+    """An expression that fits nothing, though it might: the answer says so, and has no mask."""
+    options = questions.absent(view, rng)
+    if not options:
+        return None
+    words = phrase_of(rng, pick(rng, options), article="")
+    expression = Expression(f"the {words}", (), "absent")
+    turn = Draft(view).turn(question_about(rng, QUESTIONS["refseg"], expression), ABSENT_ANSWER.format(x=words))
+    return [turn], {"phrases": [], "expression": expression.text, "kind": "absent", "members": (), "stuff": None}
 
 
 def regcap(view: View, rng: random.Random, k: int | None = None) -> Made | None:
@@ -100,4 +118,4 @@ def vqa(view: View, rng: random.Random, kinds: tuple[str, ...] | None = None) ->
     if asked is None:
         return None
     turn = Draft(view).turn(asked.question, asked.answer, [view.boxes[k] for k in asked.members])
-    return [turn], {"kind": asked.kind}
+    return [turn], {"kind": asked.kind} | ({"also": list(asked.also)} if asked.also else {})

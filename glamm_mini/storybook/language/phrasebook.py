@@ -254,6 +254,7 @@ QUESTIONS = {
 }
 
 REFSEG_ANSWERS = ("{it} {is} {x}.", "here {is} {x}.", "sure, here {is} {x}.", "sure, {it} {is} {x}.", "this {is} {x}.")
+ABSENT_ANSWER = "There is no {x} in the picture."
 
 MASK_AGAIN = ("Where {is} {it}?", "Segment {it}.", "Show {it} to me.", "Can you mark {it}?", "Point {it} out, please.")
 AGAIN = {

@@ -6,25 +6,27 @@ numbers are drawn first, then a question that has this answer. A canonical answe
 
 import random
 from dataclasses import dataclass
+from itertools import compress, product
 
 from glamm_mini.storybook.language import vocabulary
 from glamm_mini.storybook.language.captions import place_of
 from glamm_mini.storybook.language.phrasebook import PLACE_WORDS, REGION_ANSWERS, SHORT
 from glamm_mini.storybook.language.referring import Stated, matching, phrase_of, shortest
 from glamm_mini.storybook.language.speech import noun_phrase, pick
-from glamm_mini.storybook.language.words import NUMBERS, with_article
+from glamm_mini.storybook.language.words import NUMBERS, PATTERN_NAMES, SIZE_NAMES, names_of, with_article
 from glamm_mini.storybook.world.relations import LOOSE, ORDER, RELATIONS, View
 
 
 @dataclass(frozen=True)
 class Asked:
     """question: may hold `<bbox>`; answer: one to four words; kind: an asker, or one and what it asks of a box or a
-    pair; members: the things of its boxes, in order."""
+    pair; members: the things of its boxes, in order; also: other answers that are right."""
 
     question: str
     answer: str
     kind: str
     members: tuple[int, ...] = ()
+    also: tuple[str, ...] = ()
 
 
 PLACE_ANSWERS = {place: forms[0] for place, forms in PLACE_WORDS.items()}
@@ -63,7 +65,7 @@ def _answer_name(view: View, k: int) -> str:
 
 def ask_count(view: View, rng: random.Random) -> Asked | None:
     """How many of a class or of a class and colour; the number is drawn first, among those the picture offers."""
-    pools: dict[int, list[Stated]] = {0: _absent(view, rng)}
+    pools: dict[int, list[Stated]] = {0: absent(view, rng)}
     for k in view.things:
         thing = view.thing(k)
         for stated in ({"cls": thing.cls}, {"colour": thing.colour}, {"cls": thing.cls, "colour": thing.colour}):
@@ -77,7 +79,7 @@ def ask_count(view: View, rng: random.Random) -> Asked | None:
     return Asked(_ask(rng, "count", nouns=nouns), f"{NUMBERS[number].capitalize()}.", "count")
 
 
-def _absent(view: View, rng: random.Random) -> list[Stated]:
+def absent(view: View, rng: random.Random) -> list[Stated]:
     """Things that the picture might well hold and does not: a class of the place, or a class in another colour."""
     present = {view.thing(k).cls for k in view.things}
     options: list[Stated] = []
@@ -117,10 +119,10 @@ def ask_exists(view: View, rng: random.Random) -> Asked | None:
         thing = view.thing(pick(rng, view.things))
         stated = {"cls": thing.cls, "colour": thing.colour} if coloured else {"cls": thing.cls}
     else:
-        absent = [stated for stated in _absent(view, rng) if ("colour" in stated) == coloured]
-        if not absent:
+        missing = [stated for stated in absent(view, rng) if ("colour" in stated) == coloured]
+        if not missing:
             return None
-        stated = pick(rng, absent)
+        stated = pick(rng, missing)
     return Asked(_ask(rng, "exists", x=phrase_of(rng, stated, article="a")), _yes(present), "exists")
 
 
@@ -161,7 +163,20 @@ def ask_size(view: View, rng: random.Random) -> Asked | None:
     if kind == "larger than":
         return Asked(_ask(rng, kind, x=x, y=y), _yes(rank > 0), "size: yes or no")
     chosen = a if (rank > 0) == (kind == "larger") else b
-    return Asked(_ask(rng, kind, x=x, y=y), _cap_first(x if chosen == a else y), "size: which")
+    answer = _cap_first(x if chosen == a else y)
+    return Asked(_ask(rng, kind, x=x, y=y), answer, "size: which", also=_names(view, chosen, b if chosen == a else a))
+
+
+def _names(view: View, chosen: int, other: int) -> tuple[str, ...]:
+    """Whatever calls the chosen one of two things by its class so that the other cannot be meant."""
+    thing, found = view.thing(chosen), []
+    forms = {"size": SIZE_NAMES[thing.size], "pattern": PATTERN_NAMES[thing.pattern], "colour": (thing.colour,)}
+    for said in product((False, True), repeat=3):
+        fields = (*compress(forms, said), "cls")
+        if other not in matching(view, {field: getattr(thing, field) for field in fields}):
+            chains = product(("the ", ""), *compress(forms.values(), said), names_of(thing.cls))
+            found += [article + " ".join(words) for article, *words in chains]
+    return tuple(found)
 
 
 def _cap_first(text: str) -> str:

@@ -1,7 +1,7 @@
 """The tiny model's own trainings: three backbones from nothing, and GLaMM from them. Settings are in recipes/."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from glamm_mini.checkpoints.save import save_model
 from glamm_mini.model.config import SIZES, GlammConfig
 from glamm_mini.model.glamm import GlammForConditionalGeneration
 from glamm_mini.processing.processor import GlammProcessor
-from glamm_mini.storybook.dataset import MIXTURE, StorybookDataset
+from glamm_mini.storybook.dataset import MIXTURE, StorybookDataset, Stress
 from glamm_mini.storybook.language import tasks
 from glamm_mini.storybook.language.tokenizer import build_wordpiece
 from glamm_mini.storybook.pretrain.encoder_stage import EncoderTraining, collate_encoder
@@ -35,6 +35,9 @@ ENDLESS = math.inf
 each is drawn by itself, so they are taken as they come."""
 
 STAGES = ("encoder", "segmenter", "language")
+
+CONTINUED = Stress(wander=0.15, absent=0.12, hard=0.4)
+"""What a model that has learned the mixture is asked more."""
 
 
 def untrained(size: str) -> tuple[GlammForConditionalGeneration, GlammProcessor]:
@@ -124,10 +127,13 @@ class StorybookOptions(Table):
     """Settings of the tiny model's training that are not the trainer's."""
 
     backbones: str = setting("", "folder of the backbones to start from; empty takes the bundled ones")
-    start: str = setting("", "folder of an earlier run, whose end is gone on from with settings of its own")
+    start: str = setting("", "a bundled model, or a model's or an earlier run's folder, to go on from")
     tasks: str = setting("", "draw these alone, such as gcg,vqa; empty draws all")
     scenes: int = setting(VALIDATION_SCENES, "validation asks about so many; 0: none", least=0, most=10**6)
     conversations: int = setting(11, "about each scene; they share a row and a picture's features", least=1, most=1000)
+    wander: float = setting(0.0, "spread of the order of captions, a share of the picture's width", least=0, most=1)
+    absent: float = setting(0.0, "share of referring expressions that fit nothing", least=0, most=1)
+    hard: float = setting(0.0, "share of questions that compare, count or ask about a box", least=0, most=1)
 
 
 def storybook_tables(recipe: Recipe) -> Tables:
@@ -135,20 +141,27 @@ def storybook_tables(recipe: Recipe) -> Tables:
     return [("", StorybookOptions()), ("", recipe.settings)]
 
 
+def continued_tables(recipe: Recipe) -> Tables:
+    """The same, of a training that goes on from the bundled model."""
+    return [("", StorybookOptions(start="tiny", **asdict(CONTINUED))), ("", recipe.settings)]
+
+
 def train_storybook(size: str, out: Path, resume: bool, tables: list) -> Path:
-    """GLaMM from the bundled backbones on the mixture of storybook tasks; `OUT/model` then holds the model."""
+    """GLaMM from the bundled backbones, or from where an earlier training ended, on the mixture of storybook tasks;
+    `OUT/model` then holds the model."""
     options, settings = tables
     mixture = {task: MIXTURE.get(task, 0.0) for task in options.tasks.split(",")} if options.tasks else MIXTURE
     glamm, processor = untrained(size)
     side = processor.config.grounding.image_size
-    dataset = StorybookDataset("train", settings.seed, ENDLESS, side, mixture, options.conversations)
+    stress = Stress(options.wander, options.absent, options.hard)
+    dataset = StorybookDataset("train", settings.seed, ENDLESS, side, mixture, options.conversations, stress)
     torch.manual_seed(0)
     stage = load_backbones(Path(options.backbones or paths.checkpoint_folder("backbones")), glamm)
     if options.start:
-        load_weights(stage, Path(options.start) / LAST / WEIGHTS)
+        _go_on(stage, options.start)
     validate = partial(_validate, processor=processor, scenes=options.scenes) if options.scenes else None
     about = {"backbones": options.backbones, "start": options.start, "mixture": mixture}
-    about |= {"conversations": options.conversations}
+    about |= {"conversations": options.conversations, **asdict(stress)}
     trainer = Trainer(stage, dataset, JointCollate(processor), settings, Path(out), validate, about)
     trainer.fit(resume=resume)
     folder = Path(out) / "model"
@@ -158,9 +171,20 @@ def train_storybook(size: str, out: Path, resume: bool, tables: list) -> Path:
     return folder
 
 
+def _go_on(stage: JointTraining, start: str) -> None:
+    """Fill the stage from an earlier run, or its GLaMM alone from a model, whose aids are thrown away."""
+    run = Path(start) / LAST / WEIGHTS
+    if run.is_file():
+        load_weights(stage, run)
+        return
+    folder = Path(start) if Path(start).is_dir() else paths.checkpoint_folder(start)
+    load_weights(stage.glamm, folder / "model.safetensors")
+
+
 def _validate(stage: JointTraining, processor: GlammProcessor, scenes: int) -> dict[str, float]:
     return storybook_figures(Assistant(stage.glamm, processor), scenes)
 
 
 BACKBONES = OwnRecipe(train_backbones, backbone_tables)
 STORYBOOK = OwnRecipe(train_storybook, storybook_tables)
+STORYBOOK_CONTINUED = OwnRecipe(train_storybook, continued_tables)
