@@ -26,6 +26,8 @@ NAMES = {
     "ciou": "cIoU",
     "giou": "gIoU",
     "p50": "P@0.5",
+    "false_alarms": "absent things that got a mask",
+    "missed": "expressions that got none",
     "class_accuracy": "class right",
     "colour": "color right",
     "exact": "class, color, pattern, size right",
@@ -37,7 +39,7 @@ NAMES = {
 }
 SHORT = {
     "gcg": ("miou", "recall", "ap50", "phrase_accuracy"),
-    "refseg": ("ciou", "giou"),
+    "refseg": ("ciou", "giou", "false_alarms"),
     "regcap": ("class_accuracy", "exact"),
     "caption": ("class_recall", "cider"),
     "grounding": ("miou", "recall"),
