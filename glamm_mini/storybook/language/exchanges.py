@@ -1,6 +1,7 @@
 """Single questions and their answers, one maker per task: turns, and beside them the truth that scoring needs."""
 
 import random
+from dataclasses import replace
 
 from glamm_mini.data.sample import Turn
 from glamm_mini.storybook.language import questions
@@ -15,21 +16,38 @@ Made = tuple[list[Turn], dict]
 """Turns, and the truth: what the words state and which things they mean."""
 
 
-def gcg(view: View, rng: random.Random, wander: float = 0.0) -> Made | None:
-    """A grounded caption of all that is visible; the facts hold one entry per `[SEG]`. `wander`: see `wandering`."""
+def gcg(view: View, rng: random.Random, order: tuple[Group, ...] | None = None) -> Made | None:
+    """A grounded caption of all that is visible; the facts hold one entry per `[SEG]`. order: of the view's groups, by
+    default from left to right."""
     if not view.groups and not view.stuff:
         return None
     draft = Draft(view)
-    text = CaptionWriter(draft, rng).scene(wandering(view, rng, wander) if wander else view.groups)
+    text = CaptionWriter(draft, rng).scene(view.groups if order is None else order)
     answer, masks, facts = draft.tagged(text)
     return [Turn(pick(rng, QUESTIONS["gcg"]), answer, masks=masks)], {"phrases": facts}
 
 
-def wandering(view: View, rng: random.Random, wander: float) -> tuple[Group, ...]:
-    """The groups from left to right, but not strictly: each place is misjudged by a normal error of spread `wander`, a
-    share of the width. Things side by side come in either order, and what was passed over is gone back to."""
-    seen = [(view.center(group.members[0])[0] + rng.gauss(0, wander), k) for k, group in enumerate(view.groups)]
-    return tuple(view.groups[k] for _, k in sorted(seen))
+def recovered(view: View, rng: random.Random) -> Made | None:
+    """A grounded caption in which something has gone wrong: a thing was passed over. What was said before its turn is
+    given; what is learned is to go back."""
+    order, early = passing_over(view, rng)
+    made = gcg(view, rng, order)
+    if made is None:
+        return None
+    [turn], truth = made
+    told = {group.members for group in early}
+    return [replace(turn, given=tuple(k for k, one in enumerate(truth["phrases"]) if one["members"] in told))], truth
+
+
+def passing_over(view: View, rng: random.Random) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
+    """The groups from left to right, but for one that is passed over and gone back to; and those that are said before
+    their turn."""
+    if len(view.groups) < 2:
+        return view.groups, ()
+    missed = int(rng.random() * (len(view.groups) - 1))
+    early = view.groups[missed + 1 : missed + (2 if rng.random() < 0.6 else 3)]
+    rest = [group for group in view.groups[missed:] if group not in early]
+    return (*view.groups[:missed], *early, *rest), early
 
 
 def answer_referring(view: View, rng: random.Random, question: str, expression: Expression) -> tuple[Turn, dict]:
