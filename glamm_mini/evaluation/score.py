@@ -45,6 +45,7 @@ def score_folder(
     Fractions are 0..1, CIDEr on its own scale, None what can't be computed (a note says why). Where the ground truth
     holds things that training never showed, "unseen" has their own fixed figures (gcg, grounding, refseg, regcap);
     where it says of which kind a question or an expression is, "kinds" has the fixed figures of each (vqa, refseg).
+    Expressions of the kind "absent", which fit nothing, count in `false_alarms` and under "kinds" alone.
     Raises ValueError for an unknown task, protocol or similarity, and for missing or broken files, TypeError for what
     is no path or, as `progress`, no function.
     """

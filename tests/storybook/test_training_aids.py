@@ -7,7 +7,7 @@ from glamm_mini.model.tokens import IMAGE_TOKEN_INDEX
 from glamm_mini.storybook.language import vocabulary
 from glamm_mini.storybook.pretrain.auxiliary_heads import BOX_WEIGHT, POINT_WEIGHT, BoxAid, PointAid
 from glamm_mini.storybook.pretrain.dense_labels import ATTRIBUTES, IGNORE, KINDS, DenseLabels
-from glamm_mini.storybook.pretrain.mentions import Mention, MentionFinder, mentioned_patches, remaining_labels
+from glamm_mini.storybook.pretrain.mentions import Mention, MentionFinder, mentioned_patches
 
 
 def test_the_box_aid_asks_every_state_of_a_phrase(glamm):
@@ -59,27 +59,6 @@ def test_every_name_of_the_world_is_a_mention(processor):
             assert found_in(processor, (f"Do you see the {name} or not?", "No."))[1][1] == {"kind": kind}
             if kind in vocabulary.CLASSES:
                 assert found_in(processor, (f"Count {plural(name)} now.", "No."))[1][1] == {"kind": kind}
-
-
-def test_what_remains_is_what_the_same_answer_still_points_at(glamm):
-    """Row 0: an answer of two phrases, then another answer of one. Row 1: one phrase, in a wide picture."""
-    t = glamm.config.tokens
-    p, s = t.phrase_start, t.seg
-    batch = {
-        "input_ids": torch.tensor([[1, p, 9, s, 9, p, s, 9, p, s], [1, 9, p, 9, s, 0, 0, 0, 0, 0]]),
-        "segment_ids": torch.tensor([[0, 1, 1, 1, 1, 1, 1, 2, 2, 2], [0, 1, 1, 1, 1, 1, 1, 1, 1, 1]]),
-        "masks": [torch.zeros(3, 4, 4, dtype=torch.bool), torch.zeros(1, 2, 4, dtype=torch.bool)],
-    }
-    batch["masks"][0][0, :2, :2] = True
-    batch["masks"][0][1, 2:, 2:] = True
-    batch["masks"][0][2, 0, 2:] = True  # half of a patch, which is enough
-    batch["masks"][1][0, 0, 0] = True  # a quarter, which is not
-    batch["masks"][1][0, :, 2:] = True
-    found = remaining_labels(batch, t, 2)
-    assert found["phrases"].tolist() == [[0, 1], [0, 5], [0, 8], [1, 2]]
-    assert found["remaining"].tolist() == [[1, 0, 0, 1], [0, 0, 0, 1], [0, 1, 0, 0], [0, 1, 0, 0]]
-    silent = batch | {"input_ids": batch["input_ids"] * 0, "masks": [m[:0] for m in batch["masks"]]}
-    assert [tuple(v.shape) for v in remaining_labels(silent, t, 2).values()] == [(0, 2), (0, 4)]
 
 
 def test_a_mention_speaks_of_the_patches_of_which_all_is_true():

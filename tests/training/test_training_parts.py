@@ -170,7 +170,7 @@ def test_joint_loss_reaches_every_part(glamm, processor, samples):
     assert any(b is not None for b in batch["boxes"])
     out = stage(**batch, normalizers=counts)
     assert torch.isfinite(out.loss)
-    assert {"ce", "mask_bce", "mask_dice", "dense", "regions", "box", "point", "rest"} <= set(out.losses)
+    assert {"ce", "mask_bce", "mask_dice", "dense", "regions", "box", "point"} <= set(out.losses)
     out.loss.backward()
     untouched = {n for n, p in stage.named_parameters() if p.grad is None or not p.grad.abs().any()}
     # What GLaMM never asks for: quality, more than one proposal, points, boxes and masks as prompts; and of the
@@ -179,7 +179,7 @@ def test_joint_loss_reaches_every_part(glamm, processor, samples):
               "output_hypernetworks_mlps.3", "point_embeddings", "not_a_point_embed", "mask_downscaling",
               "post_layernorm", "layers.3.", "k_proj.bias")  # fmt: skip
     assert [n for n in sorted(untouched) if not any(u in n for u in unused)] == []
-    aids = {name: getattr(stage, name) for name in ("heads", "region_heads", "box", "point", "rest")}
+    aids = {name: getattr(stage, name) for name in ("heads", "region_heads", "box", "point")}
     for name, part in [*glamm.named_children(), *aids.items()]:
         assert any(p.grad is not None and p.grad.abs().any() for p in part.parameters()), name
 
@@ -195,7 +195,7 @@ def test_micro_batches_add_up_to_the_whole_batch(glamm, processor, samples):
     stage.zero_grad()
     parts = [stage(**split(collate(s))[0], normalizers=totals) for s in (samples[:1], samples[1:])]
     sum(p.loss for p in parts).backward()
-    for name in ("ce", "mask_bce", "mask_dice", "dense", "regions", "box", "point", "rest"):
+    for name in ("ce", "mask_bce", "mask_dice", "dense", "regions", "box", "point"):
         torch.testing.assert_close(sum(p.losses[name] for p in parts), whole.losses[name], atol=1e-5, rtol=1e-4)
     for name, p in stage.named_parameters():
         if name in gradient:

@@ -51,9 +51,8 @@ class BoxAid(nn.Module):
 
 
 class PointAid(nn.Module):
-    """Half-way through the language model, a state must point at the patches that it is about, and no others: that of a
-    noun in a question at what the noun means (answers hold too few examples of looking a word up in the picture, and
-    questions are full of them), that of a `<p>` at what is still to be named."""
+    """Half-way through the language model, the state of a noun in a question must point at the patches that it speaks
+    of, and no others. Answers hold too few examples of looking a word up in the picture; questions are full of them."""
 
     def __init__(self, config: GlammConfig):
         super().__init__()

@@ -8,7 +8,7 @@ from glamm_mini.model.glamm import GlammForConditionalGeneration, GlammOutput
 from glamm_mini.storybook.pretrain.auxiliary_heads import BoxAid, PointAid, seg_boxes
 from glamm_mini.storybook.pretrain.dense_labels import DenseHeads, DenseLabels, dense_labels
 from glamm_mini.storybook.pretrain.encoder_stage import visible_things
-from glamm_mini.storybook.pretrain.mentions import MentionFinder, mention_labels, remaining_labels
+from glamm_mini.storybook.pretrain.mentions import MentionFinder, mention_labels
 
 DENSE_WEIGHT = 0.3
 REGION_WEIGHT = 0.05
@@ -33,22 +33,12 @@ class JointTraining(nn.Module):
         self.region_heads = region_heads or DenseHeads(glamm.config.text.hidden_size)
         self.box = box or BoxAid(glamm.config)
         self.point = point or PointAid(glamm.config)
-        self.rest = PointAid(glamm.config)
 
     def forward(
-        self,
-        dense=None,
-        things=None,
-        seg_boxes=None,
-        mentions=None,
-        mentioned=None,
-        phrases=None,
-        remaining=None,
-        normalizers=None,
-        **batch,
+        self, dense=None, things=None, seg_boxes=None, mentions=None, mentioned=None, normalizers=None, **batch
     ) -> GlammOutput:
         """The model's batch with `dense` labels of patches, `things` as `visible_things` makes them, `seg_boxes`
-        (M, 4), fractions of the padded square, and what `mention_labels` and `remaining_labels` make."""
+        (M, 4), fractions of the padded square, and what `mention_labels` makes."""
         normalizers = normalizers or {}
         out = self.glamm(normalizers=normalizers, output_hidden_states=mentions is not None, **batch)
         if dense is not None:
@@ -56,8 +46,7 @@ class JointTraining(nn.Module):
         if mentions is not None:
             count = normalizers.get("images")
             out.losses["point"] = self.point(out.hidden_states, out.spliced_ids, mentions, mentioned, count)
-            out.losses["rest"] = self.rest(out.hidden_states, out.spliced_ids, phrases, remaining, count)
-            out.loss = out.loss + out.losses["point"] + out.losses["rest"]
+            out.loss = out.loss + out.losses["point"]
         if seg_boxes is not None and len(seg_boxes):
             count = max(normalizers.get("masks", len(seg_boxes)), 1)
             out.losses["box"] = self.box(out.last_hidden, out.spliced_ids, seg_boxes, count)
@@ -88,5 +77,4 @@ class JointCollate(Collate):
         batch["dense"] = dense_labels(samples, self.processor.config.image_grid)
         batch["things"] = visible_things(samples)
         batch["seg_boxes"] = seg_boxes(batch["masks"])
-        batch |= remaining_labels(batch, self.processor.config.tokens, self.processor.config.image_grid)
         return batch | mention_labels(self.find, batch, batch["dense"])

@@ -1,15 +1,13 @@
-"""Things that questions name and that answers still have to name, found in rows of token ids: where a word or a `<p>`
-stands, and which patches it speaks of."""
+"""Things that questions name, found in rows of token ids: where a word stands, and which patches it speaks of."""
 
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional as F
 
-from glamm_mini.model.tokens import IGNORE_INDEX, TokenIds
+from glamm_mini.model.tokens import IGNORE_INDEX
 from glamm_mini.storybook.language import vocabulary
 from glamm_mini.storybook.language.words import PATTERN_NAMES, SIZE_NAMES, names_of, plural
-from glamm_mini.storybook.pretrain.dense_labels import ATTRIBUTES, COVERED, KINDS, DenseLabels
+from glamm_mini.storybook.pretrain.dense_labels import ATTRIBUTES, KINDS, DenseLabels
 
 
 @dataclass
@@ -76,24 +74,6 @@ def mention_labels(find: MentionFinder, batch: dict, picture: DenseLabels) -> di
     found = find(batch["input_ids"], batch["labels"])
     at = torch.tensor([(mention.row, mention.place) for mention in found], dtype=torch.long).reshape(-1, 2)
     return {"mentions": at, "mentioned": mentioned_patches(found, picture)}
-
-
-def remaining_labels(batch: dict, tokens: TokenIds, grid: int) -> dict[str, torch.Tensor]:
-    """Each `<p>` of a batch, `phrases` (N, 2) row and place, and `remaining` (N, P): 1 at the patches of all that its
-    conversation points at from there on. Whoever knows that skips nothing and says nothing twice."""
-    ids, segments = batch["input_ids"], batch["segment_ids"]
-    starts, ends = (ids == tokens.phrase_start).nonzero(), (ids == tokens.seg).nonzero()  # (N, 2), (M, 2)
-    talk = [segments[at[:, 0], at[:, 1]] for at in (starts, ends)]
-    alike = (starts[:, None, 0] == ends[:, 0]) & (talk[0][:, None] == talk[1]) & (starts[:, None, 1] < ends[:, 1])
-    covered = torch.cat([_patches(masks, grid) for masks in batch["masks"]])  # (M, P)
-    return {"phrases": starts, "remaining": (alike.float() @ covered > 0).float()}
-
-
-def _patches(masks: torch.Tensor, grid: int) -> torch.Tensor:
-    """Masks (M, H, W) to (M, P) float: 1 at the patches that they cover, as `dense_labels` counts it."""
-    side = max(masks.shape[-2:])
-    square = F.pad(masks.float(), (0, side - masks.shape[2], 0, side - masks.shape[1]))
-    return (F.adaptive_avg_pool2d(square, grid).flatten(1) >= COVERED).float()
 
 
 def mentioned_patches(mentions: list[Mention], picture: DenseLabels) -> torch.Tensor:
