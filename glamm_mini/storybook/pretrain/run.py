@@ -36,7 +36,7 @@ each is drawn by itself, so they are taken as they come."""
 
 STAGES = ("encoder", "segmenter", "language")
 
-CONTINUED = Stress( absent=0.12, hard=0.4)
+CONTINUED = Stress(absent=0.12, hard=0.4)
 """What a model that has learned the mixture is asked more."""
 
 
