@@ -15,6 +15,7 @@ import pytest
 import torch
 import training_toy
 from accelerate.utils import DistributedType
+from forked import run_program
 from once import once
 from safetensors.torch import load_file
 from training_toy import BASE, Toy, ToyData, trainer, weights_of
@@ -171,19 +172,20 @@ def test_a_process_whose_partner_hangs_ends_with_an_error(tmp_path: Path):
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     group = {**ENVIRONMENT, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    command = [sys.executable, training_toy.__file__, str(tmp_path), "--at", "6", "SIGSTOP", "timeout_minutes=0.1"]
+    words, errors = [str(tmp_path), "--at", "6", "SIGSTOP", "timeout_minutes=0.1"], tmp_path.parent / f"{tmp_path.name}_errors"
+    errors.mkdir()
     started = [
-        subprocess.Popen(command, env={**group, "RANK": rank, "LOCAL_RANK": rank}, stderr=subprocess.PIPE, text=True)
+        run_program(training_toy.__file__, words, {**group, "RANK": rank, "LOCAL_RANK": rank}, errors / rank)
         for rank in ("0", "1")
     ]
     try:
         begun = time.monotonic()
-        words = started[0].communicate(timeout=120)[1]
-        assert started[0].returncode not in (0, None) and "Timed out" in words, words[-2000:]
+        code, said = started[0].wait(timeout=120), (errors / "0").read_text()
+        assert code != 0 and "Timed out" in said, said[-2000:]
         assert read_log(tmp_path / "log.jsonl")[-1]["step"] == 1, f"after {time.monotonic() - begun:.0f} s"
     finally:
         started[1].kill()
-        started[1].communicate()
+        started[1].wait()
 
 
 def test_what_does_not_go_together_is_refused(monkeypatch):

@@ -4,13 +4,12 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
 import training_toy
+from forked import run_program
 from safetensors.torch import load_file
 from torch import nn
 from training_toy import BASE, Toy, ToyData, losses, trainer, weights_of
@@ -39,8 +38,8 @@ def uninterrupted(tmp_path_factory):
 
 
 def test_killed_and_resumed_gives_the_same_losses_bit_for_bit(tmp_path, uninterrupted):
-    command = [sys.executable, training_toy.__file__, tmp_path, "--sleep", "0.02", "--dropout", "0.2", *EVERYTHING]
-    process = subprocess.Popen([str(part) for part in command], stderr=subprocess.DEVNULL)
+    words = [str(tmp_path), "--sleep", "0.02", "--dropout", "0.2", *EVERYTHING]
+    process = run_program(training_toy.__file__, words, dict(os.environ), tmp_path.parent / f"{tmp_path.name}_errors")
     deadline = time.monotonic() + 120
     while len(read_log(tmp_path / "log.jsonl")) < 12 and time.monotonic() < deadline:
         assert process.poll() is None, "the run ended by itself"
