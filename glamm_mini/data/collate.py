@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from glamm_mini.data.sample import Sample, Turn
-from glamm_mini.model.tokens import BBOX, IGNORE_INDEX, PHRASE_START, SEG
+from glamm_mini.model.tokens import BBOX, IGNORE_INDEX, SEG
 from glamm_mini.processing.processor import GlammProcessor, pad_rows
 
 
@@ -33,8 +33,6 @@ class Collate:
             boxes += [self._boxes(sample, turns, ids) for (ids, _, _), turns in own]
             if sample.image is not None:
                 masks.append(torch.cat([self._masks(sample, turns, ids) for (ids, _, _), turns in own]))
-            for (row, learned, _), turns in own:
-                self._leave_out(row, learned, turns)
         ids, labels, segments = zip(*rows, strict=True)
         pad = self.processor.tokenizer.pad_token_id
         batch = pad_rows(ids, labels, segments if self.pack else None, pad)
@@ -60,16 +58,6 @@ class Collate:
         # Text alone has no shared beginning, so that the whole row is one segment.
         rows = [(ids, labels, [0] * len(ids)) for ids, labels in encoded]
         return list(zip(rows, sample.conversations, strict=True))
-
-    def _leave_out(self, ids: list[int], labels: list[int], turns: list[Turn]) -> None:
-        """Take the words of given phrases out of the labels."""
-        tokens, phrase = self.processor.config.tokens, 0
-        starts = [place for place, token in enumerate(ids) if token == tokens.phrase_start]
-        for turn in turns:
-            for first in (starts[phrase + k] + 1 for k in turn.given if phrase + k < len(starts)):
-                end = ids.index(tokens.phrase_end, first) + 1 if tokens.phrase_end in ids[first:] else len(ids)
-                labels[first:end] = [IGNORE_INDEX] * (end - first)
-            phrase += turn.answer.count(PHRASE_START)
 
     def _boxes(self, sample: Sample, turns: list[Turn], ids: list[int]):
         """One box for each <bbox> that the row holds; None for a row without."""

@@ -21,14 +21,12 @@ class Turn:
     answer: tagged text, such as "<p> a red kite </p> [SEG] over the sea."
     boxes: (N, 4) float32, x0 y0 x1 y1 in pixels of the image, one per `<bbox>` of the question, in order.
     masks: (M, H, W) bool, one per `[SEG]` of the answer, in order.
-    given: numbers of the answer's phrases whose words are shown in training and not learned.
     """
 
     question: str
     answer: str
     boxes: np.ndarray = field(default_factory=_no_boxes)
     masks: np.ndarray = field(default_factory=_no_masks)
-    given: tuple[int, ...] = ()
 
 
 @dataclass

@@ -20,12 +20,10 @@ them, a referring answer 12, a region 10, the answer to a question 3: short answ
 class Stress:
     """What training asks for more than evaluation does; by default nothing.
 
-    recover: share of the grounded captions in which a thing has been passed over, to learn to go back for it.
     absent: share of the referring expressions that fit nothing in the picture. hard: share of the questions that are
     drawn from HARD alone.
     """
 
-    recover: float = 0.0
     absent: float = 0.0
     hard: float = 0.0
 
@@ -149,8 +147,6 @@ class StorybookDataset:
 
     def _converse(self, task: str, view: View, rng: random.Random) -> exchanges.Made | None:
         stress = self.stress
-        if task == "gcg" and stress.recover and rng.random() < stress.recover:
-            return exchanges.recovered(view, rng)
         if task == "refseg" and stress.absent and rng.random() < stress.absent:
             return exchanges.absent(view, rng)
         if task == "vqa" and stress.hard and rng.random() < stress.hard:

@@ -125,34 +125,6 @@ def test_a_conversation_that_does_not_fit_takes_its_masks_along(processor):
 
 
 @pytest.mark.parametrize("pack", [True, False])
-def test_given_phrases_are_seen_and_not_learned(processor, pack):
-    """Their words and their </p>; not the <p> that opens them, and not their [SEG]."""
-    [a, _] = two_pictures()
-    size = a.image.shape[:2]
-    turns = [Turn("What is this?", "<p> a kite </p> [SEG] over <p> the sea </p> [SEG].", masks=masks(2, size, 1), given=(1,)),
-             Turn("And this?", "<p> a red kite </p> [SEG]", masks=masks(1, size, 1), given=(0,))]
-    talk = [a.conversations[0], turns]
-
-    def batch(conversations, **settings):
-        return Collate(processor, pack)([Sample(a.image, conversations, "a", **settings)])
-
-    plain = batch([a.conversations[0], [Turn(t.question, t.answer, t.boxes, t.masks) for t in turns]])
-    given = batch(talk)
-    assert torch.equal(plain["input_ids"], given["input_ids"])
-    changed = plain["labels"] != given["labels"]
-    assert set(given["labels"][changed].tolist()) == {IGNORE_INDEX}
-    words = processor.tokenizer.convert_ids_to_tokens(plain["labels"][changed].tolist())
-    assert words == ["the", "sea", "</p>", "a", "red", "kite", "</p>"]
-    assert given["num_tokens"] == plain["num_tokens"] - 7 and given["num_masks"] == plain["num_masks"]
-    for length in range(20, plain["input_ids"].shape[1]):  # wherever the row is cut
-        prompt = processor.config.prompt.__dict__ | {"max_length": length + processor.config.image_tokens - 1}
-        small = GlammProcessor(small_config(text=processor.config.text, prompt=prompt), processor.tokenizer)
-        cut = Collate(small, pack)([Sample(a.image, [turns], "a")])
-        whole = batch([turns])["labels"][:, : cut["labels"].shape[1]]
-        assert torch.equal(cut["labels"], whole), length
-
-
-@pytest.mark.parametrize("pack", [True, False])
 def test_a_row_that_is_too_long_is_cut_with_its_masks_and_boxes(processor, pack):
     """Image a's first answer ends in its second [SEG]; the cut stands before that, and before b's only <bbox>."""
     a, b = two_pictures()

@@ -77,7 +77,7 @@ def json_of(settings) -> dict:
 OPTIONS = {
     **dict.fromkeys(
         ("storybook", "storybook_continue"),
-        {"backbones", "start", "tasks", "scenes", "conversations", "recover", "absent", "hard"},
+        {"backbones", "start", "tasks", "scenes", "conversations", "absent", "hard"},
     ),
     "backbones": {"only"},
     **dict.fromkeys(PAPER, {"scenes", "conversations", "merge", "frozen"}),

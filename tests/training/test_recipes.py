@@ -121,7 +121,7 @@ def test_a_training_goes_on_from_a_model_or_from_a_run(trained, backbones, tmp_p
     with pytest.raises(FileNotFoundError, match="nowhere"):
         storybook._go_on(stage, "nowhere")
     _, ((_, options), _) = recipes.chosen("storybook_continue", "tiny", [])
-    assert (options.start, options.recover, options.absent, options.hard) == ("tiny", 0.0, 0.12, 0.4)
+    assert (options.start, options.absent, options.hard) == ("tiny", 0.12, 0.4)
 
 
 def test_backbones_of_another_world_are_refused(backbones, tmp_path):

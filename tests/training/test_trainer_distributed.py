@@ -172,7 +172,8 @@ def test_a_process_whose_partner_hangs_ends_with_an_error(tmp_path: Path):
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     group = {**ENVIRONMENT, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    words, errors = [str(tmp_path), "--at", "6", "SIGSTOP", "timeout_minutes=0.1"], tmp_path.parent / f"{tmp_path.name}_errors"
+    words = [str(tmp_path), "--at", "6", "SIGSTOP", "timeout_minutes=0.1"]
+    errors = tmp_path.parent / f"{tmp_path.name}_errors"
     errors.mkdir()
     started = [
         run_program(training_toy.__file__, words, {**group, "RANK": rank, "LOCAL_RANK": rank}, errors / rank)

@@ -165,10 +165,8 @@ class CaptionWriter:
     def _list(self, groups: tuple[Group, ...], first: bool) -> str:
         """ "there is a boat, a rock and two fish"."""
         templates = phrasebook.LISTS if first else phrasebook.LATER_LISTS
-        # Of one thing, nothing is said from left to right, nor of several in another order.
-        places = [self.view.groups.index(group) for group in groups]
-        ordered = len(places) > 1 and places == sorted(places)
-        template = pick(self.rng, templates if ordered or not first else templates[:7])
+        # Of one thing, nothing is said from left to right.
+        template = pick(self.rng, templates[:7] if first and len(groups) == 1 else templates)
         nouns = [self.draft.group(self.rng, group) for group in groups]
         return template.format(list=listing(nouns), **{"is": "is" if groups[0].count == 1 else "are"})
 
@@ -188,30 +186,32 @@ class CaptionWriter:
         many = len(named) > 1 or named[0] in PLURAL_STUFF
         return template.format(**slots, s="" if many else "s", **{"is": "are" if many else "is"})
 
-    def _weave(self, groups: tuple[Group, ...], kinds: list[str]) -> dict[int, str]:
+    def _weave(self, kinds: list[str]) -> dict[int, str]:
         """Index of a group to the stuff that its clause shall name: each kind at one of the things that are on it."""
         chosen: dict[int, str] = {}
         for kind in kinds:
-            fitting = [k for k, group in enumerate(groups) if k not in chosen and home_of(self.view, group) == kind]
+            fitting = [
+                k for k, group in enumerate(self.view.groups) if k not in chosen and home_of(self.view, group) == kind
+            ]
             if fitting:
                 chosen[pick(self.rng, fitting)] = kind
         return chosen
 
     # ---- whole texts ----
 
-    def scene(self, groups: tuple[Group, ...]) -> str:
-        """The whole grounded caption, as draft text: the groups in this order, and every visible kind of stuff."""
+    def scene(self) -> str:
+        """The whole grounded caption, as draft text: every visible group of things, every visible kind of stuff."""
         view, rng = self.view, self.rng
         kinds = list(view.stuff)
-        if not groups:
+        if not view.groups:
             return self._fill(phrasebook.OPENINGS, phrasebook.SKY_OPENINGS, kinds).strip()
-        weave = self._weave(groups, kinds) if rng.random() < 0.5 else {}
+        weave = self._weave(kinds) if rng.random() < 0.5 else {}
         left = [kind for kind in kinds if kind not in weave.values()]
         them = "it" if len(view.things) == 1 else "them"
         chance = rng.random()
         stuff_first = left and chance < 0.25
         stuff_last = left and chance >= 0.75 and left != [view.sky]
-        body = self.body(groups, weave, 2 if stuff_first or stuff_last else 3)
+        body = self.body(view.groups, weave, 2 if stuff_first or stuff_last else 3)
         if not left:
             return f"{body}."
         if left == [view.sky] and not stuff_first:

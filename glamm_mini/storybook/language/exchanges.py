@@ -1,7 +1,6 @@
 """Single questions and their answers, one maker per task: turns, and beside them the truth that scoring needs."""
 
 import random
-from dataclasses import replace
 
 from glamm_mini.data.sample import Turn
 from glamm_mini.storybook.language import questions
@@ -10,44 +9,20 @@ from glamm_mini.storybook.language.phrasebook import ABSENT_ANSWER, QUESTIONS, R
 from glamm_mini.storybook.language.referring import Expression, full_description, phrase_of, refer
 from glamm_mini.storybook.language.speech import Draft, noun_phrase, pick
 from glamm_mini.storybook.language.words import PLURAL_STUFF
-from glamm_mini.storybook.world.relations import Group, View
+from glamm_mini.storybook.world.relations import View
 
 Made = tuple[list[Turn], dict]
 """Turns, and the truth: what the words state and which things they mean."""
 
 
-def gcg(view: View, rng: random.Random, order: tuple[Group, ...] | None = None) -> Made | None:
-    """A grounded caption of all that is visible; the facts hold one entry per `[SEG]`. order: of the view's groups, by
-    default from left to right."""
+def gcg(view: View, rng: random.Random) -> Made | None:
+    """A grounded caption of all that is visible; the facts hold one entry per `[SEG]`."""
     if not view.groups and not view.stuff:
         return None
     draft = Draft(view)
-    text = CaptionWriter(draft, rng).scene(view.groups if order is None else order)
+    text = CaptionWriter(draft, rng).scene()
     answer, masks, facts = draft.tagged(text)
     return [Turn(pick(rng, QUESTIONS["gcg"]), answer, masks=masks)], {"phrases": facts}
-
-
-def recovered(view: View, rng: random.Random) -> Made | None:
-    """A grounded caption in which something has gone wrong: a thing was passed over. What was said before its turn is
-    given; what is learned is to go back."""
-    order, early = passing_over(view, rng)
-    made = gcg(view, rng, order)
-    if made is None:
-        return None
-    [turn], truth = made
-    told = {group.members for group in early}
-    return [replace(turn, given=tuple(k for k, one in enumerate(truth["phrases"]) if one["members"] in told))], truth
-
-
-def passing_over(view: View, rng: random.Random) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
-    """The groups from left to right, but for one that is passed over and gone back to; and those that are said before
-    their turn."""
-    if len(view.groups) < 2:
-        return view.groups, ()
-    missed = int(rng.random() * (len(view.groups) - 1))
-    early = view.groups[missed + 1 : missed + (2 if rng.random() < 0.6 else 3)]
-    rest = [group for group in view.groups[missed:] if group not in early]
-    return (*view.groups[:missed], *early, *rest), early
 
 
 def answer_referring(view: View, rng: random.Random, question: str, expression: Expression) -> tuple[Turn, dict]:

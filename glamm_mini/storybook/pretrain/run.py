@@ -131,7 +131,6 @@ class StorybookOptions(Table):
     tasks: str = setting("", "draw these alone, such as gcg,vqa; empty draws all")
     scenes: int = setting(VALIDATION_SCENES, "validation asks about so many; 0: none", least=0, most=10**6)
     conversations: int = setting(11, "about each scene; they share a row and a picture's features", least=1, most=1000)
-    recover: float = setting(0.0, "share of grounded captions that go back for a thing passed over", least=0, most=1)
     absent: float = setting(0.0, "share of referring expressions that fit nothing", least=0, most=1)
     hard: float = setting(0.0, "share of questions that compare, count or ask about a box", least=0, most=1)
 
@@ -153,7 +152,7 @@ def train_storybook(size: str, out: Path, resume: bool, tables: list) -> Path:
     mixture = {task: MIXTURE.get(task, 0.0) for task in options.tasks.split(",")} if options.tasks else MIXTURE
     glamm, processor = untrained(size)
     side = processor.config.grounding.image_size
-    stress = Stress(options.recover, options.absent, options.hard)
+    stress = Stress(options.absent, options.hard)
     dataset = StorybookDataset("train", settings.seed, ENDLESS, side, mixture, options.conversations, stress)
     torch.manual_seed(0)
     stage = load_backbones(Path(options.backbones or paths.checkpoint_folder("backbones")), glamm)
