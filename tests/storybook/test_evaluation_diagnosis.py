@@ -25,7 +25,7 @@ def image_of(labels: list[str], phrases: list[str], ious) -> GroundedImage:
     [
         (["A red balloon"], ["a red balloon"], [[0.9]], "nothing wrong"),
         (["A red balloon"], ["a red mushroom"], [[0.9]], "wrong class: mushroom for balloon"),
-        (["A red balloon"], ["a green balloon"], [[0.9]], "wrong colour: green for red (balloon)"),
+        (["A red balloon"], ["a green balloon"], [[0.9]], "wrong color: green for red (balloon)"),
         (["A striped kite"], ["a dotted kite"], [[0.9]], "wrong pattern: dotted for striped (kite)"),
         (["a small kite"], ["a large kite"], [[0.9]], "wrong size: large for small (kite)"),
         (["three birds"], ["two birds"], [[0.9]], "wrong count: 2 for 3 (bird)"),
@@ -36,7 +36,7 @@ def image_of(labels: list[str], phrases: list[str], ious) -> GroundedImage:
         (["a boat"], ["a boat"], [[0.0]], "missed: boat; surplus: boat"),
         (["The fence"], [], np.zeros((1, 0)), "missed: fence"),
         (["a boat"], ["a car"], [[0.1]], "missed: boat; surplus: car"),
-        (["a boat", "a tree"], ["a boat"], [[0.0], [0.8]], "mask of a neighbour: boat drawn on tree; missed: tree"),
+        (["a boat", "a tree"], ["a boat"], [[0.0], [0.8]], "mask of a neighbor: boat drawn on tree; missed: tree"),
         (["a boat", "a boat"], ["a boat"], [[0.0], [0.8]], "missed: boat"),  # its twin's mask is its twin's
     ],
 )

@@ -20,10 +20,10 @@ SAME = 0.25
 """From this IoU on a mask is taken to mean the thing, so that its wrong words are wrong words for that thing."""
 
 KINDS = {
-    "neighbour": "mask of a neighbour",
+    "neighbour": "mask of a neighbor",
     "class": "wrong class",
     "missed": "missed",
-    "colour": "wrong colour",
+    "colour": "wrong color",
     "count": "wrong count",
     "pattern": "wrong pattern",
     "size": "wrong size",
@@ -47,7 +47,7 @@ class Fault:
 def diagnose(image: GroundedImage) -> list[Fault]:
     """The faults of one answer, in the order of KINDS: one for each true phrase that was not found, and surplus masks.
 
-    A mask with the right words for one thing that lies on another is a mask of a neighbour; the other thing is missed.
+    A mask with the right words for one thing that lies on another is a mask of a neighbor; the other thing is missed.
     """
     pairs = {pair.truth: pair for pair in optimal_pairs(image)}
     right = {pair.prediction for pair in pairs.values() if _is_found(pair)}
