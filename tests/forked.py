@@ -32,8 +32,6 @@ class Forked:
     def poll(self) -> int | None:
         return self.process.exitcode
 
-    returncode = property(poll)
-
     def wait(self, timeout: float | None = None) -> int:
         self.process.join(timeout)
         if self.poll() is None:
