@@ -183,6 +183,8 @@ def _score_refseg(place: Place, progress: Callable) -> Scored:
             pairs.append((mask, decode_masks(answered, size, f"{file}: expression {key!r}, mask").any(0)))
             unseen.append(bool(expression.get("unseen")))
             kinds.append(expression.get("kind"))
+            if kinds[-1] == ABSENT and mask.any():
+                raise ValueError(f"{where}: expression {key!r} is of kind {ABSENT!r}, but its mask is not empty")
         if forced := record.get("teacher_forced"):  # masks of the expressions that the official variant drew
             drawn = [str(sent_id) for sent_id in forced["sent_ids"]]
             for key in drawn:

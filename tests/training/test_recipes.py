@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from glamm_mini.assistant.assistant import Assistant
 from glamm_mini.checkpoints.load import load_model
+from glamm_mini.paths import checkpoint_folder
 from glamm_mini.storybook.pretrain import run as storybook
 from glamm_mini.training import recipes
 
@@ -120,6 +121,11 @@ def test_a_training_goes_on_from_a_model_or_from_a_run(trained, backbones, tmp_p
                 assert torch.equal(value, kept[name] if same else fresh[name]), name
     with pytest.raises(FileNotFoundError, match="nowhere"):
         storybook._go_on(stage, "nowhere")
+    folder = recipes.run("storybook_continue", "tiny", "storybook", tmp_path, overrides=[*QUICK, "steps=1", "scenes=0"])
+    record = json.loads((folder / "training.json").read_text())
+    assert (record["start"], record["absent"], record["hard"]) == ("tiny", 0.12, 0.4)
+    bundled, after = (load_file(place / "model.safetensors") for place in (checkpoint_folder("tiny"), folder))
+    assert all((after[name] - value).abs().max() < 0.1 for name, value in bundled.items()), "one step away"
     _, ((_, options), _) = recipes.chosen("storybook_continue", "tiny", [])
     assert (options.start, options.absent, options.hard) == ("tiny", 0.12, 0.4)
 
