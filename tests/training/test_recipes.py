@@ -1,6 +1,7 @@
 """The recipes from end to end, two steps each: backbones, GLaMM from them, a model that loads and answers."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -110,9 +111,10 @@ def test_a_training_goes_on_from_a_model_or_from_a_run(trained, backbones, tmp_p
     """From a model: its GLaMM, and the backbones' aids. From a run: its aids too."""
     ran = trained.parent
     for start, same in ((trained, False), (ran, True)):
-        stage = storybook.load_backbones(backbones, storybook.untrained("tiny")[0])
+        glamm, processor = storybook.untrained("tiny")
+        stage = storybook.load_backbones(backbones, glamm)
         fresh = {k: v.clone() for k, v in stage.state_dict().items()}
-        storybook._go_on(stage, str(start))
+        storybook._go_on(stage, str(start), processor)
         kept = load_file(ran / "last" / "model.safetensors")
         for name, value in stage.state_dict().items():
             if name.startswith("glamm."):
@@ -120,8 +122,16 @@ def test_a_training_goes_on_from_a_model_or_from_a_run(trained, backbones, tmp_p
             else:
                 assert torch.equal(value, kept[name] if same else fresh[name]), name
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        storybook._go_on(stage, "nowhere")
-    folder = recipes.run("storybook_continue", "tiny", "storybook", tmp_path, overrides=[*QUICK, "steps=1", "scenes=0"])
+        storybook._go_on(stage, "nowhere", processor)
+    other = shutil.copytree(trained, tmp_path / "other")
+    words = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = words["model"]["vocab"]
+    vocabulary["red"], vocabulary["blue"] = vocabulary["blue"], vocabulary["red"]
+    (other / "tokenizer.json").write_text(json.dumps(words))
+    with pytest.raises(ValueError, match="other speaks other words"):
+        storybook._go_on(stage, str(other), processor)
+    overrides = [*QUICK, "steps=1", "scenes=0"]
+    folder = recipes.run("storybook_continue", "tiny", "storybook", tmp_path / "run", overrides=overrides)
     record = json.loads((folder / "training.json").read_text())
     assert (record["start"], record["absent"], record["hard"]) == ("tiny", 0.12, 0.4)
     bundled, after = (load_file(place / "model.safetensors") for place in (checkpoint_folder("tiny"), folder))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from tokenizers import Tokenizer
 
 from glamm_mini import paths
 from glamm_mini.assistant.assistant import Assistant
@@ -157,7 +158,7 @@ def train_storybook(size: str, out: Path, resume: bool, tables: list) -> Path:
     torch.manual_seed(0)
     stage = load_backbones(Path(options.backbones or paths.checkpoint_folder("backbones")), glamm)
     if options.start:
-        _go_on(stage, options.start)
+        _go_on(stage, options.start, processor)
     validate = partial(_validate, processor=processor, scenes=options.scenes) if options.scenes else None
     about = {"backbones": options.backbones, "start": options.start, "mixture": mixture}
     about |= {"conversations": options.conversations, **asdict(stress)}
@@ -170,7 +171,7 @@ def train_storybook(size: str, out: Path, resume: bool, tables: list) -> Path:
     return folder
 
 
-def _go_on(stage: JointTraining, start: str) -> None:
+def _go_on(stage: JointTraining, start: str, processor: GlammProcessor) -> None:
     """Fill the stage from an earlier run, or its GLaMM alone from a model, whose aids are thrown away."""
     run = Path(start) / LAST / WEIGHTS
     if run.is_file():
@@ -178,6 +179,10 @@ def _go_on(stage: JointTraining, start: str) -> None:
         return
     folder = Path(start) if Path(start).is_dir() else paths.checkpoint_folder(start)
     load_weights(stage.glamm, folder / "model.safetensors")
+    # Words in another order fit in every shape, and each would mean another one.
+    known = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
+    if known != processor.tokenizer.get_vocab():
+        raise ValueError(f"{folder} speaks other words than this version's storybook; start from the backbones")
 
 
 def _validate(stage: JointTraining, processor: GlammProcessor, scenes: int) -> dict[str, float]:
