@@ -68,7 +68,7 @@ def forked_kernels():
         yield
 
 
-def _launch(command: list[str], env: dict[str, str], cwd: str, **_) -> Forked:
+def _launch(command: list[str], env: dict[str, str], cwd: str = ".", **_) -> Forked:
     """In place of `jupyter_client.launcher.launch_kernel`."""
     kernel = Forked(_serve, command[command.index("ipykernel_launcher") + 1 :], env, str(cwd))
     while kernel.process.is_alive() and os.getpgid(kernel.pid) != kernel.pid:

@@ -6,14 +6,13 @@ They share one kernel, which is emptied before each: to import torch and transfo
 import json
 import os
 import re
-import subprocess
-import sys
 import time
 import urllib.request
 from pathlib import Path
 
 import nbformat
 import pytest
+from forked import run_program
 from nbformat.v4 import new_code_cell, new_notebook
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,11 +38,11 @@ def server(tmp_path_factory):
     pytest.importorskip("jupyterlab", reason="JupyterLab comes with the dev extra")
     home = tmp_path_factory.mktemp("lab")
     (home / "notebooks").mkdir()
-    environment = os.environ | {"HOME": str(home), "PYTHONPATH": str(ROOT), "JUPYTER_CONFIG_DIR": str(home / "config")}
-    command = [sys.executable, "-m", "jupyterlab", *SETTINGS, f"--ServerApp.root_dir={home / 'notebooks'}"]
-    log = home / "server.log"
-    with log.open("wb") as out:
-        process = subprocess.Popen(command, cwd=home, env=environment, stdout=out, stderr=subprocess.STDOUT)
+    found = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    environment = os.environ | {"HOME": str(home), "PYTHONPATH": found, "JUPYTER_CONFIG_DIR": str(home / "config")}
+    words, log = [*SETTINGS, f"--ServerApp.root_dir={home / 'notebooks'}"], home / "server.log"
+    log.touch()
+    process = run_program(ROOT / "tests" / "forked_lab.py", words, environment, log)
     try:
         yield _address(process, log), home / "notebooks"
     finally:

@@ -1,32 +1,26 @@
-"""Two processes that torchrun started write the predictions of one, and score them alike."""
+"""Two processes, as torchrun starts them, write the predictions of one, and score them alike."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import training_toy
 
-from glamm_mini.cli.main import main
+from glamm_mini.cli import main
 
 LIMIT = 2
 
 
 def _evaluate(out: Path, processes: int) -> dict:
-    """The figures that the command writes: alone, in this process; several, started by torchrun."""
+    """The figures that the command writes: alone, in this process; several, in processes of their own."""
     words = f"evaluate refseg --model tiny --data storybook --split test --limit {LIMIT} --device cpu".split()
     words += ["--out", str(out), "--json", str(out.with_suffix(".json"))]
     if processes == 1:
         with pytest.raises(SystemExit) as end:
-            main(words)
+            main.main(words)
         assert not end.value.code
     else:
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        command = [sys.executable, *launcher, "-m", "glamm_mini.cli.main", *words]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-        assert done.returncode == 0, done.stderr[-4000:]
+        training_toy.together(processes, *words, program=main.__file__)
     return json.loads(out.with_suffix(".json").read_text())
 
 
