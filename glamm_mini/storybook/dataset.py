@@ -1,5 +1,6 @@
 """Storybook samples: scenes drawn and talked about, for training and for scoring, each fixed by its number."""
 
+import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -108,7 +109,7 @@ class StorybookDataset:
         _check_split(split)
         mixture = dict(MIXTURE if mixture is None else mixture)
         unknown = [task for task in mixture if task not in tasks.TASKS]
-        if unknown or not any(weight > 0 for weight in mixture.values()) or min(mixture.values()) < 0:
+        if unknown or min(mixture.values(), default=-1) < 0 or not 0 < sum(mixture.values()) < math.inf:
             raise ValueError(
                 f"mixture {mixture} needs weights of at least 0, one of them above 0, for tasks among {tasks.TASKS}"
             )

@@ -59,6 +59,9 @@ def test_the_mixture_is_obeyed():
         ({"split": "dev"}, "split 'dev'"),
         ({"split": "val", "mixture": {"gcg": 0}}, "mixture"),
         ({"split": "val", "mixture": {"songs": 1}}, "mixture"),
+        ({"split": "val", "mixture": {}}, "mixture"),
+        ({"split": "val", "mixture": {"gcg": 2, "vqa": -1}}, "mixture"),
+        ({"split": "val", "mixture": {"gcg": 1, "vqa": float("inf")}}, "mixture"),
         ({"split": "val", "conversations": 0}, "conversations is 0"),
     ],
 )

@@ -130,10 +130,11 @@ def test_a_training_goes_on_from_a_model_or_from_a_run(trained, backbones, tmp_p
     (other / "tokenizer.json").write_text(json.dumps(words))
     with pytest.raises(ValueError, match="other speaks other words"):
         storybook._go_on(stage, str(other), processor)
-    overrides = [*QUICK, "steps=1", "scenes=0"]
+    overrides = [*QUICK, "steps=1", "scenes=0", "tasks=gcg:9,vqa"]
     folder = recipes.run("storybook_continue", "tiny", "storybook", tmp_path / "run", overrides=overrides)
     record = json.loads((folder / "training.json").read_text())
     assert (record["start"], record["absent"], record["hard"]) == ("tiny", 0.12, 0.4)
+    assert record["mixture"] == {"gcg": 9.0, "vqa": 12.0}
     bundled, after = (load_file(place / "model.safetensors") for place in (checkpoint_folder("tiny"), folder))
     assert all((after[name] - value).abs().max() < 0.1 for name, value in bundled.items()), "one step away"
     _, ((_, options), _) = recipes.chosen("storybook_continue", "tiny", [])
@@ -171,6 +172,10 @@ def test_untrained_models_are_equal_and_match_their_tokenizer():
         ("backbones", "tiny", "storybook", ["eyes.steps=3"], "'eyes.steps' is unknown"),
         ("storybook", "tiny", "storybook", ["scenes=many"], "scenes is 'many'"),
         ("storybook", "tiny", "storybook", ["tasks=gcg,dance"], "unknown|among"),
+        ("storybook", "tiny", "storybook", ["tasks=gcg:many"], "tasks='gcg:many': 'many' is not a number"),
+        ("storybook", "tiny", "storybook", ["tasks=gcg:1,vqa:inf"], "mixture"),
+        ("storybook", "tiny", "storybook", ["tasks=gcg:0"], "mixture"),
+        ("storybook", "tiny", "storybook", ["tasks=gcg:nan"], "mixture"),
         ("storybook", "tiny", "storybook", ["conversations=0"], "conversations is 0"),
     ],
 )

@@ -129,7 +129,7 @@ class StorybookOptions(Table):
 
     backbones: str = setting("", "folder of the backbones to start from; empty takes the bundled ones")
     start: str = setting("", "a bundled model, or a model's or an earlier run's folder, to go on from")
-    tasks: str = setting("", "draw these alone, such as gcg,vqa; empty draws all")
+    tasks: str = setting("", "draw these alone, such as gcg,vqa, or gcg:9,vqa:8 with weights; empty draws all")
     scenes: int = setting(VALIDATION_SCENES, "validation asks about so many; 0: none", least=0, most=10**6)
     conversations: int = setting(11, "about each scene; they share a row and a picture's features", least=1, most=1000)
     absent: float = setting(0.0, "share of referring expressions that fit nothing", least=0, most=1)
@@ -150,7 +150,7 @@ def train_storybook(size: str, out: Path, resume: bool, tables: list) -> Path:
     """GLaMM from the bundled backbones, or from where an earlier training ended, on the mixture of storybook tasks;
     `OUT/model` then holds the model."""
     options, settings = tables
-    mixture = {task: MIXTURE.get(task, 0.0) for task in options.tasks.split(",")} if options.tasks else MIXTURE
+    mixture = _mixture(options.tasks)
     glamm, processor = untrained(size)
     side = processor.config.grounding.image_size
     stress = Stress(options.absent, options.hard)
@@ -169,6 +169,18 @@ def train_storybook(size: str, out: Path, resume: bool, tables: list) -> Path:
         save_model(folder, trainer.model.glamm, processor, torch.bfloat16)
         write_record(Path(out), folder / "training.json", **about)
     return folder
+
+
+def _mixture(tasks: str) -> dict[str, float]:
+    """Task to weight, from the setting `tasks`; a task without a weight of its own takes that of MIXTURE."""
+    mixture = {}
+    for part in tasks.split(",") if tasks else ():
+        task, colon, weight = part.partition(":")
+        try:
+            mixture[task] = float(weight) if colon else MIXTURE.get(task, 0.0)
+        except ValueError:
+            raise ValueError(f"tasks={tasks!r}: {weight!r} is not a number; write such as gcg:9,vqa:8") from None
+    return mixture or MIXTURE
 
 
 def _go_on(stage: JointTraining, start: str, processor: GlammProcessor) -> None:
