@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from threading import get_ident
 from typing import Unpack
 
 import numpy as np
@@ -135,16 +136,24 @@ class Chat(Shown):
         self.turns: list[GroundedAnswer] = []
         self._assistant = assistant
         self._lock = Lock()
+        self._answering: int | None = None  # the thread that does
 
     def say(self, text: str, boxes=None, normalised: bool = False, **options: Unpack[Options]) -> GroundedAnswer:
         """Ask the next question; arguments and errors as those of `glamm.ask`. An error leaves the turns as they were.
 
         "it" and "them" may speak of earlier turns. A `<bbox>` means a box of this call; boxes of earlier turns stay
-        where they were named. Threads that share a chat take turns.
+        where they were named. Threads that share a chat take turns; a streamer that asks the chat whose answer it gets
+        would wait for itself, which is a RuntimeError.
         """
+        if self._answering == get_ident():
+            raise RuntimeError("this chat is answering: a streamer cannot ask it; ask when the answer has come")
         with self._lock:
-            request = Request(self.image, text, boxes, self.history, normalised)
-            answer = self._assistant.answer_batch([request], **options)[0]
+            self._answering = get_ident()
+            try:
+                request = Request(self.image, text, boxes, self.history, normalised)
+                answer = self._assistant.answer_batch([request], **options)[0]
+            finally:
+                self._answering = None
             answer.source = self.source
             self.turns.append(answer)
         return answer

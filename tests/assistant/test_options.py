@@ -161,6 +161,17 @@ def test_a_reader_of_a_stream_never_waits_for_an_answer_that_failed(glamm, pictu
     thread.join()
 
 
+def test_a_streamer_that_asks_its_own_chat_gets_an_error(glamm, picture, says):
+    says(GROUNDED)
+    chat, streamer = glamm.chat(picture), Heard(glamm, [])
+    streamer.on_finalized_text = lambda text, stream_end=False: chat.say("And now?")
+    with pytest.raises(RuntimeError, match="chat is answering"):
+        chat.say("What is this?", streamer=streamer)
+    assert not chat.turns
+    says(GROUNDED)
+    assert chat.say("What is this?").text == GROUNDED and len(chat.turns) == 1
+
+
 # --- details, comparing ----------------------------------------------------------------------------------------------
 
 
