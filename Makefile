@@ -23,6 +23,9 @@ PYTEST := -m pytest -n $(WORKERS) --dist worksteal
 PAIR := $(THREADS) $(KEEP) $(BIN)/python -m torch.distributed.run --standalone --nproc-per-node 2
 TWO := $(PAIR) -m glamm_mini.cli.main
 
+FURTHER := $(TWO) train storybook_continue --size tiny
+CAPTIONS := gcg:9,refseg:6,regcap:3,caption:1,grounding:2,vqa:8,chat:0.5
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test coverage test-all test-lowest lint lab notebooks badges bands classroom samples figures contact-sheet backbones tiny five-minutes card table clean
 
@@ -100,10 +103,16 @@ backbones: $(VENV)/.dev.stamp ## pretrain the tiny backbones into data/checkpoin
 	cp -r runs/segmenter/model/. runs/encoder/model/. runs/language/model/. data/checkpoints/backbones/
 
 tiny: $(VENV)/.dev.stamp ## train the tiny GLaMM from the backbones into data/checkpoints/tiny; goes on where it stopped
-	mkdir -p runs/storybook
+	mkdir -p runs/storybook runs/continue1 runs/continue2
 	$(TWO) train storybook --size tiny --out runs/storybook --resume --set batch_size=8 --set threads=1
+	$(FURTHER) --out runs/continue1 --resume --set batch_size=8 --set threads=1 --set start=runs/storybook/model
+	$(FURTHER) --out runs/continue2 --resume --set batch_size=8 --set threads=1 --set start=runs/continue1 \
+		--set tasks=$(CAPTIONS) --set conversations=4 --set steps=1100 --set seed=6
 	mkdir -p data/checkpoints/tiny
-	cp -r runs/storybook/model/. data/checkpoints/tiny/
+	cp -r runs/continue2/model/. data/checkpoints/tiny/
+	cp runs/storybook/model/training.json data/checkpoints/tiny/training.json
+	cp runs/continue1/model/training.json data/checkpoints/tiny/training_2.json
+	cp runs/continue2/model/training.json data/checkpoints/tiny/training_3.json
 	$(THREADS) $(BIN)/python figures/familiar.py
 
 five-minutes: $(VENV)/.dev.stamp ## five minutes of training from the backbones, on grounded captions alone, into runs/five-minutes-SEED
