@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from glamm_mini.assistant.assistant import load
-from glamm_mini.assistant.familiar import Familiar, summary
+from glamm_mini.assistant.familiar import Familiar, lengths, summary
 from glamm_mini.storybook.world.render import render
 from glamm_mini.storybook.world.sampling import sample_scene
 
@@ -41,7 +41,7 @@ def main() -> None:
     glamm = load(options.model, device="cpu")
     found = summaries(glamm, "val", options.seed, range(options.scenes))
     cut = 2 * options.scenes // 3
-    familiar = Familiar.measure(ABOUT, found[:cut], found[cut:])
+    familiar = Familiar.measure(ABOUT, found[:cut], found[cut:], lengths(glamm.model))
     print(familiar.write(options.model), f"limit {familiar.limit:.3f}")
 
 

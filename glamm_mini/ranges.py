@@ -72,6 +72,7 @@ def check_together(config: Any) -> None:
         ("grounding.global_attention", max(g.global_attention, default=-1) >= g.depth, f"layers, below {g.depth}"),
         ("grounding.pixel_mean", len(g.pixel_mean) != 3, "3 numbers, one for each color"),
         ("grounding.pixel_std", len(g.pixel_std) != 3, "3 numbers, one for each color"),
+        ("prompt.max_length", prompt.max_length <= (t := config.image_tokens), f"more than a picture's {t} tokens"),
         ("prompt.image_line", prompt.image_line.count("<image>") != 1, "one <image> in it"),
         ("prompt.system", "<image>" in prompt.system, "no <image>, which the image_line holds"),
     ]

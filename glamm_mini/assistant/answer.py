@@ -132,7 +132,7 @@ class Chat(Shown):
     """
 
     def __init__(self, assistant, image):
-        self.image, self.source = load_image(image), source_of(image)
+        self.source, self.image = source_of(image), load_image(image)
         self.turns: list[GroundedAnswer] = []
         self._assistant = assistant
         self._lock = Lock()
@@ -184,9 +184,11 @@ class Chat(Shown):
 
 
 def source_of(image) -> str | None:
-    """The path that an image was given by, or that a PIL image was opened from."""
-    path = image if isinstance(image, str | os.PathLike) else getattr(image, "filename", None)
-    return os.fspath(path) if isinstance(path, str | os.PathLike) and os.fspath(path) else None
+    """The whole path that an image was given by, or that a PIL image (not read yet) or a file was opened from."""
+    path = image
+    if not isinstance(image, str | os.PathLike):
+        path = getattr(image, "filename", "") or getattr(getattr(image, "fp", None) or image, "name", None)
+    return os.path.abspath(path) if isinstance(path, str | os.PathLike) and os.fspath(path) else None
 
 
 def box_around(mask: np.ndarray) -> tuple[int, int, int, int] | None:

@@ -20,9 +20,11 @@ from glamm_mini.checkpoints.load import HUB, load_model
 from glamm_mini.checkpoints.save import check_pair
 from glamm_mini.dtypes import TYPES
 from glamm_mini.model.glamm import GlammForConditionalGeneration, ImageFeatures
+from glamm_mini.model.tokens import SEG
 from glamm_mini.processing.boxes import box_array
 from glamm_mini.processing.images import load_image
 from glamm_mini.processing.processor import GlammProcessor
+from glamm_mini.processing.prompts import plain_words
 from glamm_mini.processing.tags import parse_grounded
 
 __all__ = ["Assistant", "Chat", "GroundedAnswer", "GroundedPhrase", "Request", "load"]
@@ -61,8 +63,7 @@ class Assistant:
         self.model, self.processor = model, processor
         self.max_new_tokens: int | None = None
         self._memory = FeatureMemory()
-        # A model that has learned since then may know other pictures: the note is for these weights alone.
-        self._familiar = None if familiar is None else (familiar, weights_state(model))
+        self._familiar = familiar
 
     @property
     def config(self):
@@ -148,6 +149,7 @@ class Assistant:
         keys = [os.fspath(r.image) if isinstance(r.image, str | os.PathLike) else id(r.image) for r in requests]
         given = {key: request.image for key, request in zip(keys, requests, strict=True)}
         which = [list(given).index(key) for key in keys]
+        sources = [source_of(request.image) for request in requests]
         pictures = _one_by_one("picture", load_image, given.values())
         pairs = [(request, pictures[k]) for request, k in zip(requests, which, strict=True)]
         prepared = _one_by_one("question", lambda pair: prepare(pair[0], pair[1].shape[:2], self.processor), pairs)
@@ -157,7 +159,7 @@ class Assistant:
         if device.type == "meta":
             raise ValueError("the model lies on the meta device, without values; load it with glamm_mini.load")
         with torch.inference_mode(), evaluating(self.model):
-            features, state = self._features(pictures)
+            features = self._features(pictures)
             out = self.model.generate(
                 input_ids=batch["input_ids"].to(device),
                 attention_mask=batch["attention_mask"].to(device),
@@ -173,13 +175,13 @@ class Assistant:
                 streamer=None if how["streamer"] is None else stream,
             )
         scores = torch.cat(chooser.scores, 1).cpu().numpy() if how["details"] else None
-        known = self._familiar is not None and self._familiar[1] == state
-        notes_on_pictures = self._familiar[0].notes(features.grounding) if known else [[]] * len(pictures)
+        measured = self._familiar is not None and self._familiar.fits(self.model)
+        notes_on_pictures = self._familiar.notes(features.grounding) if measured else [[]] * len(pictures)
         answers = []
         for r, (request, image) in enumerate(pairs):
             answer = self._answer(out.sequences[r].tolist(), out.low_res[r], image, how)
             answer.notes = notes_on_pictures[which[r]] + notes[r] + answer.notes
-            answer.question, answer.boxes, answer.source = request.question, own_boxes[r], source_of(request.image)
+            answer.question, answer.boxes, answer.source = request.question, own_boxes[r], sources[r]
             if how["details"]:
                 answer.token_scores = scores[r, : len(answer.token_ids)]
             answers.append(answer)
@@ -190,6 +192,8 @@ class Assistant:
         text, end = self.processor.decode(ids), self.processor.tokenizer.eos_token_id
         parsed, phrases = parse_grounded(text), []
         parsed.notes += [] if text.strip() else ["the model wrote nothing"]
+        if len(parsed.phrases) != len(low_res):
+            parsed.notes.append(f"the answer spells {SEG} in letters: phrases may have the masks of others")
         # A row that ended is as long as the longest of its batch: it holds the end, and padding behind it.
         if end in ids:
             ids = ids[: ids.index(end) + 1]
@@ -216,27 +220,28 @@ class Assistant:
     def encode(self, image) -> ImageFeatures:
         """What both image encoders make of one picture."""
         with torch.inference_mode(), evaluating(self.model):
-            return self._features([load_image(image)])[0]
+            return self._features([load_image(image)])
 
-    def _features(self, pictures: list[np.ndarray]) -> tuple[ImageFeatures, tuple]:
-        """Features of the pictures, of which the last ones are kept for further turns, and the state of the weights."""
+    def _features(self, pictures: list[np.ndarray]) -> ImageFeatures:
+        """Features of the pictures, of which the last ones are kept for further turns."""
 
         def encode(unknown: list[np.ndarray]) -> ImageFeatures:
             images = self.processor.images(unknown).to(self.model.device, self.model.dtype)
             return self.model.encode_images(images["global_images"], images["grounding_images"])
 
-        state = weights_state(self.model)
-        return self._memory.features(pictures, (self.processor.config.mode, state), encode), state
+        state = (self.processor.config.mode, weights_state(self.model))
+        return self._memory.features(pictures, state, encode)
 
     def teacher_force(self, image, conversation: list[tuple[str, str]]) -> list[np.ndarray]:
         """Masks (H, W) for every [SEG] of given answers, as the official referring segmentation is scored."""
         picture, turns = load_image(image), checked_turns("conversation", conversation)
+        turns = [(plain_words(question), answer) for question, answer in turns]
         row, room = self.processor.encode(turns)[0], self.processor.room
         if len(row) > room or self.config.tokens.bbox in row:
             raise ValueError(f"conversation has {len(row)} tokens; expected at most {room}, and no <bbox> among them")
         ids = torch.tensor([row], device=self.model.device)
         with torch.inference_mode(), evaluating(self.model):
-            out = self.model(ids, image_features=self._features([picture])[0], return_logits=False)
+            out = self.model(ids, image_features=self._features([picture]), return_logits=False)
         return [mask.numpy() for mask, _ in self._masks(out.low_res, picture)]
 
 

@@ -44,11 +44,12 @@ class FeatureMemory:
         missing = {key: picture for key, picture in zip(keys, pictures, strict=True) if key not in found}
         if missing:
             encoded = encode(list(missing.values()))
-            found |= {key: _each(lambda own, k=k: own[0][k : k + 1], encoded) for k, key in enumerate(missing)}
+            # Copies: a part of a batch would keep all of it.
+            found |= {key: _each(lambda own, k=k: own[0][k : k + 1].clone(), encoded) for k, key in enumerate(missing)}
         with self._lock:
             others = {key: value for key, value in self._kept.items() if key not in found}
             self._kept = dict([*others.items(), *found.items()][-REMEMBERED:])
-        return found[keys[0]] if len(keys) == 1 else _each(torch.cat, *(found[key] for key in keys))
+        return _each(torch.cat, *(found[key] for key in keys))  # the caller's own, also for one picture
 
 
 def _each(do: Callable, *parts: ImageFeatures) -> ImageFeatures:

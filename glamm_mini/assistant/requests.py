@@ -88,7 +88,7 @@ def question_of(words, template: str, what: str):
     Blanks around the words go, and the capital letter of an article. what: "sentence", which gets its full stop, or
     "expression", which loses it. Raises ValueError if there are no words.
     """
-    if isinstance(words, (list, tuple)):
+    if isinstance(words, (list, tuple, np.ndarray)):
         return [question_of(one, template, what) for one in words]
     text = " ".join(words.split()) if isinstance(words, str) else ""
     first, _, rest = text.partition(" ")
@@ -141,8 +141,8 @@ def _notes(question: str, boxes: np.ndarray | None, left_out: int, processor: Gl
         more = f" and {len(words) - LISTED} more" if len(words) > LISTED else ""
         notes.append(f"the model was never taught the words: {', '.join(shown)}{more}")
     for k, (x0, y0, x1, y1) in enumerate([] if boxes is None else boxes):
-        if x1 - x0 < 1 and y1 - y0 < 1:
-            notes.append(f"box {k} is smaller than a pixel; boxes in fractions need normalised=True")
+        if x1 - x0 <= 1 and y1 - y0 <= 1:
+            notes.append(f"box {k} is not larger than a pixel; boxes in fractions need normalised=True")
     if left_out:
         notes.append(f"the history was too long; its first {left_out} turns were left out")
     return notes

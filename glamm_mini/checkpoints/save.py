@@ -57,8 +57,6 @@ def save_model(
         model, wrapped = extract_model_from_parallel(model, keep_fp32_wrapper=False, keep_torch_compile=False), model
     check_pair(model, processor)
     state = model.state_dict()
-    if any(".lora_" in name for name in state):
-        raise ValueError("the model has LoRA beside its weights: merge it first (merge_lora), or save it by save_lora")
     if is_quantized(model) or any(tensor.is_meta for tensor in state.values()):
         raise ValueError("a quantized or offloaded model cannot be saved; load it whole, then save it")
     broken = next((n for n, t in state.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())), None)
@@ -146,8 +144,9 @@ def whole_folder(folder: str | Path, mine: bool | None = None) -> Iterator[Path]
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """No other process, and no other thread, writes here meanwhile; waits for one that does."""
-    if (folder / LOCK).is_file() and (folder / LOCK).stat().st_size:  # a lock holds nothing
-        raise FileExistsError(f"{folder / LOCK} is in the way: saving needs a file of that name; move it elsewhere")
+    with suppress(FileNotFoundError):  # whoever holds the lock may remove it now
+        if (folder / LOCK).stat().st_size and (folder / LOCK).is_file():  # a lock holds nothing
+            raise FileExistsError(f"{folder / LOCK} is in the way: saving needs a file of that name; move it elsewhere")
     with FileLock(folder / LOCK):
         try:
             yield

@@ -46,7 +46,9 @@ class GlammPreTrained(PreTrainedModel, GenerationMixin):
         return registry.find("checkpoint", "model")(cls, pretrained_model_name_or_path, *args, **kwargs)
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
-        """As transformers', with weights that others than their owner may read as well."""
+        """As transformers', with weights that others than their owner may read as well. ValueError for LoRA in it."""
+        if any(".lora_" in name for name, _ in self.named_parameters()):
+            raise ValueError("the model has LoRA beside its weights: merge it (merge_lora), or save that (save_lora)")
         folder = paths.place_to_save(save_directory, "a model")
         super().save_pretrained(folder, *args, **kwargs)
         if folder.is_dir():

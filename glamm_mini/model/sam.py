@@ -92,7 +92,6 @@ class GroundingImageEncoder(nn.Module):
     def __init__(self, config: GlammConfig):
         super().__init__()
         c = config.grounding
-        self.image_size = c.image_size
         vit = dict(img_size=c.image_size, patch_size=c.patch_size, embed_dim=c.hidden, depth=c.depth, num_heads=c.heads)
         ways = dict(use_rel_pos=c.relative_positions, window_size=c.window, global_attn_indexes=c.global_attention)
         self.vit = ImageEncoderViT(**vit, **ways, out_chans=c.prompt_dim, norm_layer=partial(nn.LayerNorm, eps=1e-6))
@@ -137,7 +136,6 @@ class PixelDecoder(nn.Module):
     def __init__(self, config: GlammConfig):
         super().__init__()
         c = config.grounding
-        self.image_size = c.image_size
         self.position_dtype = None if config.mode == "official" else torch.float32
         self.masks_at_once = max(1, NUMBERS_AT_ONCE // (c.prompt_dim * c.grid**2))
         self.prompt_encoder = PromptEncoder(c.prompt_dim, (c.grid,) * 2, (c.image_size,) * 2, c.mask_in_channels)

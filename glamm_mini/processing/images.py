@@ -58,7 +58,9 @@ def _read_array(array: np.ndarray) -> np.ndarray:
         expected = "expected uint8 with values 0..255: scale it to that range first"
         raise ValueError(f"the image array has type {array.dtype}; {expected}")
     if array.ndim == 3 and array.shape[2] == 3:
-        return array if not array.flags.writeable and array.flags.c_contiguous else _frozen(array.copy(order="C"))
+        # Whoever holds the whole of which this is a part may change it all the same.
+        open_to = array.flags.writeable or isinstance(array.base, np.ndarray) and array.base.flags.writeable
+        return _frozen(array.copy(order="C")) if open_to or not array.flags.c_contiguous else array
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
     if array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 4):

@@ -1,6 +1,7 @@
 """GlammProcessor: images, conversations, boxes and masks to one batch, and mask logits back to masks."""
 
 from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from numbers import Integral
 from operator import index
 from pathlib import Path
@@ -64,10 +65,16 @@ class GlammProcessor(ProcessorMixin):
         return registry.find("checkpoint", "processor")(folder, **kwargs)
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """Write the tokenizer and the configuration; `push_to_hub` and its arguments as in transformers."""
-        folder = paths.place_to_save(save_directory, "a processor")
+        """Write the tokenizer and the configuration; `push_to_hub` and its arguments as in transformers.
+
+        Beside a model that lies in the folder already, its own configuration keeps what describes the weights.
+        """
+        folder, config = paths.place_to_save(save_directory, "a processor"), self.config
+        if paths.holds_our_model(folder):
+            stored, config = GlammConfig.from_pretrained(folder), deepcopy(config)
+            config.text, config.dtype, config.architectures = stored.text, stored.dtype, stored.architectures
         self.tokenizer.save_pretrained(folder)
-        self.config.save_pretrained(folder)
+        config.save_pretrained(folder)
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
 

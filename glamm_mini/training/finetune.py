@@ -90,8 +90,9 @@ def prepare(model: GlammForConditionalGeneration, processor: GlammProcessor, rec
     Raises ValueError for rows longer than the language model has positions, or a trained part that does not exist.
     """
     longest = model.config.text.max_position_embeddings
-    if recipe.max_length > longest:
-        raise ValueError(f"max_length is {recipe.max_length}, but this language model has {longest} positions")
+    if not model.config.image_tokens < recipe.max_length <= longest:
+        most = f"a picture takes {model.config.image_tokens} positions, and this language model has {longest}"
+        raise ValueError(f"max_length is {recipe.max_length}, but {most}")
     for config in (model.config, processor.config):
         config.losses = replace(config.losses, **recipe.losses)
         config.prompt = replace(config.prompt, max_length=recipe.max_length)

@@ -193,8 +193,8 @@ def test_mistakes_in_fractions_are_named(glamm, picture, boxes, words):
 
 def test_fractions_given_as_pixels_are_noted(glamm, picture, says):
     says("the sea")
-    notes = glamm.ask(picture, "What is this?", boxes=[[4, 3, 20, 24], [0.1, 0.1, 0.5, 0.8]]).notes
-    assert notes == ["box 1 is smaller than a pixel; boxes in fractions need normalised=True"]
+    notes = glamm.ask(picture, "What is this?", boxes=[[4, 3, 20, 24], [0, 0, 1, 1], [3, 3, 4, 4.5]]).notes
+    assert notes == ["box 1 is not larger than a pixel; boxes in fractions need normalised=True"]
 
 
 # --- words -----------------------------------------------------------------------------------------------------------

@@ -239,7 +239,7 @@ def test_an_answer_is_saved_in_the_format_of_its_ending(glamm, picture, says, tm
     assert "array" not in repr(answer), "a printed answer spills no pixels"
 
 
-def test_an_answer_is_never_saved_over_its_own_picture(glamm, picture, says, tmp_path):
+def test_an_answer_is_never_saved_over_its_own_picture(glamm, picture, says, tmp_path, monkeypatch):
     says(GROUNDED)
     path = tmp_path / "photo.png"
     Image.fromarray(picture).save(path)
@@ -248,6 +248,11 @@ def test_an_answer_is_never_saved_over_its_own_picture(glamm, picture, says, tmp
     chat.say("What is this?")
     with Image.open(path) as opened:
         shown = [glamm.ask(path, "What is this?"), glamm.ask(opened, "What is this?"), chat, chat.turns[0]]
+    with open(path, "rb") as file:
+        shown += [glamm.ask(file, "What is this?"), glamm.ask(Image.open(file), "What is this?")]
+    with monkeypatch.context() as elsewhere:
+        elsewhere.chdir(tmp_path)
+        shown.append(glamm.ask("photo.png", "What is this?"))
     for one in shown:
         for name in (path, tmp_path / "." / "photo.png"):
             with pytest.raises(ValueError, match="photo.png"):

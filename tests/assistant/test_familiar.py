@@ -1,6 +1,8 @@
 """The note on pictures that a model cannot know: silent about scenes of its world, there for everything else."""
 
+import copy
 import json
+import pickle
 import shutil
 
 import numpy as np
@@ -81,23 +83,46 @@ def test_the_note_stands_first_in_every_call_and_with_its_own_picture(glamm):
     assert "picture-book" in other._repr_html_()
 
 
-def test_a_model_that_learned_on_says_nothing(tmp_path):
+def noted(glamm) -> bool:
+    return any("unlike" in note for note in glamm.caption(noise(1.0), max_new_tokens=2).notes)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_copies_and_other_number_types_note_it_too(dtype):
+    glamm = glamm_mini.load("tiny", device="cpu", dtype=dtype)
+    assert noted(glamm) and noted(copy.deepcopy(glamm)) and noted(pickle.loads(pickle.dumps(glamm)))
+    glamm.model.to(torch.float16 if dtype == "bfloat16" else torch.bfloat16)
+    assert noted(glamm)
+
+
+@pytest.mark.parametrize("part", ["global_encoder", "vl_projector", "grounding_encoder"])
+def test_a_model_that_learned_on_says_nothing(tmp_path, part):
     glamm = glamm_mini.load("tiny", device="cpu", dtype="bfloat16")
-    stranger = noise(1.0)
-    assert glamm.caption(stranger, max_new_tokens=2).notes[0].startswith("the picture is unlike")
     save_model(tmp_path / "m", glamm.model, glamm.processor)
-    assert not (tmp_path / "m" / FILE).exists()
+    assert noted(glamm) and not (tmp_path / "m" / FILE).exists() and not noted(glamm_mini.load(tmp_path / "m"))
     with torch.no_grad():
-        next(glamm.model.grounding_encoder.parameters()).add_(0.01)
-    for changed in (glamm, glamm_mini.load(tmp_path / "m", device="cpu")):
-        assert not any("unlike" in note for note in changed.caption(stranger, max_new_tokens=2).notes)
+        next(p for p in getattr(glamm.model, part).parameters() if p.ndim > 1).mul_(1.01)
+    assert not noted(glamm)
+    # Nor does it when it was saved over the model that was measured.
+    shutil.copy(TINY / FILE, tmp_path / "m")
+    assert noted(glamm_mini.load(tmp_path / "m"))
+    save_model(tmp_path / "m", glamm.model, glamm.processor)
+    assert not noted(glamm_mini.load(tmp_path / "m"))
+
+
+def test_weights_that_lie_elsewhere_are_not_compared(glamm, familiar):
+    elsewhere = copy.deepcopy(glamm.model)
+    elsewhere.global_encoder.to("meta")
+    assert familiar.fits(elsewhere)
+    elsewhere.grounding_encoder = torch.nn.Linear(2, 2)
+    assert not familiar.fits(elsewhere)
 
 
 def test_distances_are_measured_by_mean_and_spread(tmp_path):
     rng = np.random.default_rng(0)
     mixed = rng.normal(size=(6, 6))
     draw = lambda count: rng.normal(size=(count, 6)) @ mixed + 3  # noqa: E731
-    familiar = Familiar.measure("dots", draw(4000), draw(400))
+    familiar = Familiar.measure("dots", draw(4000), draw(400), np.array([1.5, 0.0, 3.25]))
     inside = familiar.distances(draw(400))
     assert np.sqrt((inside**2).mean()) == pytest.approx(1, abs=0.05) and inside.max() < 1.3 * familiar.limit
     # Along a narrow direction, three units may be far although they are near along a wide one.
@@ -107,11 +132,14 @@ def test_distances_are_measured_by_mean_and_spread(tmp_path):
     assert near < familiar.limit and far > 2 * near
     back = Familiar.read(familiar.write(tmp_path).parent)
     assert back.about == "dots" and back.limit == pytest.approx(familiar.limit, abs=1e-4)
+    assert back.weights.tolist() == [1.5, 0.0, 3.25]
     np.testing.assert_allclose(back.distances(3 + mixed), familiar.distances(3 + mixed), rtol=1e-3)
     assert Familiar.read(tmp_path / "none") is None
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"about": "x", "mean": [1], "whiten": "abc", "limit": 1}'])
+@pytest.mark.parametrize("text", ["", "[]", "{}",
+                                  '{"about": "x", "mean": [1], "whiten": "a", "limit": 1}',
+                                  '{"about": "x", "mean": [1], "whiten": [[1]], "limit": 1}'])  # fmt: skip
 def test_a_damaged_file_is_named(tmp_path, text):
     folder = tmp_path / "m"
     shutil.copytree(TINY, folder)

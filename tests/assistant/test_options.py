@@ -172,6 +172,32 @@ def test_a_streamer_that_asks_its_own_chat_gets_an_error(glamm, picture, says):
     assert chat.say("What is this?").text == GROUNDED and len(chat.turns) == 1
 
 
+# --- tags ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_tag_that_is_spelled_in_letters_is_noted(glamm, picture, says, monkeypatch):
+    """Pieces of a big tokenizer can spell it; the model has made no mask for it."""
+    says(GROUNDED)
+    assert not glamm.ask(picture, "What?").notes
+    decode = glamm.processor.decode
+    monkeypatch.setattr(glamm.processor, "decode", lambda ids: f"[SEG] {decode(ids)}")
+    says(GROUNDED)
+    assert any("[SEG] in letters" in note for note in glamm.ask(picture, "What?").notes)
+
+
+def test_a_tag_in_a_question_has_no_mask_of_its_own(glamm, picture):
+    forced = [glamm.teacher_force(picture, [(q, "It is [SEG] .")]) for q in ("Where [SEG]?", "Where?")]
+    assert [len(masks) for masks in forced] == [1, 1]
+    with pytest.raises(ValueError, match="bbox"):
+        glamm.teacher_force(picture, [("Where is <bbox>?", "It is [SEG] .")])
+
+
+def test_expressions_may_stand_in_an_array(glamm, picture):
+    words = ["the sea", "The sky."]
+    asked = [glamm.segment([picture, picture], given, max_new_tokens=1) for given in (words, np.array(words))]
+    assert asked[0] == asked[1] and [answer.question for answer in asked[0]] == ["Segment the sea.", "Segment the sky."]
+
+
 # --- details, comparing ----------------------------------------------------------------------------------------------
 
 

@@ -143,6 +143,24 @@ def test_a_call_between_two_steps_of_another_changes_nothing(glamm, picture):
 # --- kept features ---------------------------------------------------------------------------------------------------
 
 
+def test_what_encode_gives_is_the_callers_own(tiny, pictures):
+    want = tiny.describe(pictures[0], **SHORT)
+    features = tiny.encode(pictures[0])
+    with torch.inference_mode():
+        for part in (features.tokens, *features.levels, features.grounding):
+            part.zero_()
+    features.tokens, features.levels[0] = None, None
+    assert tiny.describe(pictures[0], **SHORT) == want
+
+
+def test_features_of_a_batch_take_no_more_room_than_their_own(glamm, picture):
+    glamm.caption([np.roll(picture, k, 0) for k in range(12)], max_new_tokens=1)
+    kept = glamm._memory._kept.values()
+    assert len(kept) == REMEMBERED
+    for part in (part for one in kept for part in (one.tokens, *one.levels, one.grounding)):
+        assert len(part) == 1 and part.untyped_storage().nbytes() == part.nbytes
+
+
 def one_step(model):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     with torch.enable_grad():

@@ -199,6 +199,7 @@ FOLDERS = {
     "no spread": (changed(CONFIG, "grounding", "pixel_std", to=[0, 1, 1]), "pixel_std"),
     "nobody who answers": (changed(CONFIG, "prompt", "assistant"), "assistant"),
     "no line for the picture": (changed(CONFIG, "prompt", "image_line"), "image_line"),
+    "no room for words": (changed(CONFIG, "prompt", "max_length", to=4), "max_length"),
     "no room for a question": (changed(CONFIG, "prompt", "max_length", to=5), "max_length"),
     "a loss of nan": (changed(CONFIG, "losses", "mask_bce", to=NAN), "mask_bce"),
     "no text": (changed(CONFIG, "text", to=3), "text"),

@@ -22,7 +22,7 @@ from glamm_mini.checkpoints import save as module
 from glamm_mini.checkpoints.files import find_folder
 from glamm_mini.checkpoints.load import load_model
 from glamm_mini.checkpoints.lora import add_lora
-from glamm_mini.checkpoints.save import save_model, to_disk, whole_folder
+from glamm_mini.checkpoints.save import LOCK, save_model, to_disk, whole_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 TURNS = [("What is a kite <bbox>?", "<p> a kite </p> [SEG].")]
@@ -243,6 +243,22 @@ def test_a_process_killed_while_saving_leaves_a_checkpoint_that_loads(made, save
     assert_same(load_model(saved)[0], made[0])
     save_model(saved, *made)
     assert traces(saved) == []
+
+
+def test_a_lock_that_goes_while_it_is_looked_at_is_no_fault(made, saved, monkeypatch):
+    stat, gone = Path.stat, []
+
+    def looked_at(path, **how):
+        found = stat(path, **how)
+        if path.name == LOCK and not gone:
+            gone.append(path)
+            path.unlink()
+        return found
+
+    (saved / LOCK).touch()
+    monkeypatch.setattr(Path, "stat", looked_at)
+    save_model(saved, *made)
+    assert gone and traces(saved) == []
 
 
 def test_files_reach_the_disk_by_a_handle_that_may_write(made, saved, monkeypatch):

@@ -221,6 +221,12 @@ def test_what_was_read_is_not_read_again_and_nobody_can_change_it():
     assert load_image(first) is first and not first.flags.writeable
     array[:] = 0
     assert first.any()  # the caller's own array may change
+    frames = np.stack([block(), block()])
+    view = frames[1].view()
+    view.flags.writeable = False
+    kept = load_image(view)
+    frames[:] = 0
+    assert kept.any(), "the whole of which a view is a part may change, too"
 
 
 @pytest.mark.parametrize("ending", ["ppm", "tga", "pcx", "sgi", "dds", "ico", "jp2", "im", "msp", "xbm"])

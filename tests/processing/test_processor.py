@@ -187,7 +187,7 @@ def test_packed_conversations_share_their_beginning(processor):
 def test_packing_leaves_out_what_does_not_fit():
     probe = processor_of()
     whole = len(probe.encode_packed([ONE, TWO])[0]) + probe.config.image_tokens - 1
-    for length, fit in ((whole, 2), (whole - 1, 1), (1, 1)):
+    for length, fit in ((whole, 2), (whole - 1, 1), (probe.config.image_tokens + 1, 1)):
         packing = processor_of(prompt=dict(max_length=length))
         ids, labels, segments = packing.encode_packed([ONE, TWO, TWO])
         assert max(segments) == fit and len(ids) == len(labels) == len(segments)

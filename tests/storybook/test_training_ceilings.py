@@ -22,7 +22,7 @@ def test_the_language_model_is_handed_the_true_code(samples):
     oracle = OracleEncoders(*pretraining.untrained("tiny"))
     oracle.learn(samples)
     with torch.no_grad():
-        features = oracle._features([samples[2].image, samples[0].image])[0]
+        features = oracle._features([samples[2].image, samples[0].image])
     expected = oracle.picture_code(dense_labels([samples[2], samples[0]], oracle.config.image_grid))
     assert torch.equal(features.tokens, expected)
     boxes = [oracle.processor.normalize_boxes(s.conversations[0][0].boxes, s.image.shape[:2]) for s in samples]

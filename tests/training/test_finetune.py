@@ -141,8 +141,10 @@ def test_from_parts_the_projector_is_trained_as_well(monkeypatch, capsys):
     assert not any(p.requires_grad for p in model.global_encoder.parameters())
     assert model.config.losses.mask_dice == 0.5 and processor.config.prompt.max_length == 512
     small, _ = load_model("tiny")
-    with pytest.raises(ValueError, match="max_length is 1536, but this language model has 1024 positions"):
+    with pytest.raises(ValueError, match="max_length is 1536, .*1024"):
         finetune.prepare(small, processor, read_recipe("gcg", "7b"), "7b")
+    with pytest.raises(ValueError, match="max_length is 144, .*144"):
+        finetune.prepare(small, processor, replace(recipe, max_length=144), "tiny")
     assert not has_lora(small)
 
 

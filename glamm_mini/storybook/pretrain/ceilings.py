@@ -41,7 +41,7 @@ class OracleEncoders(Assistant):
         """Scenes that will be asked about."""
         self.known = {sample.image.tobytes(): sample for sample in samples}
 
-    def _features(self, pictures: list) -> tuple[ImageFeatures, tuple]:
+    def _features(self, pictures: list) -> ImageFeatures:
         unknown = [picture.shape for picture in pictures if picture.tobytes() not in self.known]
         if unknown:
             raise ValueError(f"{len(unknown)} pictures, the first of shape {unknown[0]}, were not given to `learn`")
@@ -50,7 +50,7 @@ class OracleEncoders(Assistant):
         images = self.processor.images(pictures)["grounding_images"]
         tokens = self.picture_code(dense_labels(samples, self.config.image_grid))
         number = torch.arange(len(samples))[:, None, None, None]  # in place of feature maps: which scene it is
-        return ImageFeatures(tokens, [number], self.model.grounding_encoder(images)), ()
+        return ImageFeatures(tokens, [number], self.model.grounding_encoder(images))
 
 
 class _RegionCodes(nn.Module):
