@@ -95,7 +95,6 @@ contact-sheet: $(VENV)/.base.stamp ## draw a sheet of storybook scenes
 	$(BIN)/python figures/contact_sheet.py
 
 backbones: $(VENV)/.dev.stamp ## pretrain the tiny backbones into data/checkpoints/backbones, two at a time; goes on where it stopped
-	mkdir -p runs/language runs/encoder runs/segmenter # where there is no run yet, --resume begins one in an empty folder
 	$(ONE) backbones --size tiny --out runs/language --set only=language --resume & \
 	$(ONE) backbones --size tiny --out runs/encoder --set only=encoder --resume && \
 	$(ONE) backbones --size tiny --out runs/segmenter --set only=segmenter --resume && wait $$!
@@ -103,7 +102,6 @@ backbones: $(VENV)/.dev.stamp ## pretrain the tiny backbones into data/checkpoin
 	cp -r runs/segmenter/model/. runs/encoder/model/. runs/language/model/. data/checkpoints/backbones/
 
 tiny: $(VENV)/.dev.stamp ## train the tiny GLaMM from the backbones into data/checkpoints/tiny; goes on where it stopped
-	mkdir -p runs/storybook runs/continue1 runs/continue2
 	$(TWO) train storybook --size tiny --out runs/storybook --resume --set batch_size=8 --set threads=1
 	$(FURTHER) --out runs/continue1 --resume --set batch_size=8 --set threads=1 --set start=runs/storybook/model
 	$(FURTHER) --out runs/continue2 --resume --set batch_size=8 --set threads=1 --set start=runs/continue1 \
@@ -116,7 +114,6 @@ tiny: $(VENV)/.dev.stamp ## train the tiny GLaMM from the backbones into data/ch
 	$(THREADS) $(BIN)/python figures/familiar.py
 
 five-minutes: $(VENV)/.dev.stamp ## five minutes of training from the backbones, on grounded captions alone, into runs/five-minutes-SEED
-	mkdir -p runs/five-minutes-$(SEED)
 	$(TWO) train storybook --size tiny --out runs/five-minutes-$(SEED) --resume --set batch_size=8 --set threads=1 \
 		--set tasks=gcg --set conversations=1 --set steps=220 --set muon_lr=0.006 --set seed=$(SEED) --set scenes=100
 

@@ -66,6 +66,14 @@ def place_to_save(given: Any, what: str) -> Path:
     return folder
 
 
+def write_whole(path: Path, content: bytes | str) -> Path:
+    """Write a file so that a kill, or a full disk, leaves the old one or the new one; returns its path."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh.write_bytes(content.encode() if isinstance(content, str) else content)
+    os.replace(fresh, path)
+    return path
+
+
 def holds_our_model(folder: Path) -> bool:
     """Whether config.json in the folder is one of a GLaMM in our format."""
     try:

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from glamm_mini.paths import write_whole
+
 FILE = "familiar.json"
 MARGIN = 1.2
 """How much farther than the farthest of the training's kind a picture may lie; there are more of that kind."""
@@ -64,9 +66,7 @@ class Familiar:
         rows = [short(row[: k + 1]) for k, row in enumerate(self.whiten)]
         found = {"about": self.about, "limit": round(self.limit, 4), "mean": short(self.mean), "whiten": rows}
         found["weights"] = short(self.weights)
-        path = Path(folder) / FILE
-        path.write_text(json.dumps(found) + "\n", "utf-8")
-        return path
+        return write_whole(Path(folder) / FILE, json.dumps(found) + "\n")
 
     def fits(self, model: torch.nn.Module) -> bool:
         """Whether the model's image encoders are those that were measured, in whatever number type and place."""

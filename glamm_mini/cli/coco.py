@@ -8,8 +8,9 @@ from typing import BinaryIO
 
 from typer import echo
 
-from glamm_mini.cli.options import Loading, check_place, progress, replace_file
+from glamm_mini.cli.options import Loading, check_place, progress
 from glamm_mini.evaluation.predict import fingerprint
+from glamm_mini.paths import write_whole
 from glamm_mini.processing.images import encode_mask, load_image
 from glamm_mini.training.run_folder import lock_alone
 
@@ -34,6 +35,8 @@ def write_coco(pictures: Sequence[Path], ask: str | None, file: Path, batch_size
             raise ValueError(f"another process writes {part}: wait for it, or name another file with --coco")
         known = _read_part(log, header)
         unasked = [path for path in pictures if known.get(names[path], {}).get("stamp") != stamps[path]]
+        for path in unasked:  # a picture of this name was another one
+            known.pop(names[path], None)
         with progress("asking", len(pictures), kept=part) as advance:
             advance(len(pictures) - len(unasked))
             for start in range(0, len(unasked), batch_size):
@@ -45,7 +48,7 @@ def write_coco(pictures: Sequence[Path], ask: str | None, file: Path, batch_size
                     log.flush()
                 advance(len(batch))
         made = coco([known[names[path]] for path in pictures if names[path] in known], settings)
-        replace_file(file, (json.dumps(made) + "\n").encode())
+        write_whole(file, json.dumps(made) + "\n")
     part.unlink(missing_ok=True)
     images, masks, categories = (len(made[kind]) for kind in ("images", "annotations", "categories"))
     echo(f"{images} pictures, {masks} masks, {categories} categories")

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.text import Text
 from typer import Argument, Option, echo
 
-from glamm_mini.cli.options import Loading, check_place, replace_file, with_options, working
-from glamm_mini.paths import samples_folder
+from glamm_mini.cli.options import Loading, check_place, with_options, working
+from glamm_mini.paths import samples_folder, write_whole
 
 OVERVIEW = "overview"  # name of the sheet with all answers
 RECORD = ".glamm-mini.json"  # in each folder of answers: what was written there, name to SHA-256
@@ -165,8 +165,8 @@ class Outputs:
     def check(self, names: Iterable[str]) -> None:
         """Raises ValueError that names the first file that is there already and was not written by us as it is now."""
         for path in map(self.folder.joinpath, names):
-            whole = path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest()
-            if os.path.lexists(path) and (not whole or whole != self.written.get(path.name)):
+            ours = path.is_file() and _digest(path) in self.written.get(path.name, "").split()
+            if os.path.lexists(path) and not ours:
                 raise ValueError(
                     f"{path} is there already, and glamm-mini has not written it, or it was changed since; name "
                     "another folder with --out, or move the file away"
@@ -177,6 +177,12 @@ class Outputs:
         self.check([name])
         self.folder.mkdir(parents=True, exist_ok=True)
         # The record comes first: a kill in between leaves no file that a second run would take for the user's.
-        self.written[name] = hashlib.sha256(content).hexdigest()
-        replace_file(self.folder / RECORD, (json.dumps(self.written, indent=1) + "\n").encode())
-        return replace_file(self.folder / name, content)
+        # Of the file that is there, too: a write that fails leaves it, still ours.
+        kept = [_digest(path) for path in [self.folder / name] if path.exists()]
+        self.written[name] = " ".join([*kept, hashlib.sha256(content).hexdigest()])
+        write_whole(self.folder / RECORD, json.dumps(self.written, indent=1) + "\n")
+        return write_whole(self.folder / name, content)
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,5 +1,6 @@
 """`glamm-mini predict`, `score` and `evaluate`: ask a model about a whole split, and measure the answers."""
 
+import os
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -95,6 +96,9 @@ def evaluate(
 ) -> None:
     """Predict and score in one go."""
     check_arguments(task, questions.data, questions.split, scoring.protocol, scoring.similarity)
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if out is None and os.environ.get("LOCAL_WORLD_SIZE", processes) != processes:
+        raise ValueError("several machines write the predictions: name a folder that all of them share with --out")
     with figures_to(scoring.json_file) as figures, TemporaryDirectory(prefix="glamm-mini-") as passing:
         out = out or Path(passing)
         if _predict(task, out, questions, loading, kept=out != Path(passing)):

@@ -95,10 +95,10 @@ def join_boxes(arguments: Sequence[str]) -> list[str]:
     while rest:
         joined.append(rest.pop(0))
         if joined[-1] == "--box":
-            numbers = []
-            while rest and len(numbers) < 4 and not rest[0].startswith("--"):
-                numbers.append(rest.pop(0))
-            joined.append(" ".join(numbers))
+            box = ""
+            while rest and len(box.replace(",", " ").split()) < 4 and not rest[0].startswith("--"):
+                box = f"{box} {rest.pop(0)}".lstrip()
+            joined.append(box)
     return joined
 
 

@@ -108,14 +108,6 @@ def check_place(place: Path, option: str, folder: bool, new: bool = False) -> No
             raise ValueError(f"{option} {place} {fault}; name another {wanted}")
 
 
-def replace_file(path: Path, content: bytes) -> Path:
-    """Write a file, whole or not at all."""
-    fresh = path.with_name(f".{path.name}.writing")
-    fresh.write_bytes(content)
-    os.replace(fresh, path)
-    return path
-
-
 @contextlib.contextmanager
 def figures_to(json_file: str | None) -> Iterator[dict]:
     """Gives a dict of figures to fill, which is written as one line of JSON to a file or, for "-", to standard output.

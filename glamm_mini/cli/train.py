@@ -47,8 +47,6 @@ def train(
 
     folder = out or Path("runs") / f"{recipe}-{size}"
     if not show and first_process():  # torch and the model take long to load
-        if resume and not folder.exists():
-            raise ValueError(f"there is no run in {folder} to resume; check --out, or leave --resume out")
         check_place(folder, "--out", folder=True)
         check_free(folder, resume)
 
@@ -74,13 +72,15 @@ def train(
 def how_to_go_on(made: Path) -> str:
     """What a training has made, and the command that uses it."""
     quoted = shlex.quote(str(made))
+    if backbones := sorted(path.name for path in made.glob("*.training.json")):
+        storybook = f"glamm-mini train storybook --set backbones={quoted}"
+        more = f"Train GLaMM from them:\n  {storybook}" if len(backbones) == 3 else "GLaMM is trained from all three."
+        return f"The backbones lie in {made}. {more}"
     if (made / "config.json").is_file():
         return f"The model lies in {made}. Ask it:\n  glamm-mini demo picture.png --model {quoted}"
-    if made.name == "lora":
-        base = shlex.quote(json.loads((made / "training.json").read_text("utf-8"))["start"])
-        merged = shlex.quote(str(made.parent / "merged"))
-        return f"LoRA lies in {made}. Put it into its model:\n  glamm-mini convert {base} {merged} --lora {quoted}"
-    return f"The backbones lie in {made}. Train GLaMM from them:\n  glamm-mini train storybook --set backbones={quoted}"
+    base = shlex.quote(json.loads((made / "training.json").read_text("utf-8"))["start"])
+    merged = shlex.quote(str(made.parent / "merged"))
+    return f"LoRA lies in {made}. Put it into its model:\n  glamm-mini convert {base} {merged} --lora {quoted}"
 
 
 def _list(size: str) -> None:

@@ -105,15 +105,16 @@ class Pair:
 
 
 def optimal_pairs(image: GroundedImage) -> list[Pair]:
-    """One-to-one pairs with the largest sum of IoU; pairs of IoU 0 are dropped. A mask without words is never right."""
+    """One-to-one pairs with the largest sum of IoU and, of equal sums, the most right phrases; pairs of IoU 0 are
+    dropped. A mask without words is never right."""
     ious = np.nan_to_num(image.ious, nan=1.0)  # two empty masks agree
-    spoken = [k for k, phrase in enumerate(image.prediction.phrases) if phrase.strip()]
-    pairs = []
-    for row, column in zip(*linear_sum_assignment(ious, maximize=True), strict=True):
-        if ious[row, column] > 0:
-            right = column in spoken and bool(image.similarities[row, column] >= THRESHOLD)
-            pairs.append(Pair(int(row), int(column), float(ious[row, column]), right))
-    return pairs
+    right = np.zeros(ious.shape, bool)
+    for k, phrase in enumerate(image.prediction.phrases[: ious.shape[1]]):
+        right[:, k] = image.similarities[:, k] >= THRESHOLD if phrase.strip() else False
+    # Less than two different IoUs of masks differ by, in all pairs together: it decides between equal masks alone.
+    best = linear_sum_assignment(ious + 1e-12 * right, maximize=True)
+    pairs = [(int(row), int(column)) for row, column in zip(*best, strict=True)]
+    return [Pair(*pair, float(ious[pair]), bool(right[pair])) for pair in pairs if ious[pair] > 0]
 
 
 def fixed_grounding(images: list[GroundedImage], coco_truth: dict) -> dict:
@@ -174,4 +175,5 @@ def _average_precision(images: list[GroundedImage], coco_truth: dict, scored: bo
         for mask, score in zip(image.prediction.masks, image.prediction.scores, strict=True)
     ]
     stats = coco_stats(coco_truth, detections)
-    return 0.0 if stats is None else float(stats[1])
+    # -1 says that there is nothing to find: every true mask is a crowd.
+    return 0.0 if stats is None else None if stats[1] < 0 else float(stats[1])

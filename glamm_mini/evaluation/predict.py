@@ -147,6 +147,7 @@ class _Answers:
         turns = single_turns(sample)
         shown = [k for k, turn in enumerate(turns) if len(turn.masks)]  # what fits nothing has no [SEG] to force
         drawn = [shown[k] for k in draw_expressions(sample.image_id, len(shown), self.seed)]
-        forced = iter(self.glamm.teacher_force(sample.image, [(turns[k].question, turns[k].answer) for k in drawn]))
+        given = [(turns[k].question, turns[k].answer) for k in drawn]
+        forced = iter(self.glamm.teacher_force(sample.image, given) if given else [])
         masks = [np.any([next(forced) for _ in turns[k].masks], axis=0) for k in drawn]
         return {"expressions": said, "teacher_forced": {"sent_ids": drawn, "masks": [encode_mask(m) for m in masks]}}

@@ -13,12 +13,12 @@ image without a prediction counts as empty and is reported, as are files that be
 """
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from glamm_mini.evaluation.fields import by_id, checked
+from glamm_mini.paths import write_whole
 
 TASKS = ("gcg", "refseg", "regcap", "caption", "grounding", "vqa")
 MASK_TASKS = ("gcg", "grounding")
@@ -89,9 +89,7 @@ def write_json(path: Path, content: Any) -> None:
     """Write JSON so that a stopped process never leaves half a file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content), "utf-8")
-    os.replace(temporary, path)
+    write_whole(path, json.dumps(content))
 
 
 def truth_path(folder: Path, task: str, split: str, kind: str = "") -> Path:

@@ -94,6 +94,9 @@ def _score_grounded(place: Place, similarity: str | None, meteor: bool, progress
     official, fixed = official_grounding(images, coco_truth), fixed_grounding(images, coco_truth)
     about = {"similarity": name, **_about(ids, found, records.strangers(predictions, ids))}
     if task == "gcg":
+        lacking = [truth.where for truth in truths if not truth.captions]
+        if lacking:
+            raise ValueError(f"{lacking[0]} has no caption in the caption file; answers are scored against one")
         captions = Captions([truth.captions for truth in truths], [image.prediction.caption for image in images])
         scores, notes = caption_scores({"all": captions}, meteor=meteor)
         official, fixed = official | scores["all"].total(), fixed | scores["all"].total()

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from glamm_mini.training.run_folder import write_whole
+from glamm_mini.paths import write_whole
 
 LOG_NAME = "log.jsonl"
 

@@ -115,13 +115,6 @@ def check_same_run(out: Path, wanted: dict[str, Any]) -> None:
         )
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text file so that a kill leaves the old one or the new one."""
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
 def read_manifest(out: Path) -> dict[str, Any]:
     """The manifest of `out/last`. Raises ValueError for a file that is missing, cut short or unreadable."""
     folder = out / LAST

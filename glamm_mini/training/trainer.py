@@ -20,13 +20,13 @@ from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from glamm_mini.checkpoints.save import recover
-from glamm_mini.paths import folder_path
+from glamm_mini.paths import folder_path, write_whole
 from glamm_mini.training import checkpoint
 from glamm_mini.training.data_order import COUNTS, Batches, keyed_seed, micro_batches
 from glamm_mini.training.logs import LossWindow, TrainingLog
 from glamm_mini.training.optimizer import clip_gradients, learning_rate_factor, set_learning_rate
 from glamm_mini.training.parallel import check_alike, make_accelerator
-from glamm_mini.training.run_folder import LAST, SETTINGS, check_same_run, claimed, write_whole
+from glamm_mini.training.run_folder import LAST, SETTINGS, check_same_run, claimed
 from glamm_mini.training.settings import TrainSettings
 
 SMALLEST_LOSS_SCALE = 2.0**-10  # fp16: a gradient that overflows even at this scale will not come right
@@ -135,6 +135,9 @@ class Trainer:
         settings = self.settings
         self.wrapped.train()
         self.clock = time.perf_counter()
+        if self.state.manifest and self._validates() and "validation" not in self.metrics:
+            self._validate()  # the run was stopped while it measured
+            self._save()
         while self.step < settings.steps:
             batches = [next(self.batches) for _ in range(settings.accumulation)]
             normalizers, stopping = self._agree(batches)
@@ -153,8 +156,7 @@ class Trainer:
             saving = finished or self.step % settings.save_every == 0
             if saving:
                 self._save()
-            validating = finished or (settings.validate_every and self.step % settings.validate_every == 0)
-            if validating and self.validate is not None:
+            if self._validates():
                 self._validate()
                 if saving:
                     self._save()  # again, with the figures: an error in measuring has cost no step
@@ -234,6 +236,12 @@ class Trainer:
         self.metrics = {"step": self.step, **losses}
         self.bar.set_postfix({name: f"{value:.3g}" for name, value in losses.items()}, refresh=False)
         self.window, self.clock = LossWindow(), time.perf_counter()
+
+    def _validates(self) -> bool:
+        """Whether this step is one that ends with a validation, and its figures are those of the log's last line."""
+        every = self.settings.validate_every
+        due = self.step == self.settings.steps or (every and self.step and self.step % every == 0)
+        return bool(due) and self.validate is not None
 
     def _validate(self) -> None:
         started, sharded = time.perf_counter(), self.state.sharded

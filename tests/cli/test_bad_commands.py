@@ -66,7 +66,6 @@ COMMANDS = {
     "unknown data": ("train storybook --data coco --out {t}/run", "coco"),
     "a run onto a file": ("train storybook --out {t}/notes.txt", "notes.txt"),
     "a run into a folder of the user": ("train storybook --out {t}/user", "user"),
-    "a run that resumes nothing": ("train storybook --out {t}/none --resume", "none"),
     "a run that resumes a folder of the user": ("train storybook --out {t}/user --resume", "user"),
     "an unknown setting": ("train storybook --out {t}/run --set stepz=3", "steps"),
     "a setting without value": ("train storybook --out {t}/run --set steps", "steps"),

@@ -171,6 +171,9 @@ def test_boxes_are_joined_wherever_they_stand():
     assert cli.join_boxes(["demo", "--box", "1", "2", "3", "4", "a.png"]) == ["demo", "--box", "1 2 3 4", "a.png"]
     assert cli.join_boxes(["--box", "1", "2", "--ask", "x"]) == ["--box", "1 2", "--ask", "x"]
     assert cli.join_boxes(["--box"]) == ["--box", ""]
+    for given in ("1,2,3,4", "1 2 3 4", "1, 2, 3, 4"):
+        assert cli.join_boxes(["demo", "--box", given, "a.png"]) == ["demo", "--box", given, "a.png"]
+    assert cli.join_boxes(["--box", "1,2", "3,4", "a.png"]) == ["--box", "1,2 3,4", "a.png"]
 
 
 def test_help_lists_all_commands_and_imports_no_torch():

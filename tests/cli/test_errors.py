@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 import glamm_mini
 from glamm_mini import paths
 from glamm_mini.cli import main as cli
+from glamm_mini.cli.demo import Outputs
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = paths.checkpoint_folder("tiny")
@@ -269,6 +270,21 @@ def test_demo_replaces_its_own_files_and_none_that_was_changed(tmp_path, capsys)
     assert run("demo", photos[0], "--max-new-tokens", 6, "--out", out, capsys=capsys)[0] == 0, "one has no overview"
 
 
+def test_a_file_stays_ours_when_a_write_fails(tmp_path, monkeypatch):
+    Outputs(tmp_path).write("a.txt", b"one")
+    replace = os.replace
+    for content in (b"two", b"three"):
+        monkeypatch.setattr(os, "replace", lambda a, b: replace(a, b) if str(b).endswith(".json") else 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            Outputs(tmp_path).write("a.txt", content)
+        monkeypatch.undo()
+        assert (tmp_path / "a.txt").read_bytes() == b"one"
+    Outputs(tmp_path).write("a.txt", b"four")
+    (tmp_path / "a.txt").write_bytes(b"mine")
+    with pytest.raises(ValueError, match="a.txt"):
+        Outputs(tmp_path).write("a.txt", b"five")
+
+
 @pytest.mark.skipif(os.name == "nt", reason="links need rights there")
 def test_demo_writes_through_no_link(tmp_path, capsys):
     [photo] = small_pictures(tmp_path, 1)
@@ -350,10 +366,11 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
     asked.append("not counted")
     assert run(*words, capsys=capsys)[0] != 0 and asked == ["not counted", "p1.png", "p2.png"]
     monkeypatch.setattr(coco, "_answered", answered)
+    (folder / "p0.png").write_bytes(b"no picture any more")
     assert run(*words, capsys=capsys)[0] == 0
     made = json.loads(file.read_text())
-    assert [image["file_name"] for image in made["images"]] == ["p0.png", "p1.png", "p2.png"]
-    assert [image["id"] for image in made["images"]] == [1, 2, 3]
+    assert [image["file_name"] for image in made["images"]] == ["p1.png", "p2.png"], "p0.png was answered, and changed"
+    assert [image["id"] for image in made["images"]] == [1, 2]
 
 
 def test_a_first_line_that_a_kill_has_cut_is_no_other_run(tmp_path, monkeypatch, capsys):

@@ -44,8 +44,13 @@ def test_the_command_hands_everything_to_the_recipe_and_says_how_to_ask(app, cal
     assert f"glamm-mini demo picture.png --model {tmp_path / 'made'}" in done.output.replace("\n", " ")
 
 
+def test_a_run_that_does_not_exist_yet_begins_with_resume(app, calls, tmp_path):
+    """The launch lines carry it, so that each may be given again."""
+    begun = CliRunner().invoke(app, ["storybook", "--resume", "--out", str(tmp_path / "new")])
+    assert begun.exit_code == 130 and calls[0][3:5] == (tmp_path / "new", True)
+
+
 def test_a_stop_on_request_ends_with_130_and_its_words(app, calls, tmp_path):
-    (tmp_path / "run").mkdir()
     stopped = CliRunner().invoke(app, ["storybook", "--resume", "--out", str(tmp_path / "run")])
     assert stopped.exit_code == 130 and "stopped after step 3" in stopped.output
 
@@ -62,10 +67,15 @@ def command_of(words: str) -> list[str]:
 def test_each_kind_of_result_has_its_command(tmp_path):
     folder = tmp_path / "a run" / "model"
     folder.mkdir(parents=True)
-    program, command, picture, option, name = command_of(how_to_go_on(folder))  # backbones have no config.json
-    assert [program, command, picture, option] == ["glamm-mini", "train", "storybook", "--set"]
-    assert name == f"backbones={folder}"
     (folder / "config.json").touch()
+    for name in ("encoder", "language", "segmenter"):  # a processor's configuration lies beside the backbones, too
+        (folder / f"{name}.training.json").touch()
+        said = how_to_go_on(folder)
+        assert "backbones lie in" in said and "demo" not in said
+        assert ("train storybook" in said) == (name == "segmenter")
+    assert command_of(said) == ["glamm-mini", "train", "storybook", "--set", f"backbones={folder}"]
+    for path in folder.glob("*.training.json"):
+        path.unlink()
     words = command_of(how_to_go_on(folder))
     assert words == ["glamm-mini", "demo", "picture.png", "--model", str(folder)]
     one = typer.Typer()

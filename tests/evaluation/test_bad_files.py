@@ -111,6 +111,7 @@ CHANGES = [
     ("gcg", CAPTIONS, ("images", 1, "width"), 10**9, ["images[1]", "'size'"]),
     ("gcg", CAPTIONS, ("images", 1, "width"), 64.0, ["images[1]", "'width'"]),
     ("gcg", CAPTIONS, ("annotations", 1, "caption"), GONE, ["annotations[1]", "'caption'"]),
+    ("gcg", CAPTIONS, ("annotations", 1, "image_id"), "picture_000", ["image picture_001"]),
     ("gcg", CAPTIONS, ("annotations", 1, "labels"), GONE, ["image picture_001", "2 masks", "0 labels"]),
     ("gcg", CAPTIONS, ("annotations", 1, "labels"), "a kite", ["annotations[1]", "'labels'"]),
     ("gcg", CAPTIONS, ("annotations", 1, "labels", 0), GONE, ["1 labels"]),

@@ -111,6 +111,23 @@ def test_optimal_pairs_are_not_greedy_ones():
     assert pairs == {0: (1, pytest.approx(1 / 3)), 1: (0, 1.0)}
 
 
+def test_of_equal_masks_the_one_with_the_right_words_is_taken():
+    same, other = mask(0, 1), mask(2)
+    for phrases in (["wrong", "thing 0", "x"], ["thing 0", "wrong", "x"], ["x", "wrong", "thing 0"]):
+        predicted = [other if phrase == "x" else same for phrase in phrases]
+        fixed = fixed_grounding(*compared([same], predicted, phrases))
+        assert (fixed["recall"], fixed["precision"], fixed["miou"]) == (1.0, pytest.approx(1 / 3), 1.0)
+    # Right words do not outweigh a better mask.
+    images, coco = compared([mask(0, 1, 2)], [mask(0, 1), mask(0, 1, 2)], ["thing 0", "wrong"])
+    assert fixed_grounding(images, coco)["miou"] == 1.0 and fixed_grounding(images, coco)["recall"] == 0.0
+
+
+def test_crowds_alone_give_no_ap():
+    images, coco = compared([mask(0, 1)], [mask(0, 1)])
+    coco["annotations"][0] |= {"iscrowd": 1}
+    assert fixed_grounding(images, coco)["ap50"] is None
+
+
 def test_a_mask_without_words_is_never_right_and_costs_the_official_image():
     images, coco = compared([mask(0)], [mask(0)], phrases=[])
     assert not optimal_pairs(images[0])[0].right and official_matches(images[0]) is None

@@ -98,6 +98,12 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch):
         choose_device("auto", process(1))
 
 
+def test_several_machines_need_a_folder_that_they_share(oracle, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert command("evaluate", "gcg", *SMALL) == 1 and "--out" in capsys.readouterr().err and not oracle.loaded
+
+
 def test_a_process_alone_is_the_first():
     found = find_processes()
     assert found.num_processes == 1 and found.is_main_process

@@ -1,6 +1,7 @@
 """The backbones' own training: the code they share, prompts against the library, losses that add up."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -132,6 +133,16 @@ def test_things_of_one_class_are_asked_for_together_too():
     extras = {"things": things, "thing_masks": masks, "stuff_masks": np.zeros((1, 32, 32), bool)}
     targets = _targets(Sample(np.zeros((32, 32, 3), np.uint8), [], "hand", extras=extras), np.random.default_rng(0))
     assert {m.tobytes() for m in targets} == {m.tobytes() for m in (*masks, masks[[0, 2]].any(0))}
+
+
+def test_classes_are_asked_for_in_the_order_of_their_things():
+    """That of a set of words changes from process to process, and a run that is resumed with it."""
+    masks = np.eye(16, dtype=bool).reshape(16, 4, 4)
+    things = [{"cls": CLASSES[k % 8]} for k in range(16)]
+    extras = {"things": things, "thing_masks": masks, "stuff_masks": np.zeros((0, 4, 4), bool)}
+    rng = SimpleNamespace(permutation=np.arange)
+    targets = _targets(Sample(np.zeros((4, 4, 3), np.uint8), [], "hand", extras=extras), rng)
+    assert np.array_equal(targets, [*masks, *(masks[k] | masks[k + 8] for k in range(8))])
 
 
 def test_points_and_boxes_are_embedded_as_the_library_does_and_codes_alone(glamm):

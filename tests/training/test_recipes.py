@@ -130,6 +130,11 @@ def test_a_training_goes_on_from_a_model_or_from_a_run(trained, backbones, tmp_p
     (other / "tokenizer.json").write_text(json.dumps(words))
     with pytest.raises(ValueError, match="other speaks other words"):
         storybook._go_on(stage, str(other), processor)
+    shutil.copytree(ran / "last", tmp_path / "ran" / "last")
+    storybook._go_on(stage, str(tmp_path / "ran"), processor)  # it was stopped: there is no model in it yet
+    shutil.copytree(other, tmp_path / "ran" / "model")
+    with pytest.raises(ValueError, match="ran speaks other words"):
+        storybook._go_on(stage, str(tmp_path / "ran"), processor)
     overrides = [*QUICK, "steps=1", "scenes=0", "tasks=gcg:9,vqa"]
     folder = recipes.run("storybook_continue", "tiny", "storybook", tmp_path / "run", overrides=overrides)
     record = json.loads((folder / "training.json").read_text())
@@ -163,6 +168,7 @@ def test_untrained_models_are_equal_and_match_their_tokenizer():
     [
         ("backbone", "tiny", "storybook", [], "'backbone' is unknown. Did you mean backbones"),
         ("storybook", "tiny", "coco", [], "data 'coco': .* recipe 'storybook'"),
+        ("gcg", "colab", "storybook", ["merge=false"], "merge=false.*parts"),
         ("backbones", "huge", "storybook", [], "size 'huge' is unknown; expected one of tiny, colab, 7b"),
         ("backbones", "7b", "storybook", [], "size '7b' starts from pretrained parts"),
         ("backbones", "tiny", "storybook", ["only=eyes"], "only=eyes names no backbone; expected one of encoder"),

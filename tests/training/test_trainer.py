@@ -102,8 +102,16 @@ def test_a_validation_that_fails_costs_no_step(tmp_path):
     with pytest.raises(RuntimeError, match="no figures today"):
         trainer(tmp_path, BASE.with_overrides(["steps=3", "save_every=50"]), validate=fails).fit()
     assert checkpoint.read_manifest(tmp_path)["step"] == 3
-    again = trainer(tmp_path, BASE.with_overrides(["steps=3", "save_every=50"]), validate=fails)
-    assert again.fit(resume=True)["step"] == 3
+    for _ in range(2):  # what was not measured is measured when the run goes on, once
+        measured = []
+        validate = lambda model, kept=measured: kept.append(model) or {"iou": 0.5}  # noqa: E731
+        again = trainer(tmp_path, BASE.with_overrides(["steps=3", "save_every=50"]), validate=validate)
+        ended = again.fit(resume=True)
+        assert ended["step"] == 3 and ended["validation"] == {"iou": 0.5}
+        lines = read_log(tmp_path / "log.jsonl")
+        assert [line["validation"] for line in lines if "validation" in line] == [{"iou": 0.5}]
+        assert checkpoint.read_manifest(tmp_path)["metrics"]["validation"] == {"iou": 0.5}
+    assert not measured
 
 
 def test_validation_takes_the_model_in_evaluation_mode_and_training_goes_on_in_training_mode(tmp_path, capsys):

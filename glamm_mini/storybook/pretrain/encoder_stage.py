@@ -1,6 +1,6 @@
 """Backbones of the tiny size, each trained on its own before GLaMM is: an encoder that sees, a decoder that segments
-(segmenter.py), a language model that speaks storybook (language.py). The big sizes get theirs from the hub, pretrained
-by others on the world; a GLaMM of any size starts from parts that already see, segment and speak."""
+(segmenter_stage.py), a language model that speaks storybook (language_stage.py). The big sizes get theirs from the hub,
+pretrained by others on the world; a GLaMM of any size starts from parts that already see, segment and speak."""
 
 from dataclasses import dataclass
 

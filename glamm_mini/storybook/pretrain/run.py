@@ -185,16 +185,16 @@ def _mixture(tasks: str) -> dict[str, float]:
 
 def _go_on(stage: JointTraining, start: str, processor: GlammProcessor) -> None:
     """Fill the stage from an earlier run, or its GLaMM alone from a model, whose aids are thrown away."""
-    run = Path(start) / LAST / WEIGHTS
+    folder = Path(start) if Path(start).is_dir() else paths.checkpoint_folder(start)
+    run = folder / LAST / WEIGHTS
+    words = folder / ("model/tokenizer.json" if run.is_file() else "tokenizer.json")
+    # Words in another order fit in every shape, and each would mean another one. A run that was stopped has none yet.
+    if words.is_file() and Tokenizer.from_file(str(words)).get_vocab() != processor.tokenizer.get_vocab():
+        raise ValueError(f"{folder} speaks other words than this version's storybook; start from the backbones")
     if run.is_file():
         load_weights(stage, run)
-        return
-    folder = Path(start) if Path(start).is_dir() else paths.checkpoint_folder(start)
-    load_weights(stage.glamm, folder / "model.safetensors")
-    # Words in another order fit in every shape, and each would mean another one.
-    known = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
-    if known != processor.tokenizer.get_vocab():
-        raise ValueError(f"{folder} speaks other words than this version's storybook; start from the backbones")
+    else:
+        load_weights(stage.glamm, folder / "model.safetensors")
 
 
 def _validate(stage: JointTraining, processor: GlammProcessor, scenes: int) -> dict[str, float]:

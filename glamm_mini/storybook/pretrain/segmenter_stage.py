@@ -109,7 +109,7 @@ def _targets(sample: Sample, rng) -> np.ndarray:
     """Masks (N, H, W) of things and stuff in random order, and of all things of one class where there are several."""
     things, masks = sample.extras["things"], sample.extras["thing_masks"]
     every = [*masks, *sample.extras["stuff_masks"]]
-    for cls in {t["cls"] for t in things}:
+    for cls in dict.fromkeys(t["cls"] for t in things):
         alike = [k for k, t in enumerate(things) if t["cls"] == cls]
         every += [masks[alike].any(0)] if len(alike) > 1 else []
     every = [mask for mask in every if mask.any()]

@@ -203,6 +203,8 @@ def chosen(name: str, size: str, overrides: Sequence[str], start: str = "") -> t
     tables = override(tables, overrides)
     options, lora, settings = (table for _, table in tables)
     start = str(start or recipe.start)
+    if start == "parts" and not options.merge:
+        raise ValueError("merge=false keeps LoRA alone, but a model made of parts is kept nowhere else: leave it out")
     return replace(recipe, lora=asdict(lora), frozen=options.frozen, settings=settings, start=start), tables
 
 
