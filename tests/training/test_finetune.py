@@ -25,7 +25,14 @@ STEPS = [*QUICK, "steps=2"]
 TRAINED = ("embed_tokens", "lm_head", "region_encoder", "lp_projector", "pixel_decoder.mask_decoder")
 
 
-@pytest.mark.parametrize("name", ["combined", "gcg", "grand_pretraining", "refseg", "regcap_refcocog", "regcap_vg"])
+def test_lora_alone_is_refused_where_its_model_is_kept_nowhere(tmp_path):
+    with pytest.raises(ValueError, match="merge=false.*parts"):
+        recipes.run("grand_pretraining", "tiny", "storybook", tmp_path, overrides=[*STEPS, "merge=false"])
+    folder = recipes.run("grand_pretraining", "tiny", "storybook", tmp_path, overrides=STEPS)
+    assert folder == tmp_path / "model" and glamm_mini.load(folder).config.size_name == "tiny"
+
+
+@pytest.mark.parametrize("name", ["combined", "gcg", "refseg", "regcap_refcocog", "regcap_vg"])
 def test_a_recipe_trains_saves_resumes_merges_and_answers(name, tmp_path, monkeypatch):
     monkeypatch.setattr("glamm_mini.assistant.assistant.MAX_NEW_TOKENS", dict.fromkeys(("fixed", "official"), 6))
     lora = recipes.run(name, "tiny", "storybook", tmp_path, overrides=[*STEPS, "merge=false"])
